@@ -1,0 +1,126 @@
+"""The errors that this library raises, in one tree.
+
+Every error carries a stable ``code`` (what a spec's ``applied`` entry shows) and a
+message with three parts: what failed, the value that was given, what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DiagnoseError",
+    "ExpressionError",
+    "ExpressionNotAdmittedError",
+    "ExpressionSyntaxError",
+    "InstrumentError",
+    "ProbeError",
+    "ServerError",
+    "SpecError",
+    "StoreError",
+    "TargetError",
+    "TargetKindError",
+    "TargetNotFoundError",
+    "TargetNotImportedError",
+    "UnknownNameError",
+]
+
+
+class DiagnoseError(Exception):
+    """Base of everything that diagnose raises on purpose.
+
+    Attributes:
+        code: a short stable word for the kind of failure, such as
+            ``"target-not-found"``; the same one that ``applied`` entries carry.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+    @property
+    def message(self) -> str:
+        """The text, also where a standard base class would quote it."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class TargetError(DiagnoseError):
+    """A target path does not lead to something a probe can watch."""
+
+    code = "target"
+
+
+class TargetNotFoundError(TargetError, LookupError):
+    """A part of the path does not exist; the message has near misses."""
+
+    code = "target-not-found"
+
+
+class TargetNotImportedError(TargetError, ImportError):
+    """The module exists or may come to exist, but this process has not imported it."""
+
+    code = "module-not-imported"
+
+
+class TargetKindError(TargetError, TypeError):
+    """The path leads to something that is no function (a module, a class, a number)."""
+
+    code = "target-kind"
+
+
+class ProbeError(DiagnoseError, RuntimeError):
+    """A probe could not be put in place or taken back."""
+
+    code = "probe"
+
+
+class InstrumentError(DiagnoseError, ValueError):
+    """An instrument was described wrongly (event, value, name, tags)."""
+
+    code = "instrument"
+
+
+class ExpressionError(DiagnoseError, ValueError):
+    """A ``value``, ``when`` or ``custom.tags`` expression can't be used."""
+
+    code = "expression"
+
+
+class ExpressionSyntaxError(ExpressionError):
+    """The expression does not parse."""
+
+    code = "expression-syntax"
+
+
+class ExpressionNotAdmittedError(ExpressionError):
+    """The expression parses, but the policy does not admit something in it."""
+
+    code = "expression-not-admitted"
+
+
+class UnknownNameError(ExpressionError, NameError):
+    """The expression uses a name that exists neither in the call nor around it."""
+
+    code = "expression-name"
+
+
+class SpecError(DiagnoseError, ValueError):
+    """A spec document has a missing, unknown or wrongly typed part."""
+
+    code = "spec"
+
+
+class StoreError(DiagnoseError, ConnectionError):
+    """The store of specs (MongoDB) did not answer or refused."""
+
+    code = "store"
+
+
+class ServerError(DiagnoseError, RuntimeError):
+    """No local MongoDB server could be found or started."""
+
+    code = "server"

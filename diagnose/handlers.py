@@ -1,0 +1,467 @@
+"""Writes the function that serves one instrument's hits on one function.
+
+A trampoline calls one handler per instrument. The instrument's expressions are written
+into the handler itself, so a hit costs one call: no look-up of code, no dict of locals,
+no loop. The names that the expressions use become the handler's parameters, or are
+fetched by it where they come from elsewhere:
+
+- names of the call: parameters, and those of ``trampoline.ENTRY_NAMES`` / ``EXIT_NAMES``;
+  for ``end``, the frame's locals;
+- for a function that stands before another (``functools.wraps``), the parameters of that
+  other one, bound from ``args`` and ``kwargs``; entries of ``**kwargs``;
+- the manager's ``global_namespace``, the function's module globals, builtins.
+
+What a handler guarantees: it never raises an ``Exception``; while it runs user code,
+no probe fires in its thread; once it is disarmed it does nothing, also for calls that are
+already on their way out.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import itertools
+import os
+import secrets
+import threading
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from diagnose import expressions, trampoline
+from diagnose.errors import ProbeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from diagnose.expressions import Expression
+
+__all__ = ["BUSY", "Plan", "Quiet", "Scope", "Tally", "disarm", "write"]
+
+
+class _Busy(set[int]):
+    """A set that can be a constant of a code object."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+BUSY: set[int] = _Busy()
+"""Idents of the threads in which an instrument runs just now: probes don't fire there."""
+
+os.register_at_fork(after_in_child=BUSY.clear)
+
+_ident = threading.get_ident
+
+
+class Quiet:
+    """A context in which no probe fires in this thread (instruments' own work)."""
+
+    __slots__ = ("_entered",)
+
+    def __enter__(self) -> None:
+        ident = _ident()
+        self._entered = ident not in BUSY
+        BUSY.add(ident)
+
+    def __exit__(self, *_: object) -> None:
+        if self._entered:
+            BUSY.discard(_ident())
+
+
+class Tally:
+    """A count that threads may raise at once without a lock.
+
+    ``add`` is the bound ``__next__`` of an :func:`itertools.count`: one C call, atomic.
+    """
+
+    __slots__ = ("_count", "add")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self.add: Callable[[], int] = self._count.__next__
+
+    @property
+    def value(self) -> int:
+        """How often ``add`` was called."""
+        # A count can't be read without raising it, but it shows itself: "count(3)".
+        return int(repr(self._count)[len("count(") : -1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """What the names in an expression can mean where a handler is called.
+
+    Attributes:
+        event: ``"call"``, ``"return"`` or ``"end"``.
+        names: parameters (``call``, ``return``) or local variables (``end``).
+        globals_: of the function; names are looked up in it at each hit.
+        namespace: the manager's, looked up at each hit as well.
+        signature: of the function that this one stands before, or None.
+        keywords: name of the ``**`` parameter, or None.
+    """
+
+    event: str
+    names: tuple[str, ...]
+    globals_: dict[str, Any]
+    namespace: Mapping[str, object]
+    signature: inspect.Signature | None = None
+    keywords: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What an instrument does with a hit.
+
+    ``deliver`` is source text of statements. In it ``E·value`` and ``E·tags`` stand for
+    the expressions, ``E·number`` for the value made a number, ``D·globals`` and ``D·locals`` for complete dicts, and ``C·x``
+    for ``constants["x"]``.
+    """
+
+    deliver: str
+    value: Expression | None
+    tags: Expression | None
+    when: Expression | None
+    constants: Mapping[str, object]
+    fail: Callable[[Exception], None]
+    reject: Mapping[str, Callable[[], object]]
+    check: Callable[..., object] | None = None
+    quick: bool = field(default=False)
+    """Delivering can run no user code if the value is a plain number."""
+
+
+# "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
+# text; nobody names a parameter like that. Placeholders in co_consts
+# carry a token, so that no string in a user's expression can be equal to one.
+_PLACE = f"diagnose {secrets.token_hex(8)} "
+
+
+def write(plan: Plan, scope: Scope, name: str) -> trampoline.Hook:
+    """Write the handler of ``plan`` for hits in ``scope``.
+
+    Args:
+        plan: what to evaluate and where to hand it.
+        scope: what names mean.
+        name: shown as the file in tracebacks out of expressions.
+
+    Returns:
+        A hook for :func:`trampoline.write`. For ``end`` its handler takes one argument, a
+        mapping of the frame's locals.
+
+    Raises:
+        UnknownNameError: an expression uses a name that means nothing there.
+    """
+    return _Writer(plan, scope, name).hook()
+
+
+def _nothing(*_: object, **__: object) -> None:
+    return None
+
+
+_NOTHING = _nothing.__code__
+
+
+def disarm(hook: trampoline.Hook) -> None:
+    """Make a hook's functions do nothing from now on, for calls already inside too."""
+    for function in (hook.handler, hook.prelude):
+        if function is not None:
+            function.__code__ = _NOTHING  # type: ignore[attr-defined]
+
+
+class _Writer:
+    def __init__(self, plan: Plan, scope: Scope, name: str) -> None:
+        self.plan = plan
+        self.scope = scope
+        self.name = name
+        self.arguments: list[str] = []
+        self.constants: dict[str, object] = {
+            "busy": BUSY,
+            "ident": _ident,
+            "enter": BUSY.add,
+            "leave": BUSY.discard,
+            "Exception": Exception,
+            "dict": dict,
+            "float": float,
+            "int": int,
+            "type": type,
+            "fail": plan.fail,
+            "namespace": scope.namespace,
+            "globals": scope.globals_,
+            **{f"reject_{reason}": tally for reason, tally in plan.reject.items()},
+            **plan.constants,
+        }
+        self.call_names = {
+            "call": trampoline.ENTRY_NAMES,
+            "return": trampoline.ENTRY_NAMES | trampoline.EXIT_NAMES,
+        }.get(scope.event, frozenset())
+
+    # --- names ---
+
+    def fetch(self, expression: Expression, fetched: set[str]) -> list[ast.stmt]:
+        """Statements that give the expression's names their values."""
+        statements: list[ast.stmt] = []
+        for name in sorted(expression.names):
+            if name in fetched:
+                continue
+            fetched.add(name)
+            source = self.source(name)
+            if source is not None:
+                statements.append(ast.Assign([ast.Name(name, ast.Store())], source))
+        return statements
+
+    def source(self, name: str) -> ast.expr | None:
+        """Where a name's value comes from; None: it is an argument or a global."""
+        scope = self.scope
+        if scope.event == "end":
+            if name in scope.names:
+                return _item("d·locals", name)
+        elif name in scope.names or name in self.call_names:
+            self.argument(name)
+            return None
+        if scope.signature is not None and name in scope.signature.parameters:
+            self.argument("args")
+            self.argument("kwargs")
+            self.constants["bind"] = _binder(scope.signature)
+            return ast.parse(f"C·bind(args, kwargs)[{name!r}]", mode="eval").body
+        if name in scope.namespace:
+            return _item("namespace", name)
+        if name in scope.globals_ or hasattr(builtins, name):
+            return None
+        if scope.keywords is not None and scope.event != "end":
+            self.argument(scope.keywords)
+            return ast.Subscript(
+                ast.Name(scope.keywords, ast.Load()), ast.Constant(name), ast.Load()
+            )
+        known = {*scope.names, *self.call_names, *scope.namespace, *scope.globals_}
+        if scope.signature is not None:
+            known |= set(scope.signature.parameters)
+        public = [word for word in known if not word.startswith("__")]
+        where = {
+            "end": "a local variable of the function or a global of its module",
+            "call": "a parameter, or one of start, now, args, kwargs, frame",
+        }.get(
+            scope.event,
+            "a parameter, or one of result, exception, elapsed, start, end, now, args, "
+            "kwargs, frame",
+        )
+        message = (
+            f"name {name!r} means nothing for the event {scope.event!r} of this function"
+            f"{expressions.suggest(name, public)}; use {where}"
+        )
+        raise UnknownNameError(message)
+
+    def argument(self, name: str) -> None:
+        if name not in self.arguments:
+            self.arguments.append(name)
+
+    # --- code ---
+
+    def hook(self) -> trampoline.Hook:
+        plan, scope = self.plan, self.scope
+        fetched: set[str] = set()
+        before: list[ast.stmt] = []
+        if plan.when is not None:
+            before += self.fetch(plan.when, fetched)
+            before += _statements("if not E·when:\n C·reject_condition()\n return")
+        whole = "D·locals" in plan.deliver
+        deliver = _statements(plan.deliver.replace("D·globals", "{**C·globals, **C·namespace}"))
+        fetches: list[ast.stmt] = []
+        for expression in (plan.value, plan.tags):
+            if expression is not None and not whole:
+                fetches += self.fetch(expression, fetched)
+        body = [*before, *fetches, *deliver]
+        if whole:
+            body = [*before, *self.whole_locals(), *deliver]
+
+        check = plan.check if scope.event != "end" else None
+        head = "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\n return\n"
+        if check is not None:
+            head += "if not d·verdict:\n C·reject_check()\n return\n"
+        elif plan.check is not None:
+            self.constants["check"] = plan.check
+            body = _statements("if not C·check():\n C·reject_check()\n return") + body
+        guarded = "try:\n E·body\nexcept C·Exception as d·error:\n C·fail(d·error)\n"
+        if not self.quick():
+            guarded = guarded.replace("try:\n", "try:\n C·enter(C·ident())\n")
+            guarded += "finally:\n C·leave(C·ident())\n"
+        parameters = ["d·verdict"] if check is not None else []
+        parameters += ["d·locals"] if scope.event == "end" else self.arguments
+        handler = self.function(parameters, _statements(head + guarded), body)
+        prelude = None
+        if check is not None:
+            self.constants["check"] = check
+            text = head.split("if not d·verdict")[0] + guarded
+            prelude = self.function(
+                ["args", "kwargs"], _statements(text), _statements("return C·check(args, kwargs)")
+            )
+        return trampoline.Hook(
+            handler, tuple(self.arguments), prelude, ("args", "kwargs") if prelude else ()
+        )
+
+    def quick(self) -> bool:
+        """Whether nothing in the handler can run user code: then it need not be guarded.
+
+        So it is for a bare name (what is not a number is made one under a guard of its
+        own) and for arithmetic on clocks.
+        """
+        plan, scope = self.plan, self.scope
+        if not plan.quick or plan.when is not None or plan.tags is not None or plan.check:
+            return False
+        value = plan.value
+        if value is None or not value.safe:
+            return False
+        if isinstance(value.tree, ast.Name):
+            return scope.signature is None or value.tree.id in scope.names
+        return value.names <= self.clocks()
+
+    def clocks(self) -> set[str]:
+        """The names that are floats whatever the call was."""
+        clocks = {"elapsed", "end"} if self.scope.event == "return" else set()
+        if self.scope.event != "end" and "start" not in self.scope.names:
+            clocks.add("start")
+        return clocks
+
+    def number(self) -> ast.expr:
+        """The value, made a number where it isn't sure to be one."""
+        value = self.plan.value
+        if value is not None:
+            tree = value.tree
+            is_clock = isinstance(tree, ast.Name) and tree.id in self.clocks()
+            is_literal = isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
+            if is_clock or is_literal:
+                return ast.Name("E·value", ast.Load())
+        text = (
+            "d·value if C·type(d·value := E·value) is C·float or C·type(d·value) is C·int "
+            "else C·number(d·value)"
+        )
+        return ast.parse(text, mode="eval").body
+
+    def whole_locals(self) -> list[ast.stmt]:
+        if self.scope.event == "end":
+            return _statements("d·all = C·dict(d·locals)")
+        names = sorted({*self.call_names, *self.scope.names})
+        for name in names:
+            self.argument(name)
+        values: list[ast.expr] = [ast.Name(name, ast.Load()) for name in names]
+        keys: list[ast.expr | None] = [ast.Constant(name) for name in names]
+        return [ast.Assign([ast.Name("d·all", ast.Store())], ast.Dict(keys, values))]
+
+    def function(
+        self, parameters: list[str], frame: list[ast.stmt], body: list[ast.stmt]
+    ) -> FunctionType:
+        """Compile a function, its marks replaced by constants and expressions."""
+        definition = ast.parse("def handler(): pass").body[0]
+        if not isinstance(definition, ast.FunctionDef):
+            raise TypeError
+        definition.args.args = [ast.arg(name) for name in parameters]
+        filler = _Filler(self, body)
+        definition.body = frame
+        definition = filler.visit(definition)
+        module = ast.fix_missing_locations(ast.Module([definition], []))
+        try:
+            compiled = compile(module, self.name, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            message = f"the expression can't be used with this function: {error}"
+            raise ProbeError(message, code="expression") from error
+        code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
+        return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
+
+
+def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
+    """Put the objects in the places of their placeholders, in inner functions too."""
+    return code.replace(
+        co_consts=tuple(
+            _filled(value, constants)
+            if isinstance(value, CodeType)
+            else constants.get(value, value)
+            if isinstance(value, str)
+            else value
+            for value in code.co_consts
+        )
+    )
+
+
+class _Filler(ast.NodeTransformer):
+    """Puts expressions and constants in the places of their marks."""
+
+    def __init__(self, writer: _Writer, body: list[ast.stmt]) -> None:
+        self.writer = writer
+        self.body = body
+        self.used: dict[str, object] = {}
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        if isinstance(node.value, ast.Name) and node.value.id == "E·body":
+            return [self.visit(statement) for statement in self.body]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = _local(node.arg)
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        node.name = _local(node.name) if node.name else None
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id.startswith("C·"):
+            return self.constant(node.id[2:], self.writer.constants[node.id[2:]])
+        if node.id == "D·locals":
+            return ast.Name("@all", ast.Load())
+        if node.id == "E·number":
+            return self.visit(self.writer.number())  # type: ignore[no-any-return]
+        if node.id.startswith("E·"):
+            expression = getattr(self.writer.plan, node.id[2:])
+            return _Guards(self, expression).visit(_copy(expression.tree))  # type: ignore[no-any-return]
+        node.id = _local(node.id)
+        return node
+
+    def constant(self, name: str, value: object) -> ast.expr:
+        place = _PLACE + name
+        self.used[place] = value
+        # The condition is folded away; a bare constant that is called draws a warning.
+        return ast.IfExp(ast.Constant(value=True), ast.Constant(place), ast.Constant(None))
+
+
+class _Guards(ast.NodeTransformer):
+    """Puts the policy's guard functions in the places that the parser marked."""
+
+    def __init__(self, filler: _Filler, expression: Expression) -> None:
+        self.filler = filler
+        self.constants = expression.constants
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in self.constants:
+            return self.filler.constant(node.id, self.constants[node.id])
+        return node
+
+
+def _copy(tree: ast.expr) -> ast.expr:
+    # An expression is used in several handlers, and filling changes nodes.
+    import copy  # noqa: PLC0415
+
+    return copy.deepcopy(tree)
+
+
+def _local(name: str) -> str:
+    # "@x" is no identifier: nothing that a user writes can collide with it.
+    return "@" + name[2:] if name.startswith("d·") else name
+
+
+def _statements(text: str) -> list[ast.stmt]:
+    return ast.parse(text).body
+
+
+def _item(mapping: str, name: str) -> ast.expr:
+    mark = mapping if mapping.startswith("d·") else f"C·{mapping}"
+    return ast.Subscript(ast.Name(mark, ast.Load()), ast.Constant(name), ast.Load())
+
+
+def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, object]]:
+    """Bind a wrapper's ``*args, **kwargs`` to the names of what it stands before."""
+
+    def bind(args: tuple[object, ...], kwargs: dict[str, object]) -> Mapping[str, object]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    return bind

@@ -1,0 +1,17 @@
+"""What a probe carries: log lines, metrics, test recorders, and what users subclass."""
+
+from __future__ import annotations
+
+from diagnose.instruments.base import Instrument, Status
+from diagnose.instruments.log import LogInstrument
+from diagnose.instruments.metrics import HistogramInstrument, IncrementInstrument
+from diagnose.instruments.recording import ProbeTestInstrument
+
+__all__ = [
+    "HistogramInstrument",
+    "IncrementInstrument",
+    "Instrument",
+    "LogInstrument",
+    "ProbeTestInstrument",
+    "Status",
+]

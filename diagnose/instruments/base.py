@@ -1,0 +1,346 @@
+"""The instrument: what is evaluated at a hit, and where the value goes."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from diagnose import expressions
+from diagnose.errors import ExpressionError, InstrumentError
+from diagnose.handlers import Plan, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import CodeType
+
+    from diagnose.expressions import Expression, Policy
+    from diagnose.sinks import Sink
+
+__all__ = ["EVENTS", "Instrument", "Manager", "Status", "use_manager"]
+
+log = logging.getLogger(__name__)
+
+EVENTS = ("call", "return", "end")
+"""The events an instrument can be on: before the body; after it returned or raised; inside
+its frame, just before it returns or raises."""
+
+REASONS = ("condition", "reentrant", "check", "error")
+
+F = TypeVar("F")
+
+
+class Manager(Protocol):
+    """What an instrument asks of its manager."""
+
+    global_namespace: Mapping[str, object]
+    sinks: Sequence[Sink]
+
+    def get_tags(self) -> Mapping[str, object]:
+        """Tags for every value."""
+
+    def check_call(self, probe: Any, instrument: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether a call is to be served."""
+
+    def handle_error(self, probe: Any = None, instrument: Any = None) -> None:
+        """Take note of an error; called in an ``except`` block."""
+
+
+class _Defaults:
+    """Stands in where neither the caller nor the package has set a manager."""
+
+    manager: ClassVar[Manager | None] = None
+    # Set by diagnose.probes, which stands below this module: decorating attaches.
+    attach: ClassVar[Callable[[Instrument, Any], None] | None] = None
+
+
+def use_manager(manager: Manager) -> None:
+    """Make ``manager`` the one of all instruments that are given none."""
+    _Defaults.manager = manager
+
+
+class Status:
+    """What has become of an instrument; read by managers, written by probes.
+
+    Attributes:
+        state: ``new``, ``installed``, ``emitting`` (fired at least once), ``error``,
+            ``expired`` or ``stopped``.
+        code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
+        error: what went wrong and what to do; or None.
+    """
+
+    __slots__ = ("_reasons", "_state", "code", "drained", "error", "hit")
+
+    def __init__(self) -> None:
+        self._state = "new"
+        self.code: str | None = None
+        self.error: str | None = None
+        self.hit = Tally()
+        self.drained = 0
+        self._reasons = {reason: Tally() for reason in REASONS}
+
+    @property
+    def state(self) -> str:
+        """``installed`` becomes ``emitting`` with the first hit."""
+        return "emitting" if self._state == "installed" and self.hits else self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+
+    @property
+    def hits(self) -> int:
+        """How often it fired (what is still in a buffer is not counted yet)."""
+        return self.hit.value + self.drained
+
+    @property
+    def suppressed(self) -> Counter[str]:
+        """How often it did not fire, by reason."""
+        return Counter(
+            {reason: tally.value for reason, tally in self._reasons.items() if tally.value}
+        )
+
+    def tallies(self) -> Mapping[str, Callable[[], int]]:
+        """By reason, what to call for one suppressed hit."""
+        return {reason: tally.add for reason, tally in self._reasons.items()}
+
+
+class Instrument:
+    """Evaluates an expression at an event of a probed function and passes the value on.
+
+    Subclass it and override :meth:`emit` (gets name, value and tags; the fast path stays)
+    or :meth:`fire` (gets complete dicts of globals and locals at each hit). Used as a
+    decorator, an instrument attaches itself to the function at once, for good.
+
+    Args:
+        name: what the values are called where they go.
+        value: the expression; see :mod:`diagnose.handlers` for the names it can use.
+        event: one of :data:`EVENTS`.
+        expires: when the instrument ends by itself (naive means UTC); None: never.
+        custom: anything; ``custom["tags"]`` is an expression whose value is a dict of tags.
+        mgr: its manager; None: ``diagnose.manager``.
+        when: a condition, evaluated before anything else; None: always.
+        policy: what expressions may do: ``"python"`` or ``"restricted"``.
+
+    Raises:
+        InstrumentError: an argument is of the wrong type, or there is no such event.
+        ExpressionError: an expression does not parse or is not admitted.
+    """
+
+    quick: ClassVar[bool] = False
+
+    def __init__(  # noqa: PLR0917  (the names and their order are those of 5.0.1)
+        self,
+        name: str,
+        value: str,
+        event: str = "return",
+        expires: datetime | None = None,
+        custom: Mapping[str, Any] | None = None,
+        mgr: Manager | None = None,
+        *,
+        when: str | None = None,
+        policy: Policy = "python",
+    ) -> None:
+        for field, given in (("name", name), ("value", value), ("event", event)):
+            if not isinstance(given, str):
+                message = f"an instrument's {field} has to be a string, not {given!r}"
+                raise InstrumentError(message)
+        if event not in EVENTS:
+            message = (
+                f"there is no event {event!r}{expressions.suggest(event, EVENTS)}; "
+                f"use one of {', '.join(EVENTS)}"
+            )
+            raise InstrumentError(message, code="unknown-event")
+        if custom is not None and not hasattr(custom, "get"):
+            message = f"an instrument's custom has to be a dict, not {custom!r}"
+            raise InstrumentError(message)
+        if expires is not None and not isinstance(expires, datetime):
+            message = f"an instrument's expires has to be a datetime, not {expires!r}"
+            raise InstrumentError(message)
+        self.name = name
+        self.value = value
+        self.event = event
+        self.expires = expires
+        self.custom = {} if custom is None else custom
+        self.when = when
+        self.policy: Policy = policy
+        self.status = Status()
+        self._mgr = mgr
+        self._compiled: dict[str, tuple[Expression, CodeType]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.value!r}, event={self.event!r})"
+
+    def __call__(self, function: F) -> F:
+        """Attach to ``function`` (or static method, class method, property) and return it.
+
+        Raises:
+            TargetKindError: it has no Python function in it.
+        """
+        if _Defaults.attach is None:
+            message = "import diagnose.probes before an instrument is used as a decorator"
+            raise InstrumentError(message)
+        _Defaults.attach(self, function)
+        return function
+
+    @property
+    def mgr(self) -> Manager:
+        """The manager: namespace, sinks, tags, and the last word on errors."""
+        if self._mgr is not None:
+            return self._mgr
+        if _Defaults.manager is None:
+            message = "there is no manager; pass mgr=, or import diagnose"
+            raise InstrumentError(message)
+        return _Defaults.manager
+
+    @mgr.setter
+    def mgr(self, mgr: Manager | None) -> None:
+        self._mgr = mgr
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        """Where metrics go: the manager's sinks."""
+        return self.mgr.sinks
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know although nothing failed."""
+        return ()
+
+    # --- to be overridden ---
+
+    def fire(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> None:
+        """Serve one hit: evaluate, merge tags, emit.
+
+        Overriding it makes each hit build complete dicts, which is several times slower.
+        """
+        value = self.evaluate(self.value, _globals, _locals)
+        self.emit(self.name, value, self.merge_tags(_globals, _locals))
+
+    def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
+        """Pass a value on; the base class has nowhere to pass it to."""
+
+    def evaluate(self, value: str, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> Any:
+        """Evaluate an expression under this instrument's policy.
+
+        Raises:
+            ExpressionError: it does not parse or is not admitted; besides, whatever
+                evaluating it raises.
+        """
+        if value not in self._compiled:
+            tree = self._parse(value, "value")
+            code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), value, "eval")
+            self._compiled[value] = tree, code
+        expression, code = self._compiled[value]
+        names = {**_globals, **_locals, **expression.constants}
+        return eval(code, names)  # noqa: S307  (the policy admitted it)
+
+    def merge_tags(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> dict[str, Any]:
+        """The manager's tags, overlaid by those of ``custom["tags"]``."""
+        tags = dict(self.mgr.get_tags())
+        own = self.custom.get("tags")
+        if own:
+            tags.update(self.evaluate(own, _globals, _locals))
+        return tags
+
+    def check_call(self, probe: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call is to be served; asked before the body runs."""
+        return self.mgr.check_call(probe, self, *args, **kwargs)
+
+    def handle_error(self, probe: Any) -> None:
+        """Called once, inside the ``except`` block, when serving a hit raised."""
+        self.mgr.handle_error(probe, self)
+
+    def finish(self) -> None:
+        """Called when the instrument has been taken off its function."""
+
+    # --- for probes ---
+
+    def flush(self) -> None:
+        """Bring buffered values to the sinks; nothing to do here."""
+
+    def attached(self) -> None:
+        """Called by a probe after arming."""
+
+    def detached(self) -> None:
+        """Called by a probe after disarming, before :meth:`finish`."""
+
+    def _parse(self, text: object, field: str) -> Expression:
+        namespace = self.mgr.global_namespace
+        try:
+            return expressions.parse(text, policy=self.policy, namespace=namespace)  # type: ignore[arg-type]
+        except ExpressionError as error:
+            message = f"{field} {_short(text)}: {error}"
+            raise type(error)(message, code=error.code) from error
+
+    def plan(self, probe: Any, fail: Callable[[Exception], None]) -> Plan:
+        """Say how a hit is served, for :func:`diagnose.handlers.write`."""
+        own_tags = self.custom.get("tags")
+        if own_tags is not None and not isinstance(own_tags, str):
+            message = (
+                f"custom.tags has to be an expression in a string, such as "
+                f"\"{{'tier': user.tier}}\", not {own_tags!r}"
+            )
+            raise InstrumentError(message)
+        constants: dict[str, object] = {"hit": self.status.hit.add}
+        tags = "E·tags" if own_tags else "{}"
+        if not _is_ours(self.mgr.get_tags):
+            constants["get_tags"] = self.mgr.get_tags
+            tags = f"{{**C·get_tags(), **{tags}}}"
+        if self._wants_everything():
+            deliver = "C·hit()\nC·fire(D·globals, D·locals)"
+            constants["fire"] = self.fire
+        else:
+            deliver = self._deliver(tags, constants)
+        return Plan(
+            deliver=deliver,
+            value=self._parse(self.value, "value"),
+            tags=self._parse(own_tags, "custom.tags") if own_tags else None,
+            when=None if self.when is None else self._parse(self.when, "when"),
+            constants=constants,
+            fail=fail,
+            reject=self.status.tallies(),
+            check=self._check(probe),
+            quick=self.quick and "C·append(E·number)" in deliver,
+        )
+
+    def _deliver(self, tags: str, constants: dict[str, object]) -> str:
+        constants["emit"] = self.emit
+        constants["name"] = self.name
+        return f"C·hit()\nC·emit(C·name, E·value, {tags})"
+
+    def _wants_everything(self) -> bool:
+        return any(
+            getattr(getattr(self, name), "__func__", None) is not getattr(Instrument, name)
+            for name in ("fire", "evaluate", "merge_tags")
+        )
+
+    def _check(self, probe: Any) -> Callable[..., bool] | None:
+        own = getattr(self.check_call, "__func__", None) is not Instrument.check_call
+        if not own and _is_ours(self.mgr.check_call):
+            return None
+        check = self.check_call
+
+        def asked(args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+            return bool(check(probe, *args, **(kwargs or {})))
+
+        return asked
+
+
+def remaining_seconds(expires: datetime) -> float:
+    """How long until ``expires``, by the system clock; naive means UTC."""
+    if expires.tzinfo is None:
+        expires = expires.replace(tzinfo=UTC)
+    return (expires - datetime.now(UTC)).total_seconds()
+
+
+def _is_ours(method: Any) -> bool:
+    """Whether a manager's method is the one of this library (which does nothing)."""
+    return getattr(method, "__module__", None) == "diagnose.managers"
+
+
+def _short(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 100 else shown[:97] + "..."  # noqa: PLR2004

@@ -1,0 +1,60 @@
+"""A line of text for each hit."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from diagnose.instruments.base import Instrument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LogInstrument"]
+
+
+class Writable(Protocol):
+    """Where lines go: a text stream, or a :class:`~diagnose.sinks.logging.LoggingSink`."""
+
+    def write(self, text: str, /) -> object: ...
+
+
+class LogInstrument(Instrument):
+    """Writes ``Probe (NAME)[tags=TAGS] = VALUE``, one line a hit, at once.
+
+    Attributes:
+        MAX_CHARS: the most characters of a value that are written; the rest becomes
+            ``...``.
+        out: anything with ``write(text)``; None: what ``sys.stdout`` is at that time. Set
+            it on the class, a subclass or an instance.
+    """
+
+    MAX_CHARS: ClassVar[int] = 2000
+    out: Writable | None = None
+
+    def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
+        """Write the line; what ``out`` raises disarms the instrument."""
+        out = self.out if self.out is not None else sys.stdout
+        text = _picture(value, self.MAX_CHARS)
+        out.write(f"Probe ({name})[tags={dict(tags)}] = {text}\n")
+
+
+_SIZED = (list, tuple, dict, set, frozenset)
+
+
+def _picture(value: object, most: int) -> str:
+    """A value as text of at most ``most`` characters.
+
+    A large container is not written out to be cut afterwards: a log line must not cost
+    what its value happens to hold.
+    """
+    if type(value) in _SIZED and len(value) > most // 8:  # type: ignore[arg-type]
+        short = reprlib.Repr()
+        short.maxlist = short.maxtuple = short.maxdict = most // 8
+        short.maxset = short.maxfrozenset = most // 8
+        short.maxstring = short.maxother = short.maxlong = most
+        text = short.repr(value)
+    else:
+        text = str(value)
+    return text if len(text) <= most else text[: max(most - 3, 0)] + "..."

@@ -1,0 +1,436 @@
+"""Probes: one target, its instruments, and the life that each of them has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import MutableMapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from diagnose import handlers, targets
+from diagnose.clockwork import Clockwork
+from diagnose.errors import DiagnoseError, TargetKindError
+from diagnose.instruments import base
+from diagnose.instruments.recording import ProbeTestInstrument
+from diagnose.sites import Armed, site_of
+from diagnose.targets import Target, TargetKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import timedelta
+
+    from diagnose.clockwork import Timer
+    from diagnose.instruments import Instrument
+    from diagnose.sites import Site
+
+__all__ = ["FunctionProbe", "active_probes", "attach_to", "sensor", "start_all"]
+
+log = logging.getLogger(__name__)
+
+active_probes: dict[str, FunctionProbe] = {}
+"""The probes that are attached or were asked for, by target path."""
+
+_timers = Clockwork("diagnose-timers")
+# Guards every change of what is probed. Held for microseconds, never while user code or
+# the network is waited for; a fork waits for it, so that a child finds no half-made probe.
+_lock = threading.RLock()
+
+
+class _Attachment:
+    """An instrument on a function, under a key."""
+
+    __slots__ = ("armed", "hook", "instrument", "key", "probe", "site", "timer")
+
+    def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
+        self.probe = probe
+        self.key = key
+        self.instrument = instrument
+        self.site = site
+        self.timer: Timer | None = None
+        self.armed = True
+        plan = instrument.plan(probe, self.fail)
+        scope = site.scope(instrument.event, instrument.mgr.global_namespace)
+        self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
+
+    def fail(self, error: Exception) -> None:
+        """Serve the error of a hit; called in the program's thread, in an except block."""
+        instrument = self.instrument
+        with handlers.Quiet():
+            instrument.status.tallies()["error"]()
+            with _lock:
+                if not self.armed:
+                    return
+                self.armed = False
+                handlers.disarm(self.hook)
+            instrument.status.code = "runtime-error"
+            instrument.status.error = (
+                f"{_describe(error, self)} (at a hit; the instrument is disarmed: change the "
+                "spec to arm it again)"
+            )
+            instrument.status.state = "error"
+            _call_hook(instrument, "handle_error", self.probe)
+        # The trampoline is made anew elsewhere: this thread has a program to go on with.
+        _timers.after(0, self._leave_site)
+
+    def _leave_site(self) -> None:
+        with _lock:
+            _update(self.site)
+
+
+class _Instruments(MutableMapping[str, "Instrument"]):
+    """A probe's instruments by key; a change takes effect at once while it is started."""
+
+    def __init__(self, probe: FunctionProbe) -> None:
+        self._probe = probe
+        self.items_by_key: dict[str, Instrument] = {}
+
+    def __getitem__(self, key: str) -> Instrument:
+        return self.items_by_key[key]
+
+    def __setitem__(self, key: str, instrument: Instrument) -> None:
+        if self._probe.is_live:
+            self._probe.attach(key, instrument)
+        else:
+            self.items_by_key[key] = instrument
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self.items_by_key:
+            raise KeyError(key)
+        self._probe.detach(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self.items_by_key))
+
+    def __len__(self) -> int:
+        return len(self.items_by_key)
+
+    def __repr__(self) -> str:
+        return repr(self.items_by_key)
+
+
+class FunctionProbe:
+    """A target and the instruments on it.
+
+    Thread-safe: instruments may be added, changed and removed while other threads are
+    inside the function. A started probe whose instruments are all gone costs nothing.
+
+    Args:
+        target: dotted path, such as ``"shop.cart.Cart.checkout"``.
+        instruments: by key; they are armed by :meth:`start`.
+    """
+
+    def __init__(self, target: str, instruments: Mapping[str, Instrument] | None = None) -> None:
+        self.target = target
+        self.started = False
+        self._attachments: dict[str, _Attachment] = {}
+        self._resolved: Target | None = None
+        self.instruments = _Instruments(self)
+        self.instruments.update(instruments or {})
+
+    def __repr__(self) -> str:
+        return f"FunctionProbe({self.target!r}, instruments={self.instruments!r})"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether an instrument that is added now is armed at once."""
+        return self.started or bool(self._attachments)
+
+    @property
+    def coverage(self) -> str:
+        """``"code"``: every reference; ``"reference"``: those in modules and classes."""
+        return next((one.site.coverage for one in list(self._attachments.values())), "code")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about how the target is probed."""
+        found = () if self._resolved is None else self._resolved.warnings
+        sites = {id(one.site): one.site for one in list(self._attachments.values())}
+        return (*found, *(text for site in sites.values() for text in site.warnings))
+
+    def start(self) -> None:
+        """Arm all instruments; import the target's module if need be.
+
+        Raises:
+            DiagnoseError: one of them can't be armed; then none is.
+        """
+        # Importing runs other people's code: not under the lock.
+        target = targets.resolve(self.target, import_modules=True)
+        with _lock:
+            if self.started:
+                return
+            self.started = True
+            self._resolved = self._resolved or target
+            active_probes.setdefault(self.target, self)
+            waiting = [key for key in self.instruments if key not in self._attachments]
+        try:
+            for key in waiting:
+                self.attach(key, self.instruments[key])
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Disarm all instruments and put the original code back. They stay listed."""
+        with _lock:
+            self.started = False
+            gone = self._take_off(list(self._attachments), "stopped")
+            self._resolved = None
+            if active_probes.get(self.target) is self:
+                del active_probes[self.target]
+        _finish(gone)
+
+    def attach(
+        self, key: str, instrument: Instrument, *, lifespan: timedelta | None = None
+    ) -> None:
+        """Arm ``instrument`` under ``key``, in place of what was there before.
+
+        The target's module is not imported. The old instrument goes on until the new one
+        is in place: no call falls between them.
+
+        Args:
+            key: whatever tells this instrument from others.
+            instrument: it may be attached to other targets as well.
+            lifespan: when to end by itself; None: as its ``expires`` says.
+
+        Raises:
+            DiagnoseError: it can't be armed; then everything is as it was.
+        """
+        seconds = None if lifespan is None else lifespan.total_seconds()
+        if seconds is None and instrument.expires is not None:
+            seconds = base.remaining_seconds(instrument.expires)
+        if seconds is not None and seconds <= 0:
+            instrument.status.state = "expired"
+            self.detach(key)
+            return
+        target = self._resolved
+        try:
+            target = target or targets.resolve(self.target, import_modules=False)
+            with _lock:
+                gone = self._put_on(key, instrument, self._resolved or target, seconds)
+        except DiagnoseError:
+            self._leave_if_empty()
+            raise
+        _finish(gone)
+
+    def detach(self, key: str) -> None:
+        """Disarm what is under ``key``, if anything is; the last one puts the code back."""
+        with _lock:
+            gone = self._take_off([key], "stopped")
+            self._items.pop(key, None)
+            if not self.started:
+                self._leave_if_empty()
+        _finish(gone)
+
+    def _put_on(
+        self, key: str, instrument: Instrument, target: Target, seconds: float | None
+    ) -> list[_Attachment]:
+        site = site_of(target)
+        new = _Attachment(self, key, instrument, site)
+        old = self._attachments.get(key)
+        _update(site, new)
+        self._resolved = target
+        self._attachments[key] = new
+        self._items[key] = instrument
+        active_probes.setdefault(self.target, self)
+        instrument.status.state = "installed"
+        instrument.status.error = instrument.status.code = None
+        instrument.attached()
+        if seconds is not None:
+            new.timer = _timers.after(seconds, lambda: self._expire(new))
+        if old is None:
+            return []
+        _retire(old, "stopped")
+        _update(old.site)
+        return [old]
+
+    def _expire(self, attachment: _Attachment) -> None:
+        with _lock:
+            if self._attachments.get(attachment.key) is not attachment:
+                return
+            gone = self._take_off([attachment.key], "expired")
+            self._items.pop(attachment.key, None)
+            if not self._items:
+                self.started = False
+            self._leave_if_empty()
+        _finish(gone)
+
+    def _leave_if_empty(self) -> None:
+        with _lock:
+            if self._items or self._attachments or self.started:
+                return
+            self._resolved = None
+            if active_probes.get(self.target) is self:
+                del active_probes[self.target]
+
+    @property
+    def _items(self) -> dict[str, Instrument]:
+        return self.instruments.items_by_key
+
+    def _take_off(self, keys: list[str], state: str) -> list[_Attachment]:
+        gone = [self._attachments.pop(key) for key in keys if key in self._attachments]
+        for attachment in gone:
+            _retire(attachment, state)
+        for site in {id(one.site): one.site for one in gone}.values():
+            _update(site)
+        return gone
+
+
+# --- sites: which hooks are on which function ------------------------------------------
+
+_on_site: dict[int, tuple[Site, list[_Attachment]]] = {}
+
+
+def _update(site: Site, new: _Attachment | None = None) -> None:
+    """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
+    _, attachments = _on_site.get(id(site), (site, []))
+    kept = [one for one in attachments if one.armed]
+    if new is not None:
+        kept = [one for one in kept if (one.probe, one.key) != (new.probe, new.key)]
+        kept.append(new)
+    elif len(kept) == len(attachments):
+        return
+    site.update([Armed(one.instrument.event, one.hook) for one in kept])
+    if kept:
+        _on_site[id(site)] = (site, kept)
+    else:
+        _on_site.pop(id(site), None)
+
+
+def _retire(attachment: _Attachment, state: str) -> None:
+    """Make an attachment do nothing, from this moment, for calls inside it too."""
+    attachment.armed = False
+    handlers.disarm(attachment.hook)
+    if attachment.timer is not None:
+        attachment.timer.cancel()
+    if attachment.instrument.status.state != "error":
+        attachment.instrument.status.state = state
+
+
+def _finish(gone: list[_Attachment]) -> None:
+    for attachment in gone:
+        with handlers.Quiet():
+            attachment.instrument.detached()
+            _call_hook(attachment.instrument, "finish")
+
+
+def _call_hook(instrument: Instrument, name: str, *args: object) -> None:
+    """Call what a user may have overridden; it must not harm anybody."""
+    try:
+        getattr(instrument, name)(*args)
+    except Exception:
+        log.exception("%s of %r failed", name, instrument)
+
+
+def _describe(error: Exception, attachment: _Attachment) -> str:
+    instrument = attachment.instrument
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  (an exception's own __str__)
+        text = type(error).__name__
+    return f"{instrument.value!r:.200} raised {text:.1000}"
+
+
+# --- the public functions ---------------------------------------------------------------
+
+
+def attach_to(target: str) -> FunctionProbe:
+    """Get the probe of a target: the one there is, or a new one.
+
+    Put instruments into its ``instruments`` and call its ``start``.
+    """
+    with _lock:
+        probe = active_probes.get(target)
+        if probe is None:
+            probe = active_probes[target] = FunctionProbe(target)
+        return probe
+
+
+def start_all() -> None:
+    """Start every probe of :data:`active_probes` that is not started yet.
+
+    Raises:
+        DiagnoseError: the first one that could not be; the others are started all the same.
+    """
+    first: DiagnoseError | None = None
+    for probe in list(active_probes.values()):
+        try:
+            probe.start()
+        except DiagnoseError as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+@contextmanager
+def sensor(
+    target: str,
+    value: str = "result",
+    name: str = "test_instrument",
+    event: str = "return",
+    mgr: base.Manager | None = None,
+) -> Iterator[ProbeTestInstrument]:
+    """Watch a target within a ``with`` block and keep what was seen: for tests.
+
+    >>> import statistics
+    >>> with sensor("statistics.mean", "data") as seen:
+    ...     statistics.mean([1, 2, 3])
+    2
+    >>> seen.results
+    [[1, 2, 3]]
+
+    Raises:
+        DiagnoseError: the target or the expression can't be used.
+    """
+    instrument = ProbeTestInstrument(name, value, event, mgr=mgr)
+    key = f"sensor:{id(instrument)}"
+    targets.resolve(target, import_modules=True)
+    probe = attach_to(target)
+    probe.attach(key, instrument)
+    try:
+        yield instrument
+    finally:
+        probe.detach(key)
+
+
+def _decorate(instrument: Instrument, function: Any) -> None:
+    plain = function
+    if isinstance(plain, property):
+        plain = plain.fget
+    plain = getattr(plain, "__func__", plain)
+    if not isinstance(plain, FunctionType):
+        message = f"{function!r} has no Python function in it that an instrument can be put on"
+        raise TargetKindError(message)
+    path = f"{plain.__module__}.{plain.__qualname__}"
+    target = Target(path, None, plain.__name__, TargetKind.FUNCTION, plain, plain, ())
+    with _lock:
+        probe = active_probes.get(path)
+        if probe is None or (probe._resolved and probe._resolved.function is not plain):
+            probe = FunctionProbe(path)
+        probe._resolved = target
+        probe.attach(f"decorator:{id(instrument)}", instrument)
+
+
+base._Defaults.attach = staticmethod(_decorate)  # type: ignore[assignment]
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

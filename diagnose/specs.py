@@ -1,0 +1,492 @@
+"""What a spec document says, checked: which instrument goes on which function, for how long.
+
+A spec comes as a plain mapping, from a MongoDB collection or from a dict in the program.
+:func:`parse` turns it into a :class:`Spec`, or says what is wrong with it and what to do;
+it touches no function, imports nothing and never changes the document. What has no effect
+is named in :attr:`Spec.warnings`: nothing in a document is ignored in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from diagnose.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+__all__ = ["DEFAULT_LIFESPAN", "LABELS", "Select", "Spec", "State", "fingerprint", "parse"]
+
+DEFAULT_LIFESPAN = timedelta(minutes=10)
+"""For a spec without ``lifespan``: what nobody thought about must not stay for ever."""
+
+LONGEST_LIFESPAN = timedelta(days=3660)
+"""More is a mistake in the number; ``lifespan: null`` says "until removed"."""
+
+LABELS = ("service", "env", "host", "version")
+"""The labels that a process may always be selected by; an application can add its own."""
+
+_FIELDS = (
+    "_id",
+    "id",
+    "target",
+    "instrument",
+    "lifespan",
+    "lastmodified",
+    "applied",
+    "when",
+    "enabled",
+    "select",
+    "limits",
+    "created_by",
+    "comment",
+)
+_INSTRUMENT_FIELDS = ("type", "name", "value", "event", "custom")
+_LATER_FIELDS = ("canary", "validate")
+_CLOCKS_DIFFER = timedelta(minutes=1)
+_WARNINGS_AT_MOST = 10
+_FREEZE_DEPTH = 20
+_FREEZE_NODES = 5_000
+
+
+class State(StrEnum):
+    """What has become of a spec in one process; the words of an ``applied`` entry."""
+
+    PENDING = "pending"
+    """The target's module is not imported yet; applied when it is."""
+    INSTALLED = "installed"
+    EMITTING = "emitting"
+    """Installed, and it fired at least once."""
+    ERROR = "error"
+    DONE = "done"
+    """It reached its hit limit."""
+    EXPIRED = "expired"
+    SUSPENDED = "suspended"
+    """It cost more than its CPU budget; it is tried again later."""
+    DRIFTED = "drifted"
+    """The code is not the code that the spec was written against."""
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Which processes a spec is meant for: all its conditions must hold.
+
+    Attributes:
+        patterns: for a label's name, the patterns of which one must match it. A pattern is
+            a literal or a glob (``web*``); case counts.
+        percent: of the processes that match, about so many; None for all of them.
+    """
+
+    patterns: Mapping[str, tuple[str, ...]]
+    percent: float | None = None
+
+    def matches(self, spec_id: object, labels: Mapping[str, str], process_id: str) -> bool:
+        """Whether the process with these labels and this id is meant.
+
+        The choice by ``percent`` is stable: it hangs on the two ids alone, and a larger
+        percentage takes the processes of a smaller one and more.
+
+        Raises:
+            SpecError: a label is asked for that neither diagnose nor this process has.
+                Guessing would put the instrument on processes that nobody chose.
+        """
+        for name, patterns in self.patterns.items():
+            if name not in labels and name not in LABELS:
+                raise SpecError(
+                    f"select.{name} names no label of this process, so the spec is not applied"
+                    f"{_hint(name, {*LABELS, *labels, 'percent'})}; labels here: "
+                    f"{', '.join(sorted(labels)) or 'none'}",
+                    code="unknown-label",
+                )
+            label = labels.get(name)
+            if label is None or not any(_fits(label, pattern) for pattern in patterns):
+                return False
+        return self.percent is None or _share(spec_id, process_id) * 100 < self.percent
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One spec, checked: every field has the type that it says.
+
+    Attributes:
+        id: what the spec is called: its key in ``specs``, or its ``_id``.
+        target: dotted path of the function.
+        instrument_type: a key of the manager's ``instrument_classes``.
+        name: what the instrument calls its values; the spec's id if it was not given.
+        value: the expression that is evaluated.
+        event: ``call``, ``return``, ``end`` or ``line:N``; the instrument checks it.
+        custom: handed to the instrument as it is; ``tags`` in it is an expression.
+        extra: further fields that the instrument's class asks for by name.
+        when: the condition, an expression, or None.
+        lifespan: from ``lastmodified`` on; None until the spec is removed.
+        lastmodified: the version of the spec, aware, in UTC.
+        enabled: False keeps it from being applied.
+        select: which processes it is for; None for all.
+        warnings: what in the document has no effect, one sentence each.
+    """
+
+    id: object
+    target: str
+    instrument_type: str
+    name: str
+    value: str
+    event: str
+    custom: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    when: str | None
+    lifespan: timedelta | None
+    lastmodified: datetime
+    enabled: bool
+    select: Select | None
+    warnings: tuple[str, ...]
+
+    def selects(self, labels: Mapping[str, str], process_id: str) -> bool:
+        """Whether the process with these labels and this id is meant.
+
+        Raises:
+            SpecError: see :meth:`Select.matches`.
+        """
+        return self.select is None or self.select.matches(self.id, labels, process_id)
+
+    def remaining(self, now: datetime) -> timedelta | None:
+        """How long the spec is to live from ``now`` (aware) on; None without an end.
+
+        Zero or less: it is over. Never more than the lifespan, also when ``lastmodified``
+        came from a clock that is ahead of ``now``.
+        """
+        if self.lifespan is None:
+            return None
+        return min(self.lifespan, self.lifespan - (now - self.lastmodified))
+
+    def warnings_at(self, now: datetime) -> tuple[str, ...]:
+        """The warnings, and one more if ``lastmodified`` is in the future at ``now`` (aware)."""
+        ahead = self.lastmodified - now
+        if ahead <= _CLOCKS_DIFFER:
+            return self.warnings
+        return (
+            *self.warnings,
+            (
+                f"lastmodified is {ahead.total_seconds():.0f} s in the future; set it with the "
+                "server's clock: {$currentDate: {lastmodified: true}}"
+            ),
+        )
+
+
+def parse(
+    spec_id: object, document: object, *, instrument_types: Mapping[str, Collection[str]]
+) -> Spec:
+    """Check a document and return what it says.
+
+    Args:
+        spec_id: what the spec is called.
+        document: the mapping; anything else is an error of this spec.
+        instrument_types: for each type that ``instrument.type`` may name, the fields of
+            ``instrument`` and ``limits`` that its class accepts beyond the usual ones.
+
+    Raises:
+        SpecError: with a code for each kind of mistake, and a message that has the field's
+            path, the value, and what to write.
+    """
+    if spec_id is None or spec_id == "":
+        raise SpecError(
+            f"the spec has no usable id ({_shown(spec_id)}); give it an _id such as 'cart-latency'",
+            code="id-missing",
+        )
+    if not isinstance(document, Mapping):
+        raise SpecError(
+            "a spec must be a document with the fields target, instrument, lifespan and "
+            f"lastmodified, not {_shown_with_type(document)}",
+            code="not-a-document",
+        )
+    whole = _Section(document)
+    instrument, limits = whole.section("instrument"), whole.section("limits")
+    target = _target(whole)
+    instrument_type = _instrument_type(instrument, instrument_types)
+    accepted = frozenset(instrument_types[instrument_type])
+    custom = instrument.section("custom")
+    custom.get("tags", _TEXT)
+    given_limits = {name: limits.get(name, kind) for name, kind in _LIMITS.items()}
+    extra = {name: instrument.document[name] for name in accepted if name in instrument.document}
+    extra |= {k: v for k, v in given_limits.items() if v is not None and k in accepted}
+    warnings = [
+        *whole.unknown((*_FIELDS, *_LATER_FIELDS)),
+        *(_unsupported(name) for name in _LATER_FIELDS if name in document),
+        *instrument.unknown((*_INSTRUMENT_FIELDS, *accepted)),
+        *limits.unknown(tuple(_LIMITS)),
+        *(
+            _unsupported(f"limits.{name}")
+            for name, value in given_limits.items()
+            if value is not None and name not in accepted
+        ),
+    ]
+    if "lifespan" not in document:
+        warnings.append(
+            f"lifespan is missing: {DEFAULT_LIFESPAN.total_seconds() / 60:g} minutes are taken; "
+            "set it (in minutes; null for until the spec is removed)"
+        )
+    return Spec(
+        id=spec_id,
+        target=target,
+        instrument_type=instrument_type,
+        name=instrument.get("name", _TEXT, str(spec_id)),
+        value=instrument.get("value", _EXPRESSION, required="missing-value"),
+        event=instrument.get("event", _TEXT, "return"),
+        custom=dict(custom.document),
+        extra=extra,
+        when=whole.get("when", _EXPRESSION),
+        lifespan=_lifespan(document),
+        lastmodified=_lastmodified(document),
+        enabled=whole.get("enabled", _FLAG, True),
+        select=_select(whole.section("select")),
+        warnings=_limited(warnings),
+    )
+
+
+def fingerprint(document: object) -> object:
+    """A value that is equal for documents of equal content, ``applied`` left out.
+
+    It finds edits whose author forgot ``lastmodified``. It compares types too (``1`` is not
+    ``True``) and can be compared whatever the document holds.
+    """
+    if isinstance(document, dict):
+        document = {key: value for key, value in list(document.items()) if key != "applied"}
+    return _Freezer().freeze(document)
+
+
+class _Kind(NamedTuple):
+    wanted: str
+    admits: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(value: float) -> bool:
+    # Compared, not math.isfinite: an int may be too large for a float.
+    return _is_number(value) and -math.inf < value < math.inf
+
+
+_TEXT = _Kind("a text", lambda v: isinstance(v, str))
+_EXPRESSION = _Kind("an expression in a text, such as 'elapsed'", lambda v: isinstance(v, str))
+_FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
+_DOCUMENT = _Kind("a document", lambda v: isinstance(v, Mapping))
+_PATTERNS = _Kind(
+    "a text or a list of texts",
+    lambda v: (
+        isinstance(v, str)
+        or (isinstance(v, (list, tuple)) and all(isinstance(item, str) for item in v))
+    ),
+)
+_PERCENT = _Kind("a number from 0 to 100", lambda v: _is_number(v) and 0 <= v <= 100)  # noqa: PLR2004
+_COUNT = _Kind("a whole number above 0", lambda v: _is_number(v) and isinstance(v, int) and v > 0)
+_LIMITS = {
+    "rate": _Kind("a number above 0 (per second)", lambda v: _is_finite(v) and v > 0),
+    "sample": _Kind("a number above 0, up to 1", lambda v: _is_number(v) and 0 < v <= 1),
+    "hits": _COUNT,
+    "fleet_hits": _COUNT,
+}
+
+
+class _Section:
+    """A document within the spec, and where it is: reads fields and complains with the path."""
+
+    def __init__(self, document: Mapping[Any, Any], path: str = "") -> None:
+        self.document = document
+        self._path = path
+
+    def get(
+        self, name: str, kind: _Kind, default: Any = None, *, required: str | None = None
+    ) -> Any:
+        """The field's value; null counts as left out. ``required`` is the code if it is."""
+        value = self.document.get(name)
+        if value is None:
+            if required is not None:
+                raise SpecError(
+                    f"{self._path}{name} is missing; it must be {kind.wanted}", code=required
+                )
+            return default
+        if not kind.admits(value):
+            raise SpecError(
+                f"{self._path}{name} must be {kind.wanted}, not {_shown_with_type(value)}",
+                code="wrong-type",
+            )
+        return value
+
+    def section(self, name: str) -> _Section:
+        return _Section(self.get(name, _DOCUMENT, {}), f"{self._path}{name}.")
+
+    def unknown(self, known: tuple[str, ...]) -> Iterator[str]:
+        for name in self.document:
+            if name not in known:
+                # A key of a dict in a program may be anything.
+                shown = name if isinstance(name, str) else _shown(name)
+                yield (
+                    f"{self._path}{_short(shown)} is not a known field: ignored"
+                    f"{_hint(shown, known)}"
+                )
+
+
+def _target(whole: _Section) -> str:
+    target = whole.document.get("target")
+    if target is None or target == "":
+        raise SpecError(
+            "target is missing; it must be the dotted path of a function, such as "
+            "'shop.cart.Cart.checkout'",
+            code="missing-target",
+        )
+    if not isinstance(target, str):
+        raise SpecError(
+            "target must be the dotted path of a function in a text, such as "
+            f"'shop.cart.Cart.checkout', not {_shown_with_type(target)}",
+            code="target-type",
+        )
+    return target
+
+
+def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]]) -> str:
+    types = ", ".join(sorted(known))
+    if not instrument.document:
+        raise SpecError(
+            "instrument is missing; it must be a document with type, name and value, such as "
+            "{type: 'hist', name: 'cart.checkout', value: 'elapsed'}",
+            code="missing-instrument",
+        )
+    name: str = instrument.get(
+        "type", _Kind(f"one of {types}", lambda v: isinstance(v, str)), required="missing-type"
+    )
+    if name not in known:
+        raise SpecError(
+            f"instrument.type {_shown(name)} is not known here{_hint(name, known)}; "
+            f"use one of {types}, or add the class to the manager's instrument_classes",
+            code="unknown-type",
+        )
+    return name
+
+
+def _lifespan(document: Mapping[Any, Any]) -> timedelta | None:
+    if "lifespan" not in document:
+        return DEFAULT_LIFESPAN
+    minutes = document["lifespan"]
+    if minutes is None:
+        return None
+    longest = LONGEST_LIFESPAN.total_seconds() / 60
+    if not _is_number(minutes) or not 0 <= minutes <= longest:
+        raise SpecError(
+            f"lifespan must be a number of minutes from 0 to {longest:.0f}, or null for until "
+            f"the spec is removed, not {_shown_with_type(minutes)}",
+            code="bad-lifespan",
+        )
+    return timedelta(minutes=minutes)
+
+
+def _lastmodified(document: Mapping[Any, Any]) -> datetime:
+    moment = document.get("lastmodified")
+    if moment is None:
+        raise SpecError(
+            "lastmodified is missing; set it at each change, with "
+            "{$currentDate: {lastmodified: true}} in an update or new Date() in mongosh: "
+            "it is the version of the spec, and its lifespan counts from it",
+            code="lastmodified-missing",
+        )
+    # An aware date may be out of range in UTC, and a tzinfo may raise anything.
+    with contextlib.suppress(Exception):
+        if isinstance(moment, datetime):
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    raise SpecError(
+        "lastmodified must be a date between the years 1 and 9999 (new Date() in mongosh, a "
+        f"datetime in Python), not {_shown_with_type(moment)}",
+        code="wrong-type",
+    )
+
+
+def _select(section: _Section) -> Select | None:
+    if not section.document:
+        return None
+    patterns: dict[str, tuple[str, ...]] = {}
+    for name in section.document:
+        if name != "percent" and (value := section.get(name, _PATTERNS)) is not None:
+            patterns[str(name)] = (value,) if isinstance(value, str) else tuple(value)
+    return Select(patterns, section.get("percent", _PERCENT))
+
+
+def _fits(label: str, pattern: str) -> bool:
+    return label == pattern or fnmatchcase(label, pattern)
+
+
+def _share(spec_id: object, process_id: str) -> float:
+    """Where from 0 to 1 the process stands for this spec; the same on every machine."""
+    digest = hashlib.blake2b(
+        f"{spec_id}\0{process_id}".encode(errors="surrogatepass"), digest_size=8
+    ).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _unsupported(name: str) -> str:
+    return f"{name} is not supported yet by this version: ignored"
+
+
+def _limited(warnings: list[str]) -> tuple[str, ...]:
+    if len(warnings) <= _WARNINGS_AT_MOST:
+        return tuple(warnings)
+    more = len(warnings) - _WARNINGS_AT_MOST
+    return (*warnings[:_WARNINGS_AT_MOST], f"and {more} more")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name[:80], known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _shown(value: object) -> str:
+    try:
+        return _short(reprlib.repr(value))
+    except Exception:  # noqa: BLE001 - the repr of anything at all
+        return f"<{type(value).__name__}>"
+
+
+def _shown_with_type(value: object) -> str:
+    return f"{_shown(value)} ({type(value).__name__})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004
+
+
+class _Freezer:
+    """Turns a document into nested tuples; what is beyond the budget counts by its type only."""
+
+    def __init__(self) -> None:
+        self._budget = _FREEZE_NODES
+
+    def freeze(self, value: object, depth: int = 0) -> object:
+        kind = type(value)
+        self._budget -= 1
+        # Only a dict in a program can be as deep or large, or contain itself.
+        if depth > _FREEZE_DEPTH or self._budget < 0:
+            return kind
+        if isinstance(value, dict):
+            return kind, tuple(
+                (self.freeze(key, depth + 1), self.freeze(item, depth + 1))
+                for key, item in list(value.items())
+            )
+        if isinstance(value, (list, tuple)):
+            return kind, tuple(self.freeze(item, depth + 1) for item in list(value))
+        if kind in {str, bytes, int, bool, datetime, type(None)}:
+            return kind, value
+        try:
+            # Numbers that are not equal to themselves, and whatever else a document may hold.
+            return kind, repr(value)
+        except Exception:  # noqa: BLE001 - the repr of anything at all
+            return kind, id(value)

@@ -1,0 +1,695 @@
+"""Finds what a path such as ``"shop.cart.Cart.checkout"`` leads to.
+
+Targets come from people, also through a store of specs, and the objects on the way
+belong to the probed program. So the look-up is static: it reads the dictionaries of
+modules, classes and instances, and runs no descriptor, no ``__getattr__`` and no
+``__class__`` of the program. Only `resolve` with ``import_modules=True``, which code
+asks for and a spec never does, imports modules and calls a module's ``__getattr__``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+import enum
+import functools
+import importlib
+import importlib.util
+import logging
+import pkgutil
+import sys
+import unicodedata
+from dataclasses import dataclass
+from types import (
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from diagnose.errors import (
+    TargetError,
+    TargetKindError,
+    TargetNotFoundError,
+    TargetNotImportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from importlib.machinery import ModuleSpec
+
+__all__ = ["Target", "TargetKind", "resolve"]
+
+log = logging.getLogger(__name__)
+
+_MAX_PATH_CHARS = 1000
+_MAX_SHOWN_CHARS = 200
+_MAX_CANDIDATES = 5000
+_CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
+
+# A metaclass can override `cls.__mro__` and the like, but not these.
+_TYPE: Any = type.__dict__
+_read_name = _TYPE["__name__"].__get__
+_read_qualname = _TYPE["__qualname__"].__get__
+_read_flags = _TYPE["__flags__"].__get__
+_read_static_function = staticmethod.__dict__["__func__"].__get__
+_read_class_function = classmethod.__dict__["__func__"].__get__
+_ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
+
+_TPFLAGS_IMMUTABLETYPE = 1 << 8
+_TPFLAGS_HEAPTYPE = 1 << 9
+
+# importlib.util.LazyLoader's modules load themselves on the first attribute access.
+_LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
+
+_MISSING = object()
+
+
+class TargetKind(enum.Enum):
+    """What stands at the end of a path, and so how a probe gets hold of it."""
+
+    FUNCTION = "function"
+    METHOD = "method"
+    STATIC_METHOD = "static method"
+    CLASS_METHOD = "class method"
+    PROPERTY = "property"
+    REFERENCE = "reference"
+    """Callable, but without Python code: the attribute itself must be replaced."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Something that a probe can watch, and where it was found.
+
+    Attributes:
+        path: the path as it was asked for.
+        owner: the object that really holds the attribute: a module, the class of the MRO
+            that defines it, or an instance. For `TargetKind.REFERENCE`,
+            ``setattr(owner, name, replacement)`` replaces it.
+        name: the attribute's name in the owner (private names as Python mangles them).
+        kind: how the function is called.
+        found: the raw object in the owner, not bound: a function, a ``staticmethod``
+            object, a property, and so on.
+        function: the function whose code a probe swaps; None for `TargetKind.REFERENCE`.
+        warnings: what a user may not expect of this target, one sentence each.
+    """
+
+    path: str
+    owner: object
+    name: str
+    kind: TargetKind
+    found: object
+    function: FunctionType | None
+    warnings: tuple[str, ...] = ()
+
+
+def resolve(path: str, *, import_modules: bool) -> Target:
+    """Find what ``path`` leads to.
+
+    The module is the longest prefix that is one; a shorter one counts where that leads
+    further (a package whose attribute has the name of a submodule, as in ``tqdm.tqdm``).
+    Thread-safe; keeps no state. A path that leads somewhere costs microseconds, an error
+    with its near misses can cost some 10 ms.
+
+    Args:
+        path: module, attribute and, where needed, further attributes, joined by dots:
+            ``"shop.cart.Cart.checkout"``. ``Class.prop.fset`` is a property's setter,
+            ``function.__wrapped__`` what a decorator wraps, ``Class.__private`` is found
+            under its mangled name.
+        import_modules: import what is not imported yet and ask modules' ``__getattr__``.
+            Without it no module is imported and none of the program's code runs (finders
+            in ``sys.meta_path`` are asked whether a module exists).
+
+    Returns:
+        The target; for the same path and program always an equal one.
+
+    Raises:
+        TargetNotImportedError: the module exists but is not imported, or is only now being
+            imported; ``name`` is the module to wait for.
+        TargetNotFoundError: a part of the path does not exist (``target-not-found``,
+            ``module-not-found``), or importing it failed (``module-import-failed``).
+        TargetKindError: it leads to a module, a class, a value that can't be called, or to
+            a method of an immutable type (``target-is-module``, ``target-is-class``,
+            ``target-kind``, ``target-immutable``).
+        TargetError: it is no path at all (``target-syntax``).
+
+    Example:
+        >>> target = resolve("textwrap.TextWrapper.wrap", import_modules=True)
+        >>> target.kind
+        <TargetKind.METHOD: 'method'>
+    """
+    text, parts = _split(path)
+    try:
+        return _Search(text, parts, import_modules=import_modules).run()
+    except TargetError:
+        raise
+    except Exception as exc:
+        # Whatever stands in sys.modules may be hostile; a poll must survive it.
+        message = f"target {_shown(text)} could not be looked up: {_described(exc)}"
+        raise TargetError(message) from exc
+
+
+def _split(path: object) -> tuple[str, list[str]]:
+    example = "such as 'shop.cart.Cart.checkout'"
+    if not issubclass(type(path), str):
+        plain = type(path) in (int, float, bool, bytes, type(None))
+        given = f"{_shown(path)} ({_read_name(type(path))})" if plain else _read_name(type(path))
+        raise TargetError(f"a target is text {example}, not {given}", code="target-syntax")
+    text = str.__str__(path)  # a subclass may override everything else
+    # The compiler stores identifiers in NFKC form (language reference, section 2.3).
+    parts = unicodedata.normalize("NFKC", text[: _MAX_PATH_CHARS + 1]).split(".")
+    wrong = [part for part in parts if not part.isidentifier()]
+    if not text:
+        problem = "is empty"
+    elif len(text) > _MAX_PATH_CHARS:
+        problem = f"has more than {_MAX_PATH_CHARS} characters"
+    elif "" in parts:
+        problem = "has an empty part"
+    elif wrong:
+        problem = f"has a part that is no name: {_shown(wrong[0])}"
+    else:
+        return text, parts
+    message = f"target {_shown(text)} {problem}; join module and attributes by dots, {example}"
+    raise TargetError(message, code="target-syntax")
+
+
+class _Step(NamedTuple):
+    """One attribute: the object that holds it, its name there, and what it is."""
+
+    owner: object
+    name: str
+    value: object
+
+
+class _Search:
+    """The look-up of one path."""
+
+    def __init__(self, path: str, parts: list[str], *, import_modules: bool) -> None:
+        self.path = path
+        self.parts = parts
+        self.import_modules = import_modules
+
+    def run(self) -> Target:
+        has_waited = False
+        while True:
+            loaded = self._count_loaded()
+            missing = None
+            for count in range(min(loaded, len(self.parts) - 1), 0, -1):
+                label = self._prefix(count)
+                module = sys.modules.get(label)
+                if module is None:
+                    continue
+                try:
+                    return self._walk(label, module, self.parts[count:])
+                except (TargetNotFoundError, TargetNotImportedError) as error:
+                    missing = missing or error
+            if loaded == len(self.parts):
+                label = self._prefix(loaded)
+                raise _is_module(label, sys.modules.get(label))
+            if not self.import_modules:
+                raise self._not_imported(loaded) or missing or self._no_module(loaded)
+            if isinstance(missing, TargetNotImportedError) and not has_waited:
+                # Another thread is importing it: importing it here too waits for that.
+                _import(self._prefix(loaded))
+                has_waited = True
+            elif not _import(self._prefix(loaded + 1)) or self._count_loaded() <= loaded:
+                raise missing or self._no_module(loaded)
+
+    def _prefix(self, count: int) -> str:
+        return ".".join(self.parts[:count])
+
+    def _count_loaded(self) -> int:
+        counts = range(len(self.parts), 0, -1)
+        return next((n for n in counts if sys.modules.get(self._prefix(n)) is not None), 0)
+
+    def _not_imported(self, loaded: int) -> TargetError | None:
+        """The error for a path that goes on in a module which could be imported."""
+        found = _find_unimported(self.parts, loaded)
+        if found is None:
+            return None
+        name, file = found
+        message = (
+            f"module {name!r} is not imported in this process yet; the probe is applied when it is"
+        )
+        if name == self._prefix(len(self.parts)):
+            message += " (the path names a module: add the name of a function in it)"
+        elif _is_script(file):
+            here = f"__main__{self.path[len(name) :]}"
+            message += f"; it runs as the program's script, under the name {here!r}"
+        return _waiting_for(name, message)
+
+    def _no_module(self, loaded: int) -> TargetError:
+        name = self._prefix(loaded + 1)
+        if not loaded and self.parts[0] in vars(builtins):
+            # "str.join" and "len" are no paths, but it is clear what they mean.
+            try:
+                self._walk("builtins", builtins, self.parts)
+            except TargetKindError as error:
+                return error
+            except TargetError:
+                pass
+            else:
+                message = f"no module {name!r}; did you mean 'builtins.{self.path}'?"
+                return TargetNotFoundError(message, code="module-not-found")
+        if name in sys.modules:
+            message = f"module {name!r} is blocked: sys.modules has None under its name"
+        else:
+            parent = self._prefix(loaded)
+            siblings = _module_names(parent, sys.modules.get(parent))
+            near = [_joined(parent, each) for each in _near_misses(self.parts[loaded], siblings)]
+            message = f"no module {name!r}{_did_you_mean(near) or _CHECK_SPELLING}"
+        return TargetNotFoundError(message, code="module-not-found")
+
+    def _walk(self, label: str, module: object, names: list[str]) -> Target:
+        holder = module
+        for index, name in enumerate(names):
+            is_module = holder is module or _is_a(holder, ModuleType)
+            step = _look_up(holder, name)
+            if step is None and is_module and self.import_modules:
+                step = _ask_module(label, holder, name)
+            if step is None:
+                raise self._no_attribute(label, holder, names[index:], is_module=is_module)
+            rest = names[index + 1 :]
+            here = f"{label}.{name}"
+            if not rest:
+                return self._classify(step, holder, here)
+            if _is_a(step.value, property):
+                if len(rest) == 1 and rest[0] in _ACCESSORS:
+                    return self._property(step, holder, here, rest[0])
+                message = f"{here!r} is a property: what it gives is only known when it runs"
+                raise TargetKindError(f"{message}; probe it, or its 'fget', 'fset' or 'fdel'")
+            holder, label = _unwrapped(step.value), here
+        raise _is_module(label, module)
+
+    def _no_attribute(
+        self, label: str, holder: object, names: list[str], *, is_module: bool
+    ) -> TargetError:
+        name = names[0]
+        if is_module and _is_incomplete(holder):
+            then = "the probe is applied when it is complete"
+            if self.import_modules:
+                then = "attach the probe when it is complete"
+            message = f"module {label!r} is still being imported and has no {name!r} yet; {then}"
+            return _waiting_for(label, message)
+        modules = set(_module_names(label, holder)) if is_module else set()
+        near = _near_misses(name, modules.union(_attribute_names(holder)))
+        if modules and len(names) > 1 and (not near or near[0] in modules):
+            hints = _did_you_mean([_joined(label, each) for each in near]) or _CHECK_SPELLING
+            message = f"no module {_joined(label, name)!r}{hints}"
+            return TargetNotFoundError(message, code="module-not-found")
+        hints = _did_you_mean(near)
+        elsewhere = _find_elsewhere(self.parts[0], label, names) if is_module else None
+        if elsewhere is not None:
+            hints += f"; there is {elsewhere!r}"
+        elif is_module and _entry(_namespace(holder), "__getattr__") is not _MISSING:
+            hints += "; its __getattr__ may make it, which a spec never runs"
+        message = f"{_noun(holder, label)} has no {name!r}{hints or _CHECK_SPELLING}"
+        return TargetNotFoundError(message)
+
+    def _classify(self, step: _Step, holder: object, here: str) -> Target:
+        value = step.value
+        function = _unwrapped(value)
+        if type(function) is FunctionType:
+            return self._target(step, holder, here, _method_kind(step), function)
+        if function is not value and type(value) is not MethodType:
+            # A stand-in for a staticmethod or classmethod object would bind in another way.
+            has_code = type(_entry(_namespace(function), "__wrapped__")) is FunctionType
+            advice = f"'{here}.__wrapped__'" if has_code else "the Python function that calls it"
+            what = f"a {_read_name(type(value))} around a {_read_name(type(function))}"
+            raise TargetKindError(f"{here!r} is {what}, without code of its own; probe {advice}")
+        if _is_a(value, property):
+            return self._property(step, holder, here, "fget")
+        if _is_a(value, functools.cached_property):
+            inner = _entry(_namespace(value), "func")
+            if type(inner) is FunctionType:
+                return self._target(step, holder, here, TargetKind.PROPERTY, inner)
+        if _is_a(value, ModuleType):
+            raise _is_module(here, value)
+        if _is_a(value, type):
+            raise _is_class(here, value)
+        if callable(value) or _is_a(value, functools.partialmethod):
+            return self._reference(step, holder, here)
+        inside = [f"{here}.{name}" for name in _functions_in(value)]
+        advice = _listed("probe a function in it", inside) or "name a function instead"
+        kind = _read_name(type(value))
+        raise TargetKindError(f"{here!r} is a {kind}, which can't be called; {advice}")
+
+    def _property(self, step: _Step, holder: object, here: str, accessor: str) -> Target:
+        functions = {name: read(step.value) for name, read in _ACCESSORS.items()}
+        function = functions.pop(accessor)
+        if type(function) is FunctionType:
+            return self._target(step, holder, here, TargetKind.PROPERTY, function)
+        others = [f"{here}.{each}" for each, it in functions.items() if type(it) is FunctionType]
+        advice = _listed("it has", others) or "probe a function that uses it"
+        if function is None:
+            raise TargetNotFoundError(f"property {here!r} has no {accessor!r}; {advice}")
+        kind = _read_name(type(function))
+        message = f"the {accessor!r} of property {here!r} is a {kind}, no Python function; {advice}"
+        raise TargetKindError(message)
+
+    def _reference(self, step: _Step, holder: object, here: str) -> Target:
+        owner = step.owner
+        advice = "probe the Python function that calls it"
+        if _is_a(owner, type):
+            flags = _read_flags(owner)
+            if flags & _TPFLAGS_IMMUTABLETYPE or not flags & _TPFLAGS_HEAPTYPE:
+                source = f"{'is inherited' if holder is not owner else 'is'} from"
+                why = f"{source} {_class_name(owner)!r}, a type whose attributes can't be replaced"
+                raise TargetKindError(f"{here!r} {why}; {advice}", code="target-immutable")
+        elif not _is_a(owner, ModuleType) and _entry(_namespace(owner), step.name) is _MISSING:
+            why = f"stands in a {_read_name(type(owner))} where it can't be replaced"
+            raise TargetKindError(f"{here!r} {why}; {advice}", code="target-immutable")
+        return self._target(step, holder, here, TargetKind.REFERENCE, None)
+
+    def _target(
+        self, step: _Step, holder: object, here: str, kind: TargetKind, function: object
+    ) -> Target:
+        warnings = []
+        owner, name, value = step
+        if _is_a(owner, type) and owner is not holder:
+            origin = _class_name(owner)
+            if not _is_a(holder, type):
+                why = f"is defined by class {origin}: calls on any of its instances are seen"
+            elif any(each is owner for each in _read_mro(holder)):
+                why = f"is inherited from {origin}: calls through any subclass are seen"
+            else:
+                why = f"is inherited from metaclass {origin}: calls through any class are seen"
+            warnings.append(f"{here} {why}")
+        if type(value) is MethodType and function is not None:
+            bound = value.__self__
+            cls = _class_name(bound if _is_a(bound, type) else type(bound))
+            warnings.append(f"{here} is a bound method of {cls}: calls on others are seen too")
+        if _is_a(owner, ModuleType):
+            if _entry(_namespace(owner), name) is _MISSING:
+                warnings.append(f"{here} is made by __getattr__: what it gives next is not seen")
+            file = _entry(_namespace(owner), "__file__")
+            if _is_script(file) and owner is not sys.modules.get("__main__"):
+                warnings.append(f"{here} also exists in __main__: calls there are not seen")
+        code_owner = function if type(function) is FunctionType else None
+        return Target(self.path, owner, name, kind, value, code_owner, tuple(warnings))
+
+
+def _method_kind(step: _Step) -> TargetKind:
+    if _is_a(step.value, staticmethod):
+        return TargetKind.STATIC_METHOD
+    if _is_a(step.value, classmethod):
+        return TargetKind.CLASS_METHOD
+    is_method = _is_a(step.owner, type) or type(step.value) is MethodType
+    return TargetKind.METHOD if is_method else TargetKind.FUNCTION
+
+
+def _is_module(here: str, module: object) -> TargetKindError:
+    functions = [f"{here}.{name}" for name in _functions_in(module)]
+    advice = _listed("name a function in it", functions) or "name a function in it"
+    return TargetKindError(f"{here!r} is a module; {advice}", code="target-is-module")
+
+
+def _is_class(here: str, cls: object) -> TargetKindError:
+    advice = []
+    for name in ("__init__", "__new__"):
+        step = _look_up(cls, name)
+        if step is not None and type(_unwrapped(step.value)) is FunctionType:
+            advice.append(f"probe '{here}.{name}' to see instances being made")
+            break
+    methods = _listed("one of its methods", [f"{here}.{name}" for name in _functions_in(cls)])
+    then = ", or ".join([*advice, methods] if methods else advice) or "name one of its methods"
+    return TargetKindError(f"{here!r} is a class; {then}", code="target-is-class")
+
+
+def _read_mro(cls: object) -> tuple[type, ...]:
+    # A type of an extension module that was never made ready has None.
+    return _TYPE["__mro__"].__get__(cls) or ()
+
+
+def _read_class_dict(cls: object) -> Mapping[str, object]:
+    return _TYPE["__dict__"].__get__(cls) or {}
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Like isinstance, which would also ask the value's ``__class__``."""
+    return issubclass(type(value), kind)
+
+
+def _namespace(holder: object) -> Mapping[str, object]:
+    """The dictionary of a module, class or instance, read without running its code."""
+    kind = type(holder)
+    if issubclass(kind, type):
+        return _read_class_dict(holder)
+    for cls in _read_mro(kind):
+        descriptor: Any = _entry(_read_class_dict(cls), "__dict__")
+        if descriptor is _MISSING:
+            continue
+        if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
+            break  # a property of that name: its code is not run
+        try:
+            found = descriptor.__get__(holder, kind)
+        except AttributeError:  # mypyc's classes have the descriptor, but no dictionary
+            break
+        if not _is_a(found, dict):
+            break
+        # A subclass may have methods of its own; its entries are read without them.
+        return cast("dict[str, object]", found) if type(found) is dict else dict(dict.items(found))
+    return {}
+
+
+def _entry(namespace: Mapping[str, object], name: str) -> object:
+    return namespace.get(name, _MISSING)
+
+
+def _in_classes(classes: Iterable[type], name: str) -> _Step | None:
+    for cls in classes:
+        value = _entry(_read_class_dict(cls), name)
+        if value is not _MISSING:
+            return _Step(cls, name, value)
+    return None
+
+
+def _look_up(holder: object, name: str) -> _Step | None:
+    """Find an attribute as Python would, but run nothing; None if there is none."""
+    spellings = [name]
+    if name.startswith("__") and not name.endswith("__"):
+        classes = _read_mro(holder if _is_a(holder, type) else type(holder))
+        prefixes = [_read_name(cls).lstrip("_") for cls in classes]
+        spellings += [f"_{prefix}{name}" for prefix in prefixes if prefix]
+    steps = (_look_up_spelling(holder, spelling) for spelling in spellings)
+    return next((step for step in steps if step is not None), None)
+
+
+def _look_up_spelling(holder: object, name: str) -> _Step | None:
+    kind = type(holder)
+    if issubclass(kind, type):
+        return _in_classes(_read_mro(holder), name) or _in_classes(_read_mro(kind), name)
+    classes = _read_mro(kind)
+    if issubclass(kind, ModuleType):
+        # What every module inherits (__init__, __repr__ ...) is nothing that anyone means.
+        classes = tuple(cls for cls in classes if cls is not ModuleType and cls is not object)
+    on_class = _in_classes(classes, name)
+    if on_class is not None:
+        descriptor: Any = on_class.value
+        if type(descriptor) is MemberDescriptorType:  # a slot: reading it runs no Python code
+            try:
+                return _Step(holder, name, descriptor.__get__(holder, kind))
+            except AttributeError:
+                return None
+        methods = _read_mro(type(descriptor))
+        if _in_classes(methods, "__set__") or _in_classes(methods, "__delete__"):
+            return on_class  # a data descriptor goes before the instance's own dictionary
+    value = _entry(_namespace(holder), name)
+    return on_class if value is _MISSING else _Step(holder, name, value)
+
+
+def _unwrapped(value: object) -> object:
+    """The function inside a static, class or bound method; any other value as it is."""
+    if _is_a(value, staticmethod):
+        return _read_static_function(value)
+    if _is_a(value, classmethod):
+        return _read_class_function(value)
+    return value.__func__ if type(value) is MethodType else value
+
+
+def _ask_module(label: str, module: object, name: str) -> _Step | None:
+    """Let a module make the attribute (PEP 562, lazy modules)."""
+    try:
+        value = getattr(module, name)
+    except AttributeError:
+        return None
+    except Exception as exc:
+        message = f"module {label!r} failed to give {name!r}: {_described(exc)}"
+        raise TargetNotFoundError(message, code="module-import-failed") from exc
+    return _look_up(module, name) or _Step(module, name, value)
+
+
+def _is_incomplete(module: object) -> bool:
+    spec = _entry(_namespace(module), "__spec__")
+    return _is_a(module, _LAZY_MODULE) or _entry(_namespace(spec), "_initializing") is True
+
+
+def _waiting_for(module_name: str, message: str) -> TargetNotImportedError:
+    error = TargetNotImportedError(message)
+    error.name = module_name
+    return error
+
+
+def _import(name: str) -> bool:
+    """Import a module; False if there is none of that name."""
+    try:
+        importlib.import_module(name)
+    except Exception as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name == name:
+            return False
+        message = f"importing module {name!r} failed with {_described(exc)}; import it to see where"
+        raise TargetNotFoundError(message, code="module-import-failed") from exc
+    return True
+
+
+def _package_path(module: object) -> Any:
+    step = _look_up(module, "__path__")
+    return None if step is None else step.value
+
+
+def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:
+    """The longest prefix beyond the ``loaded`` parts that could be imported, and its file.
+
+    Asks the finders of ``sys.meta_path`` directly: `importlib.util.find_spec` imports
+    parents, and waits for one that another thread is importing.
+    """
+    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
+    found = None
+    for count in range(loaded + 1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        if (count > 1 and search is None) or name in sys.modules:  # there, but None: blocked
+            break
+        spec = _ask_finders(name, search)
+        if spec is None:
+            break
+        search = spec.submodule_search_locations
+        # A directory without __init__.py has nothing but modules in it: no find by itself.
+        if spec.loader is not None or count == len(parts):
+            found = name, spec.origin
+    return found
+
+
+def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
+    for finder in list(sys.meta_path):
+        try:
+            spec = finder.find_spec(name, search, None)
+        except Exception as exc:  # noqa: BLE001 - a finder of the program; the next may know
+            log.debug("finder %s failed: %s", _read_name(type(finder)), _described(exc))
+        else:
+            if spec is not None:
+                return spec
+    return None
+
+
+def _is_script(file: object) -> bool:
+    """Whether this is the file of the program's script, which runs as ``__main__``."""
+    main_file = _entry(_namespace(sys.modules.get("__main__")), "__file__")
+    return type(file) is str and type(main_file) is str and file == main_file
+
+
+def _module_names(prefix: str, package: object) -> Iterator[str]:
+    """The last names of modules below a package, or of all top-level modules for None."""
+    start = f"{prefix}." if prefix else ""
+    for name in list(sys.modules):
+        if type(name) is str and name.startswith(start):
+            yield name.removeprefix(start).partition(".")[0]
+    search = None
+    if package is None:
+        yield from sys.stdlib_module_names
+    else:
+        search = _package_path(package)
+        if search is None:
+            return
+    try:
+        yield from [each.name for each in pkgutil.iter_modules(search)]
+    except Exception as exc:  # noqa: BLE001 - strange entries in a path only cost a hint
+        log.debug("modules of %r could not be listed: %s", prefix, _described(exc))
+
+
+def _attribute_names(holder: object) -> Iterator[str]:
+    classes = _read_mro(holder if _is_a(holder, type) else type(holder))
+    inherited = [] if _is_a(holder, ModuleType) else [_read_class_dict(cls) for cls in classes]
+    for namespace in (_namespace(holder), *inherited):
+        yield from (name for name in list(namespace) if type(name) is str)
+
+
+def _functions_in(holder: object, limit: int = 3) -> list[str]:
+    """Public functions that a user may mean, those defined here before imported ones."""
+    home = _entry(_namespace(holder), "__name__" if _is_a(holder, ModuleType) else "__module__")
+    own: list[str] = []
+    others: list[str] = []
+    for name, value in list(_namespace(holder).items()):
+        function = _unwrapped(value)
+        if type(name) is str and not name.startswith("_") and type(function) is FunctionType:
+            (own if function.__module__ == home else others).append(name)
+    return (own + others)[:limit]
+
+
+def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
+    """A loaded module of the same top-level package that has these very attributes."""
+    for name, module in list(sys.modules.items()):
+        if type(name) is not str or name == label or name.partition(".")[0] != top:
+            continue
+        step = _look_up(module, names[0])
+        home = None if step is None else _entry(_namespace(step.value), "__module__")
+        if step is not None and type(step.value) is FunctionType:
+            home = step.value.__module__
+        if home != name:
+            continue
+        for each in names[1:]:
+            step = step and _look_up(_unwrapped(step.value), each)
+        if step is not None:
+            return ".".join([name, *names])
+    return None
+
+
+def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+    wants_dunder = name.startswith("__")
+    names = sorted({each for each in candidates if wants_dunder or not each.startswith("__")})
+    same = [each for each in names if each.casefold() == name.casefold()]
+    for cutoff in (0.85, 0.7):  # the less similar ones only if there are no better ones
+        near = same + difflib.get_close_matches(name, names[:_MAX_CANDIDATES], 3, cutoff)
+        if near:
+            return list(dict.fromkeys(near))[:3]
+    return []
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f"{what}: {', '.join(map(repr, names))}" if names else ""
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _noun(holder: object, label: str) -> str:
+    if _is_a(holder, ModuleType):
+        return f"{'module' if _package_path(holder) is None else 'package'} {label!r}"
+    if _is_a(holder, type):
+        return f"class {label!r}"
+    return f"{label!r} (a {_read_name(type(holder))})"
+
+
+def _class_name(cls: object) -> str:
+    module = _entry(_read_class_dict(cls), "__module__")
+    name = _read_qualname(cls)
+    return f"{module}.{name}" if type(module) is str and module != "builtins" else name
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
+
+
+def _described(exc: BaseException) -> str:
+    try:
+        text = str(exc)[:_MAX_SHOWN_CHARS]
+    except Exception:  # noqa: BLE001 - an exception class of the program
+        text = ""
+    return f"{_read_name(type(exc))}: {text}" if text else _read_name(type(exc))
