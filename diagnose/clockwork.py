@@ -103,18 +103,25 @@ class Clockwork:
                 self._thread = None
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                while True:
-                    if not self._heap:
-                        self._thread = None
-                        return
-                    wait = self._heap[0][0] - time.monotonic()
-                    if wait <= 0:
-                        timer = heapq.heappop(self._heap)[2]
-                        break
-                    self._condition.wait(min(wait, LONGEST_WAIT_SECONDS))
-            timer.run()
+        while (timer := self._next_due()) is not None:
+            try:
+                timer.run()
+            except BaseException:  # such as SystemExit: it ends this thread, not the service
+                with self._condition:
+                    self._thread = None
+                    self._ensure_thread()
+                raise
+
+    def _next_due(self) -> Timer | None:
+        """Wait for the next timer; None when there is none: then the thread ends."""
+        with self._condition:
+            while self._heap:
+                wait = self._heap[0][0] - time.monotonic()
+                if wait <= 0:
+                    return heapq.heappop(self._heap)[2]
+                self._condition.wait(min(wait, LONGEST_WAIT_SECONDS))
+            self._thread = None
+            return None
 
     # A fork copies only the forking thread. The lock is held across it, so that the
     # child finds the heap whole; the child then makes a lock and a thread of its own.

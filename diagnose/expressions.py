@@ -22,7 +22,7 @@ write an expression can also *read* whatever public attributes lead to.
 from __future__ import annotations
 
 import ast
-import datetime
+import datetime as dt
 import difflib
 import functools
 import math
@@ -30,7 +30,6 @@ import re
 import reprlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -51,7 +50,7 @@ from types import (
     TracebackType,
     UnionType,
 )
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diagnose.errors import (
     ExpressionError,
@@ -59,6 +58,9 @@ from diagnose.errors import (
     ExpressionSyntaxError,
     UnknownNameError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["BUILTINS", "Expression", "Policy", "compile_function", "parse", "suggest"]
 
@@ -179,7 +181,7 @@ def compile_function(
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Give ``"; did you mean 'x'?"`` for a near miss among ``known``, or ``""``."""
-    near = difflib.get_close_matches(name, [word for word in known if isinstance(word, str)], n=1)
+    near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -201,7 +203,7 @@ class _Source:
     """The text of an expression, and where things are in it."""
 
     def __init__(self, text: str) -> None:
-        if not isinstance(text, str):
+        if not isinstance(text, str):  # what a document holds may be anything
             message = f"an expression must be text, not {_short(text)} ({type(text).__name__})"
             raise ExpressionSyntaxError(f"{message}; write it as a string, such as 'result'")
         self.text = text
@@ -379,6 +381,10 @@ def _is_safe(node: ast.expr) -> bool:
     return _is_number(node)
 
 
+def _constant(value: Any) -> ast.expr:
+    return ast.Constant(value=value)
+
+
 # --- restricted: what may stand in the tree ---
 
 _PLAIN = frozenset(
@@ -468,7 +474,7 @@ class _Admission(ast.NodeTransformer):
     def guard(self, function: Callable[..., object], at: ast.expr, *args: object) -> ast.expr:
         """A call of a guard in the place of ``at``; arguments that are no nodes are constants."""
         name = self.constant("@" + function.__name__.strip("_"), function)
-        nodes = [arg if isinstance(arg, ast.expr) else ast.Constant(value=arg) for arg in args]
+        nodes = [arg if isinstance(arg, ast.expr) else _constant(arg) for arg in args]
         return ast.copy_location(ast.Call(func=name, args=nodes, keywords=[]), at)
 
     # --- data ---
@@ -576,7 +582,14 @@ class _Admission(ast.NodeTransformer):
         self.in_comprehension = False
         return node  # type: ignore[no-any-return]
 
-    visit_ListComp = visit_SetComp = visit_DictComp = comprehension
+    def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
+        return self.comprehension(node)
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.expr:
+        return self.comprehension(node)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.expr:
+        return self.comprehension(node)
 
     def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:
         advice = "it can stand in a call such as sum(…) only; elsewhere write a list: […]"
@@ -643,7 +656,7 @@ class _Admission(ast.NodeTransformer):
             near = suggest(func.attr, _METHOD_NAMES)
             raise self.source.refused(f"a call of the method {func.attr!r}", where, _WIDEN + near)
         receiver = self.visit(func.value)
-        iterated = func.attr == "join" or func.attr in _SET_METHODS
+        iterated = func.attr == "join" or func.attr in _SET_METHODS.split()
         self.called(node, "@call", _call, iterated=iterated)
         given = ast.Constant(value=func.attr), ast.Constant(value=where)
         node.args = [receiver, *given, *node.args]
@@ -762,7 +775,7 @@ def _bits(value: Any, operator: str, where: str) -> int:
         return int.bit_length(value)
     if isinstance(value, Fraction):
         return value.numerator.bit_length() + value.denominator.bit_length()
-    if isinstance(value, float | datetime.timedelta | Number):
+    if isinstance(value, float | dt.timedelta | Number):
         return 64
     what = f"the operator {operator!r} of a {_class_name(type(value))}, which is no number,"
     raise _refused(what, where)
@@ -943,8 +956,8 @@ def _replace(text: str, old: str, new: str, count: int = -1, /) -> str:
     return str.replace(text, old, new, count)
 
 
-def _padded(method: Callable[..., str]) -> Callable[..., str]:
-    def call(text: str, width: int, *fill: str) -> str:
+def _padded(method: Callable[..., Any]) -> Callable[..., object]:
+    def call(text: str, width: int, /, *fill: str) -> object:
         if width > MAX_WIDTH:
             raise _refused(f"a width of {_short(width)}", f"in {method.__name__}()")
         return method(text, width, *fill)
@@ -977,32 +990,28 @@ _TEXT_METHODS = (
     "count endswith find index isalnum isalpha isascii isdigit islower isspace istitle isupper "
     "lower lstrip partition removeprefix removesuffix rfind rindex rpartition rsplit rstrip "
     "split splitlines startswith strip swapcase title upper"
-).split()
-_SET_METHODS = (
-    "difference intersection isdisjoint issubset issuperset symmetric_difference union".split()
 )
+_STR_METHODS = "capitalize casefold isdecimal isidentifier isnumeric isprintable"
+_SET_METHODS = "difference intersection isdisjoint issubset issuperset symmetric_difference union"
 
 
-def _own(kind: type, names: Iterable[str]) -> dict[str, Callable[..., object]]:
-    return {name: getattr(kind, name) for name in names}
+def _own(kind: type, names: str) -> dict[str, Callable[..., object]]:
+    return {name: getattr(kind, name) for name in names.split()}
 
 
 METHODS: Mapping[type, Mapping[str, Callable[..., object]]] = {
-    dict: _own(dict, ["copy", "get", "items", "keys", "values"]),
+    dict: _own(dict, "copy get items keys values"),
     str: {
-        **_own(str, _TEXT_METHODS),
-        **_own(str, "capitalize casefold isdecimal isidentifier isnumeric isprintable".split()),
-        **{m.__name__: _padded(m) for m in (str.center, str.ljust, str.rjust, str.zfill)},
+        **_own(str, f"{_TEXT_METHODS} {_STR_METHODS}"),
+        **{name: _padded(m) for name, m in _own(str, "center ljust rjust zfill").items()},
         "encode": _coded(str.encode),
         "join": _join,
         "replace": _replace,
     },
-    list: _own(list, ["copy", "count", "index"]),
-    tuple: _own(tuple, ["count", "index"]),
-    **{
-        kind: {name: _with_items(getattr(kind, name)) for name in _SET_METHODS}
-        for kind in (set, frozenset)
-    },
+    list: _own(list, "copy count index"),
+    tuple: _own(tuple, "count index"),
+    set: {name: _with_items(m) for name, m in _own(set, _SET_METHODS).items()},
+    frozenset: {name: _with_items(m) for name, m in _own(frozenset, _SET_METHODS).items()},
     bytes: {**_own(bytes, _TEXT_METHODS), "decode": _coded(bytes.decode), "hex": bytes.hex},
 }
 """The methods that a restricted expression may call, by the type that defines them.
@@ -1027,9 +1036,7 @@ def _call(
 
 # What the application put into the namespace.
 
-_DATA_CLASSES = (
-    *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
-)
+_DATA_CLASSES = (dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone)
 """Their instances can't change, so their instance methods may be called through the class."""
 
 _MATH = (
@@ -1097,12 +1104,12 @@ def _class_member(kind: type, name: str, where: str) -> object:
 
 def _is_application_call(namespace: Mapping[str, object], path: tuple[str, ...]) -> bool:
     """Whether a path leads to something of the application's, or to a method of its data."""
-    root = namespace[path[0]]
-    if isinstance(root, ModuleType) and len(path) > 1:
-        if len(path) == 2:
+    match namespace[path[0]], path[1:]:
+        case (_, ()) | (ModuleType() | type(), (_,)):
             return True
-        root, path = root.__dict__.get(path[1]), path[1:]
-    return len(path) == 1 or (len(path) == 2 and isinstance(root, type))
+        case ModuleType() as module, (name, _):
+            return isinstance(module.__dict__.get(name), type)
+    return False
 
 
 def _resolve(root: object, path: tuple[str, ...], where: str) -> Callable[..., object]:

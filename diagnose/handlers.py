@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 import itertools
 import os
 import secrets
@@ -33,6 +32,7 @@ from diagnose import expressions, trampoline
 from diagnose.errors import ProbeError, UnknownNameError
 
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Callable, Mapping
 
     from diagnose.expressions import Expression
@@ -164,8 +164,8 @@ _NOTHING = _nothing.__code__
 def disarm(hook: trampoline.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
     for function in (hook.handler, hook.prelude):
-        if function is not None:
-            function.__code__ = _NOTHING  # type: ignore[attr-defined]
+        if isinstance(function, FunctionType):
+            function.__code__ = _NOTHING
 
 
 class _Writer:

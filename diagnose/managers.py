@@ -7,7 +7,7 @@ it. Running :meth:`~InstrumentManager.apply` again changes nothing where nothing
 
 from __future__ import annotations
 
-import datetime
+import datetime  # noqa: ICN001 - the name that expressions know
 import inspect
 import itertools
 import logging
@@ -18,94 +18,489 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, MutableMapping
-from dataclasses import dataclass, replace
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from diagnose import probes, specs
-from diagnose.errors import DiagnoseError, TargetNotImportedError
+from diagnose import outcomes, probes, specs
 from diagnose.instruments import HistogramInstrument, IncrementInstrument, LogInstrument
-from diagnose.specs import Spec, State
+from diagnose.outcomes import Outcome, Record
+from diagnose.specs import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from diagnose.expressions import Policy
     from diagnose.instruments import Instrument
-    from diagnose.probes import FunctionProbe
     from diagnose.sinks import Sink
+    from diagnose.specs import Spec
 
 __all__ = ["InstrumentManager", "mag"]
 
 log = logging.getLogger(__name__)
 
-_BUILT_IN_ARGUMENTS = frozenset(
-    {"self", "name", "value", "event", "expires", "custom", "mgr", "when", "policy"}
-)
-_LONGEST_SKIP = 32
 _FORK_WAIT_SECONDS = 1.0
-
-_serials = itertools.count(1)
-_managers: weakref.WeakValueDictionary[int, InstrumentManager] = weakref.WeakValueDictionary()
+# An instrument's arguments that every spec can set, and those that come from here.
+_USUAL_ARGUMENTS = frozenset(
+    {"name", "value", "event", "expires", "custom", "mgr", "when", "policy"}
+)
 
 
 def mag(x: float) -> int:
-    """The power of ten of a number: 3 for 1234, 0 for 1 to 9.99; -1 for 0 and less.
+    """The power of ten of a number, cut off: 3 for 1234, 0 for 0.5 to 9.9; -1 for 0 and less.
 
     Use it in tags, to group values by their size.
     """
     return int(math.log10(x)) if x > 0 else -1
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What an ``applied`` entry says, but for its time and version."""
+class InstrumentManager:
+    """Applies the specs in :attr:`specs` to this process.
 
-    state: State
-    err: str | None = None
-    code: str | None = None
-    warnings: tuple[str, ...] = ()
+    ``manager.specs["cart-latency"] = {"target": ..., "instrument": ..., ...}`` and
+    ``manager.apply()`` is all there is to it; ``manager.apply_in_background()`` does the
+    latter once a minute. Each spec then has ``applied[process_id]``, a dict of ``lm`` (the
+    ``lastmodified`` that it is about), ``err``, ``state`` (see
+    :class:`~diagnose.specs.State`), ``at`` (naive, UTC: when it became so), and where there
+    is something to say, ``code`` and ``warnings``.
 
+    Thread-safe. A forked child keeps what is armed, gets a process id of its own (unless one
+    was given) and goes on applying in the background if its parent did.
 
-class _Record:
-    """What a manager knows of one spec.
+    Args:
+        process_id: the key in ``applied``; without it, host name and pid.
+        expression_policy: what the expressions in specs may do: ``"python"`` (everything) or
+            ``"restricted"``. No spec can change it.
+        labels: what specs may select this process by, besides ``host``.
 
     Attributes:
-        content: the document's fingerprint; another one is another version.
-        spec: None while the document is no valid spec.
-        probe, instrument: what is armed for it, if anything is.
-        outcome: None if the spec is not meant for this process.
-        final: the outcome that nothing but a new version changes (a hit failed, its time is
-            over), or None.
-        told: whether ``applied`` says so already.
-        skip, skipped: how many times to apply before a failed attempt is made again, and how
-            many have passed: what keeps failing is tried ever more rarely.
-        awaited: the module that has to be imported first.
+        specs: documents by id. They are changed in place; put in, replace or remove what you
+            like at any time.
+        process_id: this process's key in ``applied``.
+        instrument_classes: by the ``type`` that specs name; add your own.
+        global_namespace: names for all expressions, also under the restricted policy.
+        sinks: where metrics go.
+        labels: what specs may select this process by.
+        expression_policy: as given; for instruments made from now on.
     """
 
-    __slots__ = (
-        "awaited",
-        "content",
-        "error",
-        "final",
-        "instrument",
-        "outcome",
-        "probe",
-        "skip",
-        "skipped",
-        "spec",
-        "told",
-    )
+    def __init__(
+        self,
+        process_id: str | None = None,
+        *,
+        expression_policy: Policy = "python",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self.specs: dict[Any, Any] = {}
+        self.process_id = process_id or _host_and_pid()
+        self.expression_policy = expression_policy
+        self.labels: dict[str, str] = {"host": socket.gethostname(), **(labels or {})}
+        self.instrument_classes: dict[str, Callable[..., Any]] = {
+            "log": LogInstrument,
+            "hist": HistogramInstrument,
+            "incr": IncrementInstrument,
+        }
+        self.global_namespace: dict[str, Any] = {
+            "datetime": datetime,
+            "mag": mag,
+            "math": math,
+            "time": time,
+        }
+        self.sinks: list[Sink] = []
+        self._id_is_given = bool(process_id)
+        self._serial = next(_serials)
+        self._records: dict[Hashable, Record] = {}
+        self._news: dict[Hashable, dict[str, Any]] = {}
+        self._background: _Background | None = None
+        # `_turn`: one apply() after the other, overridden methods included. `_lock`: guards
+        # the records while they change, and is never held while anybody waits for a network.
+        # A fork waits for the latter only, so that its child finds the records whole.
+        self._turn = threading.RLock()
+        self._lock = threading.RLock()
+        _managers[self._serial] = self
 
-    def __init__(self, content: object, before: _Record | None) -> None:
-        self.content = content
-        self.spec: Spec | None = None
-        # The old version goes on until the new one is in place.
-        self.probe: FunctionProbe | None = before.probe if before else None
-        self.instrument: Instrument | None = before.instrument if before else None
-        self.outcome: _Outcome | None = None
-        self.final: _Outcome | None = None
-        self.error: Exception | None = None
-        self.told = False
-        self.skip = self.skipped = 0
-        self.awaited: str | None = None
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.process_id} with {len(self.specs)} specs>"
+
+    # --- what programs call ---
+
+    def apply(self) -> None:
+        """Bring this process in line with :attr:`specs`.
+
+        Never raises for what a spec holds: that becomes the spec's ``err``. Cheap when
+        nothing changed; imports nothing.
+        """
+        thread = threading.current_thread()
+        self._apply(thread.stopping if isinstance(thread, _Background) else None)
+
+    def apply_in_background(self, period: float = 60) -> None:
+        """Call :meth:`apply` now and then every ``period`` seconds, in a daemon thread.
+
+        Returns at once. Called again, it goes on with the new period.
+        """
+        self._stop_background()
+        self._background = _Background(self, period)
+        self._background.start()
+
+    def stop(self) -> None:
+        """Take off all that this manager has put on, and its entries; end the background.
+
+        Other managers' instruments, and those attached in code, stay. :meth:`apply` puts
+        everything on again. Idempotent.
+        """
+        self._stop_background()
+        with self._lock:
+            records, self._records = self._records, {}
+            for record in records.values():
+                self._disarm(record)
+        for key, record in records.items():
+            if record.outcome is not None and key in self.specs:
+                self._record_entry(key, self.specs[key], None)
+
+    # --- what instruments ask, and subclasses may override ---
+
+    def get_tags(self) -> Mapping[str, object]:
+        """Tags for every value of this manager's instruments."""
+        return {}
+
+    def check_call(self, probe: Any, instrument: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call of a probed function is to be served."""
+        return True
+
+    def handle_error(self, probe: Any = None, instrument: Any = None) -> None:
+        """Called in the ``except`` block when an instrument failed; it is disarmed already."""
+        target = getattr(probe, "target", None)
+        log.error("%r failed on %r, and is disarmed", instrument, target, exc_info=True)  # noqa: LOG014
+
+    def mark(self, id: Hashable, doc: Any, exception: bool = False) -> None:  # noqa: A002, FBT001, FBT002
+        """Say in ``doc["applied"]`` what became of a spec in this process.
+
+        :meth:`apply` calls it whenever that changes, one spec after the other. Override it to
+        take the news elsewhere; what it raises is logged.
+
+        Args:
+            id: the spec's key in :attr:`specs`.
+            doc: the spec's document.
+            exception: whether applying failed; if so it is called in an ``except`` block.
+        """
+        entry = self._news.pop(id, None)
+        if entry is None:
+            error = sys.exception() if exception else None
+            state = State.ERROR if exception else State.INSTALLED
+            entry = self._entry(
+                doc, Outcome(state, None if error is None else outcomes.describe(error))
+            )
+        self._record_entry(id, doc, entry)
+
+    def now(self) -> datetime.datetime:
+        """The time that lifespans are counted in: aware, in UTC."""
+        return datetime.datetime.now(datetime.UTC)
+
+    # --- applying ---
+
+    def _apply(self, unless: threading.Event | None = None) -> None:
+        with self._turn:
+            with self._lock:
+                if unless is not None and unless.is_set():
+                    return  # stopped while this call waited
+                news = self._reconcile()
+            for key, document, record in news:
+                self._tell(key, document, record)
+
+    def _reconcile(self) -> list[tuple[Hashable, Any, Record]]:
+        """Do all that is to be done; return what there is to tell. The lock is held."""
+        now, switched_off = self.now(), self._switched_off()
+        documents = dict(self.specs)
+        for key in [key for key in self._records if key not in documents]:
+            self._disarm(self._records.pop(key))
+        news = []
+        for key, document in documents.items():
+            record = self._record(key, specs.fingerprint(document))
+            before = record.outcome
+            try:
+                record.outcome = self._bring_up(key, record, document, now, switched_off)
+            except Exception as exc:  # noqa: BLE001 - whatever a spec holds is its own error
+                self._disarm(record)
+                record.fail(exc)
+            if record.told is not document and not self._has_entry(document):
+                record.told = None
+            if record.told is None or record.outcome != before:
+                record.told = document
+                news.append((key, document, record))
+        return news
+
+    def _record(self, key: Hashable, content: object) -> Record:
+        record = self._records.get(key)
+        if record is not None and record.content == content:
+            return record
+        if record is not None:
+            slot, probe = record.slot, record.probe
+        else:
+            slot, probe = f"{self._serial}:{key if isinstance(key, str) else id(key)}", None
+        record = self._records[key] = Record(slot, content, probe)
+        return record
+
+    def _bring_up(
+        self,
+        key: Hashable,
+        record: Record,
+        document: Any,
+        now: datetime.datetime,
+        switched_off: str | None,
+    ) -> Outcome | None:
+        if record.spec is None:
+            if record.error is not None and not record.is_due():
+                return record.outcome
+            record.spec = self._parse(key, document)
+            record.error = None
+        spec = record.spec
+        if not spec.selects(self.labels, self.process_id):
+            self._disarm(record)
+            return None
+        if switched_off is not None or not spec.enabled:
+            self._disarm(record)
+            reason = () if switched_off is None else (switched_off,)
+            return Outcome(State.DISABLED, warnings=(*reason, *spec.warnings))
+        if record.final is not None:
+            return record.final
+        remaining = spec.remaining(now)
+        if remaining is not None and remaining <= datetime.timedelta():
+            # The probe's own timer did it already, unless this clock was put forward.
+            self._disarm(record)
+            return Outcome(State.EXPIRED, warnings=spec.warnings)
+        if record.instrument is not None:
+            outcome = self._look_at(record, record.instrument)
+            if outcome is not None:
+                return outcome
+        elif record.error is not None and not record.is_due():
+            return record.outcome
+        record.warnings = spec.warnings_at(now)
+        return self._look_at(record, self._arm(record, spec, remaining))
+
+    def _arm(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+        instrument = self._make(spec, remaining)
+        before = record.probe
+        probe = probes.active_probes.get(spec.target) or probes.FunctionProbe(spec.target)
+        probe.attach(record.slot, instrument, lifespan=remaining)
+        record.succeed(probe, instrument)
+        if before is not None and before is not probe:
+            before.detach(record.slot)
+        return instrument
+
+    def _disarm(self, record: Record) -> None:
+        probe, record.probe, record.instrument = record.probe, None, None
+        if probe is not None:
+            try:
+                probe.detach(record.slot)
+            except Exception:
+                log.exception("taking %r off %r failed", record.slot, probe)
+
+    def _look_at(self, record: Record, instrument: Instrument) -> Outcome | None:
+        """What the armed instrument has come to; None if somebody took it off."""
+        status = instrument.status
+        state = status.state
+        if state == "stopped":
+            return None
+        found = () if record.probe is None else record.probe.warnings
+        warnings = tuple(dict.fromkeys((*record.warnings, *found, *instrument.warnings)))
+        if state in {"new", "installed"}:
+            return Outcome(State.INSTALLED, warnings=warnings)
+        outcome = Outcome(State(state), status.error, status.code, warnings)
+        if outcome.state in {State.ERROR, State.EXPIRED, State.DONE}:
+            record.final = outcome
+            self._disarm(record)
+        return outcome
+
+    def _make(self, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+        made_by = self.instrument_classes[spec.instrument_type]
+        expires = None
+        if remaining is not None:
+            expires = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + remaining
+        arguments = {
+            "name": spec.name,
+            "value": spec.value,
+            "event": spec.event,
+            "expires": expires,
+            "custom": spec.custom,
+            "mgr": self,
+            "when": spec.when,
+            "policy": self.expression_policy,
+        }
+        accepted = _arguments_of(made_by)
+        given = {name: value for name, value in arguments.items() if name in accepted}
+        instrument: Instrument = made_by(**given, **spec.extra)
+        # A subclass may be older than an argument, and pass nothing on.
+        for name in arguments.keys() - given.keys():
+            setattr(instrument, name, arguments[name])
+        return instrument
+
+    def _parse(self, key: Hashable, document: Any) -> Spec:
+        types = {
+            name: _arguments_of(made_by) - _USUAL_ARGUMENTS
+            for name, made_by in self.instrument_classes.items()
+        }
+        return specs.parse(key, document, instrument_types=types)
+
+    def _switched_off(self) -> str | None:
+        """Why nothing is to be armed at all, or None."""
+        return None
+
+    # --- telling ---
+
+    def _tell(self, key: Hashable, document: Any, record: Record) -> None:
+        outcome, error = record.outcome, record.error
+        try:
+            if outcome is None:
+                self._record_entry(key, document, None)
+                return
+            self._news[key] = self._entry(document, outcome)
+            if outcome.err is None or error is None:
+                self.mark(key, document, exception=outcome.err is not None)
+                return
+            try:
+                raise error
+            except Exception:  # noqa: BLE001 - for sys.exc_info() in an override
+                self.mark(key, document, exception=True)
+        except Exception:
+            log.exception("the outcome of spec %r could not be told: %r", key, outcome)
+        finally:
+            self._news.pop(key, None)
+            if error is not None:
+                error.__traceback__ = None  # its frames hold on to the spec and more
+
+    def _entry(self, document: Any, outcome: Outcome) -> dict[str, Any]:
+        version = document.get("lastmodified") if isinstance(document, MutableMapping) else None
+        entry: dict[str, Any] = {
+            "lm": version,
+            "err": outcome.err,
+            "state": outcome.state.value,
+            "at": self.now().replace(tzinfo=None),
+        }
+        if outcome.code is not None:
+            entry["code"] = outcome.code
+        if outcome.warnings:
+            entry["warnings"] = list(outcome.warnings)
+        return entry
+
+    def _has_entry(self, document: Any) -> bool:
+        """Whether a document that took another's place brings this process's entry along."""
+        applied = document.get("applied") if isinstance(document, MutableMapping) else None
+        return isinstance(applied, MutableMapping) and self.process_id in applied
+
+    def _record_entry(self, key: Hashable, document: Any, entry: dict[str, Any] | None) -> None:
+        """Put this process's entry into the document; None takes it out."""
+        if not isinstance(document, MutableMapping):
+            if entry is not None:
+                log.warning("spec %r: %s", key, entry["err"])
+            return
+        applied = document.get("applied")
+        if isinstance(applied, MutableMapping):
+            if entry is None:
+                applied.pop(self.process_id, None)
+            else:
+                applied[self.process_id] = entry
+        elif entry is not None:
+            document["applied"] = {self.process_id: entry}
+
+    # --- background and fork ---
+
+    def _stop_background(self) -> None:
+        background, self._background = self._background, None
+        if background is not None:
+            background.stopping.set()
+
+    def _after_fork_in_child(self) -> None:
+        """Become another process: called in a forked child, before anything else runs in it."""
+        if not self._id_is_given:
+            self.process_id = _host_and_pid()
+        for record in self._records.values():
+            record.told = None
+        background = self._background
+        if background is not None:
+            # Should this very thread be it, its loop is to end.
+            background.stopping = threading.Event()
+            background.stopping.set()
+            self.apply_in_background(background.period)
+
+
+class _Background(threading.Thread):
+    """Applies a manager's specs now and then until ``stopping`` is set."""
+
+    def __init__(self, manager: InstrumentManager, period: float) -> None:
+        super().__init__(name="diagnose-manager", daemon=True)
+        self._manager = manager
+        self.period = period
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Apply, wait, and so on."""
+        while True:
+            try:
+                self._manager.apply()
+            except Exception:
+                # An override of apply(), say one that reads a database that is down.
+                log.exception("%r could not apply its specs; it goes on", self._manager)
+            if self.stopping.wait(self.period):
+                return
+
+
+def _arguments_of(made_by: Callable[..., Any]) -> frozenset[str]:
+    """What can be given by name to a class, also through its bases' ``**kwargs``."""
+    makers: list[Any] = [made_by]
+    if isinstance(made_by, type):
+        makers = [vars(cls)["__init__"] for cls in made_by.__mro__ if "__init__" in vars(cls)]
+    names: set[str] = set()
+    for maker in makers:
+        parameters = inspect.signature(maker).parameters.values()
+        names |= {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        names |= _USUAL_ARGUMENTS  # **kwargs to the end: made to take them
+    return frozenset(names - {"self"})
+
+
+def _host_and_pid() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+# --- fork ---
+
+_serials = itertools.count(1)
+_managers: weakref.WeakValueDictionary[int, InstrumentManager] = weakref.WeakValueDictionary()
+_held = threading.local()
+
+
+def _all_managers() -> list[InstrumentManager]:
+    return [manager for ref in _managers.valuerefs() if (manager := ref()) is not None]
+
+
+def _before_fork() -> None:
+    # Each lock is held across the fork, so that the child finds the records whole. Making an
+    # instrument runs code of the application's; it must not keep the application from forking.
+    _held.locks = [
+        manager._lock
+        for manager in _all_managers()
+        if manager._lock.acquire(timeout=_FORK_WAIT_SECONDS)
+    ]
+
+
+def _after_fork_in_parent() -> None:
+    for lock in _held.__dict__.pop("locks", ()):
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _held.__dict__.pop("locks", None)
+    for manager in _all_managers():
+        manager._lock, manager._turn = threading.RLock(), threading.RLock()
+        try:
+            manager._after_fork_in_child()
+        except Exception:
+            log.exception("%r could not take up its work in a forked child", manager)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

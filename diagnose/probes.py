@@ -413,7 +413,7 @@ def _decorate(instrument: Instrument, function: Any) -> None:
         probe.attach(f"decorator:{id(instrument)}", instrument)
 
 
-base._Defaults.attach = staticmethod(_decorate)  # type: ignore[assignment]
+base._Defaults.attach = staticmethod(_decorate)
 
 
 def _before_fork() -> None:

@@ -617,14 +617,24 @@ def _attribute_names(holder: object) -> Iterator[str]:
 
 def _functions_in(holder: object, limit: int = 3) -> list[str]:
     """Public functions that a user may mean, those defined here before imported ones."""
-    home = _entry(_namespace(holder), "__name__" if _is_a(holder, ModuleType) else "__module__")
+    home = _home(holder)
     own: list[str] = []
     others: list[str] = []
     for name, value in list(_namespace(holder).items()):
         function = _unwrapped(value)
         if type(name) is str and not name.startswith("_") and type(function) is FunctionType:
-            (own if function.__module__ == home else others).append(name)
+            is_own = home is not None and _home(function) == home
+            (own if is_own else others).append(name)
     return (own + others)[:limit]
+
+
+def _home(value: object) -> str | None:
+    """The name of the module that a function or class was made in, or of a module itself."""
+    if type(value) is FunctionType:
+        home: object = value.__module__
+    else:
+        home = _entry(_namespace(value), "__name__" if _is_a(value, ModuleType) else "__module__")
+    return home if type(home) is str else None
 
 
 def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
@@ -633,13 +643,10 @@ def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
         if type(name) is not str or name == label or name.partition(".")[0] != top:
             continue
         step = _look_up(module, names[0])
-        home = None if step is None else _entry(_namespace(step.value), "__module__")
-        if step is not None and type(step.value) is FunctionType:
-            home = step.value.__module__
-        if home != name:
+        if step is None or _home(step.value) != name:
             continue
         for each in names[1:]:
-            step = step and _look_up(_unwrapped(step.value), each)
+            step = None if step is None else _look_up(_unwrapped(step.value), each)
         if step is not None:
             return ".".join([name, *names])
     return None

@@ -225,7 +225,8 @@ def _template(
             "a probe needs parameters that are ordinary identifiers"
         )
         raise ProbeError(message) from error
-    module = compile(_Namer().visit(tree), "<diagnose>", "exec", dont_inherit=True)
+    _Namer().visit(tree)
+    module = compile(tree, "<diagnose>", "exec", dont_inherit=True)
     code = next(value for value in module.co_consts if isinstance(value, CodeType))
     if not kind and _frames_hide:
         return _without_resume(code)
@@ -454,8 +455,9 @@ def _hides_frames() -> bool:
         return frame.f_code
 
     try:
+        subject: Any = look
         saved = look.__code__
-        original = copy_function(look, saved.replace())
+        original = copy_function(subject, saved.replace())
         hook = Hook(lambda _result: None, ("result",))
         look.__code__ = write(saved, original, after=(hook,))
         try:

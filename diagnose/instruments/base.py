@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -13,7 +14,7 @@ from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.handlers import Plan, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import CodeType
 
     from diagnose.expressions import Expression, Policy
@@ -35,8 +36,13 @@ F = TypeVar("F")
 class Manager(Protocol):
     """What an instrument asks of its manager."""
 
-    global_namespace: Mapping[str, object]
-    sinks: Sequence[Sink]
+    @property
+    def global_namespace(self) -> Mapping[str, object]:
+        """What expressions may use besides the call's own names."""
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        """Where metrics go."""
 
     def get_tags(self) -> Mapping[str, object]:
         """Tags for every value."""
@@ -143,9 +149,17 @@ class Instrument:
         when: str | None = None,
         policy: Policy = "python",
     ) -> None:
-        for field, given in (("name", name), ("value", value), ("event", event)):
-            if not isinstance(given, str):
-                message = f"an instrument's {field} has to be a string, not {given!r}"
+        wanted: tuple[tuple[str, Any, type, str], ...] = (
+            ("name", name, str, "a string"),
+            ("value", value, str, "an expression in a string"),
+            ("event", event, str, "a string"),
+            ("when", "" if when is None else when, str, "an expression in a string"),
+            ("custom", {} if custom is None else custom, Mapping, "a dict"),
+            ("expires", datetime.now(UTC) if expires is None else expires, datetime, "a datetime"),
+        )
+        for field, given, kind, words in wanted:
+            if not isinstance(given, kind):
+                message = f"an instrument's {field} has to be {words}, not {given!r:.200}"
                 raise InstrumentError(message)
         if event not in EVENTS:
             message = (
@@ -153,12 +167,6 @@ class Instrument:
                 f"use one of {', '.join(EVENTS)}"
             )
             raise InstrumentError(message, code="unknown-event")
-        if custom is not None and not hasattr(custom, "get"):
-            message = f"an instrument's custom has to be a dict, not {custom!r}"
-            raise InstrumentError(message)
-        if expires is not None and not isinstance(expires, datetime):
-            message = f"an instrument's expires has to be a datetime, not {expires!r}"
-            raise InstrumentError(message)
         self.name = name
         self.value = value
         self.event = event

@@ -53,9 +53,8 @@ class TracingWatch:
             with hunter.trace(only, threading_support=False):
                 return body(*args, **kwargs)
 
-        self.original = wraps(body)(traced)  # type: ignore[assignment]
-
-    original: FunctionType
+        original: Any = wraps(body)(traced)
+        self.original: FunctionType = original
 
     def arm(self, fire: Fire) -> None:
         self._fire = fire
