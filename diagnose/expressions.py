@@ -132,7 +132,7 @@ def parse(
         UnknownNameError: a restricted expression calls a member that its module or class
             in the namespace does not have.
     """
-    if policy not in {"python", "restricted"}:
+    if policy not in ("python", "restricted"):  # noqa: PLR6201  (may be anything)
         message = f"there is no policy {policy!r}; use 'python' or 'restricted'"
         raise ExpressionError(message)
     source = _Source(text)
@@ -202,8 +202,8 @@ def _lambda(parameters: Sequence[str], body: ast.expr) -> ast.expr:
 class _Source:
     """The text of an expression, and where things are in it."""
 
-    def __init__(self, text: str) -> None:
-        if not isinstance(text, str):  # what a document holds may be anything
+    def __init__(self, text: object) -> None:
+        if not isinstance(text, str):
             message = f"an expression must be text, not {_short(text)} ({type(text).__name__})"
             raise ExpressionSyntaxError(f"{message}; write it as a string, such as 'result'")
         self.text = text
@@ -565,15 +565,17 @@ class _Admission(ast.NodeTransformer):
         part = node.generators[0]
         target = part.target
         flat = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        names = set()
         for name in flat:
             # Anything else would store: "for self.admin in [True]".
             if not isinstance(name, ast.Name):
                 what = "a loop variable that is no name or tuple of names"
                 raise self.source.refused(what, name)
             self.public(name.id, name, "name")
+            names.add(name.id)
         where, rows = self.source.at(part.iter), flat != [target]
         part.iter = self.guard(_each, part.iter, self.visit(part.iter), where, rows)
-        self.bound = frozenset(name.id for name in flat)
+        self.bound = frozenset(names)
         part.ifs = [self.visit(condition) for condition in part.ifs]
         for field in ("key", "value", "elt"):
             if hasattr(node, field):
@@ -910,10 +912,7 @@ BUILTINS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         **{kind.__name__: kind for kind in (bool, float)},
         **{f.__name__: f for f in (abs, bin, callable, chr, hex, len, oct, ord)},
-        **{
-            f.__name__: _over_items(f)
-            for f in (all, any, frozenset, list, set, sorted, tuple)  # type: ignore[list-item]
-        },
+        **{f.__name__: _over_items(f) for f in (all, any, frozenset, list, set, sorted, tuple)},
         **{f.__name__: _extreme(f) for f in (max, min)},
         "dict": _dict,
         "enumerate": _enumerate,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import outcomes, probes, specs
 from diagnose.instruments import HistogramInstrument, IncrementInstrument, LogInstrument
-from diagnose.outcomes import Outcome, Record
+from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import State
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = ["InstrumentManager", "mag"]
 log = logging.getLogger(__name__)
 
 _FORK_WAIT_SECONDS = 1.0
+_STOP_WAIT_SECONDS = 1.0
 # An instrument's arguments that every spec can set, and those that come from here.
 _USUAL_ARGUMENTS = frozenset(
     {"name", "value", "event", "expires", "custom", "mgr", "when", "policy"}
@@ -152,9 +153,15 @@ class InstrumentManager:
             records, self._records = self._records, {}
             for record in records.values():
                 self._disarm(record)
-        for key, record in records.items():
-            if record.outcome is not None and key in self.specs:
-                self._record_entry(key, self.specs[key], None)
+        # An apply() that is under way may still be telling; what takes longer is not waited for.
+        waited = self._turn.acquire(timeout=_STOP_WAIT_SECONDS)
+        try:
+            for key, record in records.items():
+                if record.outcome is not None and key in self.specs:
+                    self._record_entry(key, self.specs[key], None)
+        finally:
+            if waited:
+                self._turn.release()
 
     # --- what instruments ask, and subclasses may override ---
 
@@ -222,8 +229,8 @@ class InstrumentManager:
                 self._disarm(record)
                 record.fail(exc)
             if record.told is not document and not self._has_entry(document):
-                record.told = None
-            if record.told is None or record.outcome != before:
+                record.told = UNTOLD
+            if record.told is UNTOLD or record.outcome != before:
                 record.told = document
                 news.append((key, document, record))
         return news
@@ -413,7 +420,7 @@ class InstrumentManager:
         if not self._id_is_given:
             self.process_id = _host_and_pid()
         for record in self._records.values():
-            record.told = None
+            record.told = UNTOLD
         background = self._background
         if background is not None:
             # Should this very thread be it, its loop is to end.
@@ -450,7 +457,10 @@ def _arguments_of(made_by: Callable[..., Any]) -> frozenset[str]:
         makers = [vars(cls)["__init__"] for cls in made_by.__mro__ if "__init__" in vars(cls)]
     names: set[str] = set()
     for maker in makers:
-        parameters = inspect.signature(maker).parameters.values()
+        try:
+            parameters = inspect.signature(maker).parameters.values()
+        except (TypeError, ValueError):  # it does not say
+            return _USUAL_ARGUMENTS
         names |= {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

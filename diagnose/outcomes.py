@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from diagnose.errors import DiagnoseError, TargetNotImportedError
 from diagnose.specs import State
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from diagnose.probes import FunctionProbe
     from diagnose.specs import Spec
 
-__all__ = ["Outcome", "Record", "describe"]
+__all__ = ["UNTOLD", "Outcome", "Record", "describe"]
+
+UNTOLD: Final = object()
 
 _LONGEST_SKIP = 32
 
@@ -43,7 +45,7 @@ class Record:
         outcome: None if the spec is not meant for this process.
         final: the outcome that only a new version changes (a hit failed, its time is over).
         error: what the last attempt raised.
-        told: the document whose ``applied`` says so already.
+        told: the document whose ``applied`` says so already, or UNTOLD.
         awaited: the module that has to be imported first.
         skips: how many times to apply before what failed is tried again. It doubles: what
             keeps failing is tried ever more rarely.
@@ -75,7 +77,7 @@ class Record:
         self.outcome: Outcome | None = None
         self.final: Outcome | None = None
         self.error: Exception | None = None
-        self.told: object = None
+        self.told: object = UNTOLD
         self.awaited: str | None = None
         self.skips = self.skips_left = 0
 

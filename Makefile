@@ -1,0 +1,85 @@
+# Every target makes the environment that it needs. Nothing has to be installed before but
+# python3 (3.11 or newer) and make. To use another interpreter: make PYTHON=python3.13 test
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-live test test-one lint bench clean
+
+help:
+	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
+	@echo "make demo-live  the same, until Ctrl-C"
+	@echo "make test       the tests, on $(PYTHON) and on the newest other Python found"
+	@echo "make test-one   the tests on $(PYTHON) only"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      what a probe costs, beside upstream diagnose"
+	@echo "make clean      remove environments, caches and builds"
+
+demo: $(VENV)/.has-demo
+	@$(BIN)/python -m diagnose_mongo.demo
+
+demo-live: $(VENV)/.has-demo
+	@$(BIN)/python -m diagnose_mongo.demo --live
+
+# The search runs before the first tests, so that what will be tested is said at the start.
+test: $(VENV)/.has-test
+	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
+	mine="$$($(BIN)/python --version)"; \
+	if [ -n "$$other" ]; then \
+		minor="$$("$$other" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
+		theirs="$$("$$other" --version)"; \
+		echo "Testing on $$mine, then on $$theirs ($$other)"; \
+	else \
+		echo "Testing on $$mine; no other Python from 3.11 to 3.14 was found on this machine"; \
+	fi; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" || exit 1; \
+	if [ -n "$$other" ]; then \
+		$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" || exit 1; \
+		echo "Tested on $$mine and on $$theirs"; \
+	else \
+		echo "Tested on $$mine only: no other Python was found"; \
+	fi
+
+test-one: $(VENV)/.has-test
+	@echo "== $$($(BIN)/python --version) ($(VENV))"
+	@$(BIN)/python -m pytest -q
+
+# Twice: 3.11 and 3.12+ watch the inside of a function with different code.
+lint: $(VENV)/.has-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --python-version 3.11
+	$(BIN)/mypy --python-version 3.13
+
+bench: $(VENV)/.has-demo
+	@$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf .venv .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A file says what an environment has: it is installed anew when pyproject.toml changes.
+
+$(VENV)/.has-demo: EXTRAS := demo
+$(VENV)/.has-test: EXTRAS := test
+$(VENV)/.has-lint: EXTRAS := test,lint
+
+$(VENV)/.has-%: pyproject.toml | $(BIN)/python
+	@echo "Installing what is needed into $(VENV) ($(EXTRAS))"
+	@$(PIP) install --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# A half-made environment would look like a whole one the next time.
+$(BIN)/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "make: no '$(PYTHON)' found; diagnose needs Python 3.11 or newer" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), and diagnose needs 3.11 or newer;" \
+			"name one that is there: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; exit 1; }

@@ -1,0 +1,88 @@
+"""How specs and their ``applied`` entries look as documents: names and a pure mapping.
+
+Everything here is about plain values; :mod:`diagnose_mongo.store` moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from diagnose.specs import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "APPLIED",
+    "COLLECTION",
+    "ID",
+    "POLL_INDEX",
+    "VERSION",
+    "entry_document",
+    "entry_path",
+    "key_of",
+    "name_of",
+    "version_of",
+]
+
+COLLECTION = "specs"
+"""The collection that :func:`diagnose_mongo.start` reads."""
+
+ID = "_id"
+VERSION = "lastmodified"
+APPLIED = "applied"
+
+POLL_INDEX = "diagnose_poll"
+"""The index on ``(_id, lastmodified)`` that answers a poll without reading documents."""
+
+_LONGEST_TEXT = 2_000
+
+
+def key_of(raw_id: Any) -> Hashable:
+    """What a document with this ``_id`` is kept under in this process.
+
+    Different ids of one collection have different keys, also where Python finds them equal
+    (``1`` and ``true``) or can't hash them (``{_id: {region: "eu", n: 1}}``).
+    """
+    if isinstance(raw_id, Hashable) and not isinstance(raw_id, (bool, float)):
+        try:
+            hash(raw_id)
+        except TypeError:
+            pass  # an object that only looks hashable: it holds a list
+        else:
+            return raw_id
+    return f"{type(raw_id).__name__}:{raw_id!r}"
+
+
+def name_of(key: Hashable, document: Mapping[str, Any]) -> Hashable:
+    """What people call the spec: its field ``id`` if it is a text, else its ``_id``."""
+    name = document.get("id")
+    return name if isinstance(name, str) and name else key
+
+
+def version_of(lastmodified: object) -> object:
+    """Something that compares equal only for equal versions, whatever the field holds."""
+    return fingerprint(lastmodified)
+
+
+def entry_path(process_id: str) -> str:
+    """Where a process's entry is within a spec document."""
+    return f"{APPLIED}.{process_id}"
+
+
+def entry_document(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with texts that any document can hold: valid Unicode, of limited length."""
+    return {
+        name: [_text(item) for item in value] if isinstance(value, (list, tuple)) else _text(value)
+        for name, value in entry.items()
+    }
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if len(value) > _LONGEST_TEXT:
+        value = f"{value[: _LONGEST_TEXT - 3]}..."
+    # A lone surrogate can't be encoded, and would keep every other entry from being written.
+    return value.encode("utf-8", "replace").decode("utf-8")

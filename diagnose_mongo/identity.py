@@ -1,0 +1,95 @@
+"""Who a process is within the fleet: its id and its labels.
+
+The id names the process's entry in every spec's ``applied``, so it is a valid part of a
+field path in MongoDB (no dots, no dollars), and no other process has it: host, pid and the
+time of the start tell apart even the first processes of containers that replace each other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LABEL_VARIABLES", "Identity", "new_process_id", "sanitize"]
+
+LABEL_VARIABLES = {
+    "service": "DIAGNOSE_SERVICE",
+    "env": "DIAGNOSE_ENV",
+    "version": "DIAGNOSE_VERSION",
+}
+"""The environment variables that labels are taken from where the program gives none."""
+
+_LONGEST_PART = 100
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def sanitize(text: object) -> str:
+    """``text`` with ``_`` for each character that is not of ``[A-Za-z0-9_-]``; maybe empty."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", str(text))[:_LONGEST_PART]
+
+
+def new_process_id(base: str | None = None) -> str:
+    """An id for the process that asks: ``host-pid-start``, or ``base-pid-start``."""
+    return f"{sanitize(base or socket.gethostname())}-{os.getpid()}-{_base36(_now_in_ms())}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process id and labels, as they stand in one process.
+
+    Attributes:
+        process_id: of characters ``[A-Za-z0-9_-]`` only.
+        labels: what specs select processes by; label names to texts.
+        given: the id that the program chose, or None if it was made up here.
+    """
+
+    process_id: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    given: str | None = None
+
+    @classmethod
+    def make(
+        cls, process_id: object | None = None, labels: Mapping[str, object] | None = None
+    ) -> Self:
+        """This process's identity.
+
+        Args:
+            process_id: what the program wants to be called; characters that a field name
+                can't have become ``_``. Without it, one is made up.
+            labels: by name; None as a value takes the variable of :data:`LABEL_VARIABLES`
+                (``host``: this machine's name) as if it were not given at all.
+        """
+        found: dict[str, object] = {"host": socket.gethostname()}
+        for name, variable in LABEL_VARIABLES.items():
+            if value := os.environ.get(variable):
+                found[name] = value
+        found |= {name: value for name, value in (labels or {}).items() if value is not None}
+        given = None if process_id is None else sanitize(process_id)
+        return cls(
+            given or new_process_id(),
+            {name: str(value) for name, value in found.items()},
+            given or None,
+        )
+
+    def for_child(self) -> Identity:
+        """The identity of a process that was just forked, to be called in it."""
+        return Identity(new_process_id(self.given), self.labels, self.given)
+
+
+def _now_in_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"

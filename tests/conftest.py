@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+
+from diagnose_mongo.server import LocalServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType, FunctionType
+
+    from pymongo.database import Database
+
+# --- hypothesis -------------------------------------------------------------------------------
+
+# A machine that does other things too must not fail a test. In CI the same examples come each
+# time, so that a red run can be repeated; elsewhere new ones are tried.
+hypothesis.settings.register_profile(
+    "diagnose",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    database=None if os.environ.get("CI") else hypothesis.settings.default.database,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("diagnose")
+
+# --- nothing is left behind -------------------------------------------------------------------
+
+_originals: dict[int, tuple[weakref.ref[FunctionType], CodeType]] = {}
+
+
+def _note_swaps(event: str, arguments: tuple[Any, ...]) -> None:
+    # CPython announces each ``function.__code__ = …`` before it happens. So this needs no help
+    # from the library that it watches, and sees what a half-failed start did as well.
+    if event != "object.__setattr__" or arguments[1] != "__code__":
+        return
+    function = arguments[0]
+    by = sys._getframe(1).f_globals.get("__name__", "")
+    if by.partition(".")[0] != "diagnose":
+        return
+    noted = _originals.get(id(function))
+    if noted is None or noted[0]() is not function:
+        _originals[id(function)] = (weakref.ref(function), function.__code__)
+
+
+sys.addaudithook(_note_swaps)
+
+
+def _changed_functions() -> dict[FunctionType, CodeType]:
+    alive = ((ref(), original) for ref, original in list(_originals.values()))
+    return {
+        function: original
+        for function, original in alive
+        if function is not None and function.__code__ is not original
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test no probe is active, and every function that was probed has its own code."""
+    _originals.clear()
+    yield
+    probes = sys.modules.get("diagnose.probes")
+    active = dict(probes.active_probes) if probes is not None else {}
+    changed = _changed_functions()
+    if changed:
+        # The library's own copies of functions are given other code too, and go away with
+        # their probe, some of them in a cycle.
+        changed.clear()
+        gc.collect()
+        changed = _changed_functions()
+    _originals.clear()
+    # The next test finds a clean place also when this one left none.
+    for probe in active.values():
+        probe.stop()
+        for key in list(probe.instruments):
+            probe.detach(key)
+    if probes is not None:
+        probes.active_probes.clear()
+    for function, original in changed.items():
+        function.__code__ = original
+    assert not active, f"the test left probes: {sorted(active)}"
+    if request.node.get_closest_marker("replaces_code") is None:
+        names = sorted(f"{f.__module__}.{f.__qualname__}" for f in changed)
+        assert not names, f"these functions do not have their original code: {names}"
+
+
+# --- MongoDB ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[LocalServer]:
+    """A real MongoDB with test commands, for this run only; its TTL monitor runs each second.
+
+    A test that kills it restarts it. ``DIAGNOSE_MONGODB_URI`` is not looked at: tests kill
+    servers and set fail points, which is for one's own server only.
+    """
+    with LocalServer(test_commands=True) as local:
+        yield local
+
+
+@pytest.fixture
+def database(mongo_server: LocalServer) -> Iterator[Database[dict[str, Any]]]:
+    """An empty database of this test's own on the real server."""
+    import pymongo
+
+    if mongo_server.pid is None:
+        mongo_server.restart()
+    with pymongo.MongoClient[dict[str, Any]](mongo_server.uri, tz_aware=False) as client:
+        name = f"test_{uuid.uuid4().hex}"
+        yield client[name]
+        if mongo_server.pid is None:
+            mongo_server.restart()
+        client.drop_database(name)
