@@ -22,6 +22,7 @@ write an expression can also *read* whatever public attributes lead to.
 from __future__ import annotations
 
 import ast
+import builtins
 import datetime as dt
 import difflib
 import functools
@@ -132,7 +133,7 @@ def parse(
         UnknownNameError: a restricted expression calls a member that its module or class
             in the namespace does not have.
     """
-    if policy not in ("python", "restricted"):  # noqa: PLR6201  (may be anything)
+    if policy not in ("python", "restricted"):
         message = f"there is no policy {policy!r}; use 'python' or 'restricted'"
         raise ExpressionError(message)
     source = _Source(text)
@@ -166,9 +167,11 @@ def compile_function(
     Args:
         expression: what to evaluate.
         parameters: names, in order; those that the expression does not use too.
-        globals_: where its other names are looked up, before builtins. Neither copied nor
-            changed.
+        globals_: where its other names are looked up, before builtins. Not copied; as
+            ``eval`` does, this adds ``__builtins__`` if it has none.
     """
+    # Without them what imports something for itself fails, such as strftime.
+    globals_.setdefault("__builtins__", builtins)
     # The constants become free variables of the function, so they need no global names.
     inner = _lambda(parameters, expression.tree)
     outer = ast.fix_missing_locations(ast.Expression(_lambda(list(expression.constants), inner)))
@@ -1035,6 +1038,8 @@ def _call(
 
 # What the application put into the namespace.
 
+_MISSING = object()
+
 _DATA_CLASSES = (dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone)
 """Their instances can't change, so their instance methods may be called through the class."""
 
@@ -1134,8 +1139,11 @@ def _application_call(
 
     def call(*args: object, **keywords: object) -> object:
         nonlocal root, function
-        now = namespace.get(name)
+        now = namespace.get(name, _MISSING)
         if now is not root:
+            if now is _MISSING:
+                message = f"the application has taken {name!r} out of its namespace"
+                raise UnknownNameError(f"{message}; change the expression ({where})")
             function = _resolve(now, path, where)
             root = now
         for given in (*args, *keywords.values()):

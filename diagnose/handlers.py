@@ -22,13 +22,15 @@ import ast
 import builtins
 import itertools
 import os
+import random
 import secrets
 import threading
+import time
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from diagnose import expressions, trampoline
+from diagnose import expressions, guards, trampoline
 from diagnose.errors import ProbeError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from diagnose.expressions import Expression
+    from diagnose.guards import Limits
 
 __all__ = ["BUSY", "Plan", "Quiet", "Scope", "Tally", "disarm", "write"]
 
@@ -124,7 +127,9 @@ class Plan:
     when: Expression | None
     constants: Mapping[str, object]
     fail: Callable[[Exception], None]
+    done: Callable[[], None]
     reject: Mapping[str, Callable[[], object]]
+    limits: Limits
     check: Callable[..., object] | None = None
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
@@ -183,6 +188,7 @@ class _Writer:
             "dict": dict,
             "float": float,
             "int": int,
+            "next": next,
             "type": type,
             "fail": plan.fail,
             "namespace": scope.namespace,
@@ -263,15 +269,18 @@ class _Writer:
         if plan.when is not None:
             before += self.fetch(plan.when, fetched)
             before += _statements("if not E·when:\n C·reject_condition()\n return")
+        before += self.guards()
         whole = "D·locals" in plan.deliver
         deliver = _statements(plan.deliver.replace("D·globals", "{**C·globals, **C·namespace}"))
         fetches: list[ast.stmt] = []
         for expression in (plan.value, plan.tags):
             if expression is not None and not whole:
                 fetches += self.fetch(expression, fetched)
-        body = [*before, *fetches, *deliver]
         if whole:
-            body = [*before, *self.whole_locals(), *deliver]
+            fetches = self.whole_locals()
+        body = [*before, *fetches, *deliver]
+        if plan.limits.hits is not None:
+            body += _statements("if not d·more:\n C·done()")
 
         check = plan.check if scope.event != "end" else None
         head = "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\n return\n"
@@ -297,6 +306,22 @@ class _Writer:
         return trampoline.Hook(
             handler, tuple(self.arguments), prelude, ("args", "kwargs") if prelude else ()
         )
+
+    def guards(self) -> list[ast.stmt]:
+        """Statements that turn hits away, the cheapest first."""
+        limits, texts = self.plan.limits, []
+        if limits.sample is not None:
+            self.constants |= {"random": random.random, "sample": limits.sample}
+            texts.append("if C·random() >= C·sample:\n C·reject_sample()\n return")
+        if limits.rate is not None:
+            self.constants |= {"clock": time.perf_counter, "rate": guards.Rate(limits.rate)}
+            texts.append("if C·clock() >= C·rate.until:\n C·rate.roll()")
+            texts.append("if not C·next(C·rate.tokens, False):\n C·reject_rate()\n return")
+        if limits.hits is not None:
+            self.constants |= {"tokens": guards.hit_tokens(limits.hits), "done": self.plan.done}
+            texts.append("d·more = C·next(C·tokens, None)")
+            texts.append("if d·more is None:\n C·reject_hits()\n return")
+        return _statements("\n".join(texts))
 
     def quick(self) -> bool:
         """Whether nothing in the handler can run user code: then it need not be guarded.

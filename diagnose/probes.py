@@ -51,7 +51,7 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self.armed = True
-        plan = instrument.plan(probe, self.fail)
+        plan = instrument.plan(probe, self.fail, self.done)
         scope = site.scope(instrument.event, instrument.mgr.global_namespace)
         self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
 
@@ -73,6 +73,17 @@ class _Attachment:
             instrument.status.state = "error"
             _call_hook(instrument, "handle_error", self.probe)
         # The trampoline is made anew elsewhere: this thread has a program to go on with.
+        _timers.after(0, self._leave_site)
+
+    def done(self) -> None:
+        """End after the last hit that the limits allow; called at that hit."""
+        with handlers.Quiet():
+            with _lock:
+                if not self.armed:
+                    return
+                self.armed = False
+                handlers.disarm(self.hook)
+            self.instrument.status.state = "done"
         _timers.after(0, self._leave_site)
 
     def _leave_site(self) -> None:
@@ -305,7 +316,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     handlers.disarm(attachment.hook)
     if attachment.timer is not None:
         attachment.timer.cancel()
-    if attachment.instrument.status.state != "error":
+    if attachment.instrument.status.state not in {"error", "done"}:
         attachment.instrument.status.state = state
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from diagnose import expressions
 from diagnose.errors import ExpressionError, InstrumentError
+from diagnose.guards import Limits
 from diagnose.handlers import Plan, Tally
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ EVENTS = ("call", "return", "end")
 """The events an instrument can be on: before the body; after it returned or raised; inside
 its frame, just before it returns or raises."""
 
-REASONS = ("condition", "reentrant", "check", "error")
+REASONS = ("condition", "sample", "rate", "hits", "reentrant", "check", "error")
 
 F = TypeVar("F")
 
@@ -72,7 +73,7 @@ class Status:
 
     Attributes:
         state: ``new``, ``installed``, ``emitting`` (fired at least once), ``error``,
-            ``expired`` or ``stopped``.
+            ``done`` (all hits of its limit), ``expired`` or ``stopped``.
         code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
         error: what went wrong and what to do; or None.
     """
@@ -128,6 +129,8 @@ class Instrument:
         custom: anything; ``custom["tags"]`` is an expression whose value is a dict of tags.
         mgr: its manager; None: ``diagnose.manager``.
         when: a condition, evaluated before anything else; None: always.
+        limits: rate, sample and number of hits; what is None there is as in
+            :attr:`default_limits`.
         policy: what expressions may do: ``"python"`` or ``"restricted"``.
 
     Raises:
@@ -136,6 +139,7 @@ class Instrument:
     """
 
     quick: ClassVar[bool] = False
+    default_limits: ClassVar[Limits] = Limits()
 
     def __init__(  # noqa: PLR0917  (the names and their order are those of 5.0.1)
         self,
@@ -147,6 +151,7 @@ class Instrument:
         mgr: Manager | None = None,
         *,
         when: str | None = None,
+        limits: Limits | None = None,
         policy: Policy = "python",
     ) -> None:
         wanted: tuple[tuple[str, Any, type, str], ...] = (
@@ -173,6 +178,7 @@ class Instrument:
         self.expires = expires
         self.custom = {} if custom is None else custom
         self.when = when
+        self.limits = limits or Limits()
         self.policy: Policy = policy
         self.status = Status()
         self._mgr = mgr
@@ -283,7 +289,7 @@ class Instrument:
             message = f"{field} {_short(text)}: {error}"
             raise type(error)(message, code=error.code) from error
 
-    def plan(self, probe: Any, fail: Callable[[Exception], None]) -> Plan:
+    def plan(self, probe: Any, fail: Callable[[Exception], None], done: Callable[[], None]) -> Plan:
         """Say how a hit is served, for :func:`diagnose.handlers.write`."""
         own_tags = self.custom.get("tags")
         if own_tags is not None and not isinstance(own_tags, str):
@@ -310,6 +316,8 @@ class Instrument:
             constants=constants,
             fail=fail,
             reject=self.status.tallies(),
+            done=done,
+            limits=self.limits.over(self.default_limits),
             check=self._check(probe),
             quick=self.quick and "C·append(E·number)" in deliver,
         )

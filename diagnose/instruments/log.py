@@ -6,6 +6,7 @@ import reprlib
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from diagnose.guards import Limits
 from diagnose.instruments.base import Instrument
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Writable(Protocol):
 class LogInstrument(Instrument):
     """Writes ``Probe (NAME)[tags=TAGS] = VALUE``, one line a hit, at once.
 
+    At most 100 lines a second are written, unless ``limits`` says otherwise.
+
     Attributes:
         MAX_CHARS: the most characters of a value that are written; the rest becomes
             ``...``.
@@ -31,6 +34,7 @@ class LogInstrument(Instrument):
     """
 
     MAX_CHARS: ClassVar[int] = 2000
+    default_limits: ClassVar[Limits] = Limits(rate=100)
     out: Writable | None = None
 
     def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:

@@ -1,0 +1,115 @@
+"""Guards: how often an instrument may fire, checked before anything is captured.
+
+A hit that is turned away costs a comparison or two. Nothing here takes a lock on the way:
+tokens are handed out by an iterator, whose ``next`` is one atomic C call, so that N tokens
+make exactly N hits however many threads ask.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
+
+from diagnose.errors import InstrumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Limits", "Rate", "hit_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a user may set, per instrument and process.
+
+    Attributes:
+        rate: hits a second at most (below 1: one hit in ``1 / rate`` seconds); None: any.
+        sample: the share of hits to take, above 0 and up to 1; None: all.
+        hits: how many hits altogether; then the instrument is done; None: any.
+
+    Raises:
+        InstrumentError: code ``bad-limit``: one of them makes no sense.
+    """
+
+    rate: float | None = None
+    sample: float | None = None
+    hits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, fits, wanted in (
+            ("rate", self.rate, _is_positive, "a number of hits a second above 0"),
+            ("sample", self.sample, _is_share, "a share above 0 and up to 1"),
+            ("hits", self.hits, _is_count, "a whole number of hits from 1 on"),
+        ):
+            if value is not None and not fits(value):
+                message = f"limits.{name} is {value!r}; it has to be {wanted}, or be left out"
+                raise InstrumentError(message, code="bad-limit")
+
+    def over(self, defaults: Limits) -> Limits:
+        """These limits, and the defaults where nothing is set."""
+        return Limits(
+            defaults.rate if self.rate is None else self.rate,
+            defaults.sample if self.sample is None else self.sample,
+            defaults.hits if self.hits is None else self.hits,
+        )
+
+
+def _is_positive(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value > 0
+        and math.isfinite(value)
+    )
+
+
+def _is_share(value: object) -> bool:
+    return _is_positive(value) and value <= 1  # type: ignore[operator]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class Rate:
+    """So many hits in each window of a second (or of ``1 / rate`` seconds below one a second).
+
+    A handler asks ``clock() >= until``, and if so :meth:`roll`; then it takes one of
+    ``tokens``. The first hit opens the first window.
+
+    Args:
+        rate: hits a second.
+        clock: seconds, monotonic.
+    """
+
+    __slots__ = ("_clock", "_lock", "_size", "_window", "tokens", "until")
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._size = max(1, int(rate))
+        self._window = self._size / rate
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.tokens: Iterator[int] = repeat(1, 0)
+        self.until = -math.inf
+
+    def roll(self) -> None:
+        """Open the next window; of several threads that come for it, one does."""
+        # A handler holds no lock, so nothing can be waited for here but another roll();
+        # who does not get the lock finds the window open, or is turned away once.
+        if self._lock.acquire(blocking=False):
+            try:
+                now = self._clock()
+                if now >= self.until:
+                    self.tokens = repeat(1, self._size)
+                    self.until = now + self._window
+            finally:
+                self._lock.release()
+
+
+def hit_tokens(count: int) -> Iterator[int]:
+    """One token for each of ``count`` hits: 1, and 0 for the last."""
+    return chain(repeat(1, count - 1), (0,))
