@@ -78,8 +78,13 @@ $(VENV)/.has-%: pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "make: no '$(PYTHON)' found; diagnose needs Python 3.11 or newer" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), and diagnose needs 3.11 or newer;" \
-			"name one that is there: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(9 if sys.version_info < (3, 11) else 0)' || { \
+		case $$? in \
+			9) echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1);" \
+				"diagnose needs 3.11 or newer" >&2 ;; \
+			*) echo "make: '$(PYTHON)' does not run" >&2 ;; \
+		esac; \
+		echo "make: if another one is there, name it: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; \
+		exit 1; }
 	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; exit 1; }

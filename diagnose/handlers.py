@@ -291,8 +291,8 @@ class _Writer:
             body = _statements("if not C·check():\n C·reject_check()\n return") + body
         guarded = "try:\n E·body\nexcept C·Exception as d·error:\n C·fail(d·error)\n"
         if not self.quick():
-            guarded = guarded.replace("try:\n", "try:\n C·enter(C·ident())\n")
-            guarded += "finally:\n C·leave(C·ident())\n"
+            guarded = f"d·ident = C·ident()\ntry:\n C·enter(d·ident)\n{guarded[5:]}"
+            guarded += "finally:\n C·leave(d·ident)\n"
         parameters = ["d·verdict"] if check is not None else []
         parameters += ["d·locals"] if scope.event == "end" else self.arguments
         handler = self.function(parameters, _statements(head + guarded), body)

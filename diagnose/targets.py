@@ -545,8 +545,14 @@ def _import(name: str) -> bool:
 
 
 def _package_path(module: object) -> Any:
+    """Where a package looks for its modules; None for what is no package."""
     step = _look_up(module, "__path__")
-    return None if step is None else step.value
+    if step is None:
+        return None
+    # Finders iterate over it: a path of the program's own making might not end.
+    is_made_by_importlib = _read_name(type(step.value)).endswith("NamespacePath")
+    is_path = is_made_by_importlib or issubclass(type(step.value), list | tuple)
+    return step.value if is_path else None
 
 
 def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:

@@ -51,12 +51,21 @@ class Poller:
             before the next regular moment. What it raises is logged.
         period: seconds between two calls.
         phase: see :func:`phase_of`.
+        settle: seconds before the first call, in addition.
     """
 
-    def __init__(self, poll: Callable[[], float | None], *, period: float, phase: float) -> None:
+    def __init__(
+        self,
+        poll: Callable[[], float | None],
+        *,
+        period: float,
+        phase: float,
+        settle: float = 0.0,
+    ) -> None:
         self._poll = poll
         self._period = period
         self._phase = phase
+        self._settle = settle
         self._scheduler: _SteadyScheduler | None = None
 
     def start(self) -> None:
@@ -75,7 +84,8 @@ class Poller:
             coalesce=True,
             max_instances=1,
             next_run_time=_in_seconds(
-                self._phase / self._period * min(self._period, FIRST_POLL_WITHIN_SECONDS)
+                self._settle
+                + self._phase / self._period * min(self._period, FIRST_POLL_WITHIN_SECONDS)
             ),
         )
         self._scheduler = scheduler

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import ServerError, StoreError
-from diagnose_mongo import guardian
+from diagnose_mongo import guardian, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -267,9 +267,6 @@ class LocalServer:
         )
 
     def _launch(self, port: int) -> None:
-        # Imported here: this module can be imported, and say what is missing, without pymongo.
-        from diagnose_mongo import store  # noqa: PLC0415 - as said
-
         assert self._directory is not None
         deadline = time.monotonic() + self._start_seconds
         dbpath = self._dbpath or self._directory / "data"
@@ -289,7 +286,7 @@ class LocalServer:
         self._port = port
         try:
             store.initiate_replica_set(port, max(1.0, deadline - time.monotonic()))
-        except (StoreError, ServerError) as exc:
+        except StoreError as exc:
             self._check_running(log, port)
             raise ServerError(
                 f"{self._mongod} on port {port} did not become primary: {exc}. "

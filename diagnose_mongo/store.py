@@ -93,13 +93,14 @@ class SpecStore:
         timeout: seconds for one call.
 
     Attributes:
+        is_owned: whether the client goes with the store.
         is_real: whether it is pymongo's collection, with all that a server can do.
     """
 
     def __init__(
         self, collection: SpecCollection, *, owned: bool = False, timeout: float = 10.0
     ) -> None:
-        self._owned = owned
+        self.is_owned = owned
         self._timeout = timeout
         self.is_real = isinstance(collection, Collection)
         self._collection = (
@@ -292,7 +293,7 @@ class SpecStore:
 
     def close(self) -> None:
         """Close the client, if it is the store's own. Idempotent."""
-        if self._owned:
+        if self.is_owned:
             self._collection.database.client.close()
 
     @contextlib.contextmanager

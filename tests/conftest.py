@@ -5,11 +5,13 @@ import os
 import sys
 import uuid
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
+import diagnose.errors
 from diagnose_mongo.server import LocalServer
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ hypothesis.settings.load_profile("diagnose")
 
 # --- nothing is left behind -------------------------------------------------------------------
 
+_LIBRARY = str(Path(diagnose.errors.__file__).parent) + os.sep
 _originals: dict[int, tuple[weakref.ref[FunctionType], CodeType]] = {}
 
 
@@ -43,11 +46,19 @@ def _note_swaps(event: str, arguments: tuple[Any, ...]) -> None:
         return
     function = arguments[0]
     by = sys._getframe(1).f_globals.get("__name__", "")
-    if by.partition(".")[0] != "diagnose":
+    if by.partition(".")[0] != "diagnose" or _made_by_the_library(function):
         return
     noted = _originals.get(id(function))
     if noted is None or noted[0]() is not function:
         _originals[id(function)] = (weakref.ref(function), function.__code__)
+
+
+def _made_by_the_library(function: FunctionType) -> bool:
+    """Handlers and stand-ins have no user whose code it would be."""
+    filename = function.__code__.co_filename
+    if filename.startswith(("<probe ", "<diagnose")):
+        return True
+    return filename.startswith(_LIBRARY) and "<locals>" in function.__qualname__
 
 
 sys.addaudithook(_note_swaps)
@@ -71,8 +82,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     active = dict(probes.active_probes) if probes is not None else {}
     changed = _changed_functions()
     if changed:
-        # The library's own copies of functions are given other code too, and go away with
-        # their probe, some of them in a cycle.
+        # Functions that nobody holds any more can't be called; some are kept by a cycle.
         changed.clear()
         gc.collect()
         changed = _changed_functions()

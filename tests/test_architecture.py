@@ -5,13 +5,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).resolve().parent.parent
 
-# Each module imports only from modules that stand above it here. What stands on one line is one
-# unit: inside it any order is fine, as long as there is no circle.
+# Each module imports only from modules that stand above it here, also for types alone. A package
+# is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
     diagnose.targets
@@ -22,10 +26,12 @@ ORDER = """
     diagnose.trampoline
     diagnose.handlers
     diagnose.internals
+    diagnose.sites
     diagnose.sinks
     diagnose.instruments
     diagnose.probes
     diagnose.specs
+    diagnose.outcomes
     diagnose.managers
     diagnose.breakpoints
     diagnose
@@ -83,11 +89,26 @@ def unit(module: str) -> str:
     raise AssertionError(f"{module} has no place in ORDER: give it one (design.md, section 2)")
 
 
-def imports(module: str) -> set[str]:
+def is_for_types(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
+
+
+def nodes(tree: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if types or not is_for_types(child):
+            yield from nodes(child, types=types)
+
+
+def imports(module: str, *, types: bool) -> set[str]:
     """The full names of all that a module imports: at its top, in functions, for types."""
     path = MODULES[module]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in nodes(ast.parse(path.read_text(), str(path)), types=types):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -102,8 +123,8 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def own_imports(module: str) -> set[str]:
-    return {name for name in imports(module) if name in MODULES and name != module}
+def own_imports(module: str, *, types: bool) -> set[str]:
+    return {name for name in imports(module, types=types) if name in MODULES and name != module}
 
 
 def test_every_module_has_a_place_in_the_order():
@@ -115,18 +136,12 @@ def test_every_module_has_a_place_in_the_order():
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
     place = ORDER.index(unit(module))
-    wrong = {
-        name
-        for name in own_imports(module)
-        if ORDER.index(unit(name)) > place
-        # The facade of a package is for those outside.
-        or (name in PACKAGES and module.startswith(name + "."))
-    }
+    wrong = {name for name in own_imports(module, types=True) if ORDER.index(unit(name)) > place}
     assert not wrong, f"{module} imports {sorted(wrong)}, which must import it, if anything"
 
 
 def test_no_imports_go_in_a_circle():
-    graph = {module: own_imports(module) for module in MODULES}
+    graph = {module: own_imports(module, types=False) for module in MODULES}
     while leaves := {module for module, needs in graph.items() if not needs & graph.keys()}:
         for module in leaves:
             del graph[module]
@@ -139,7 +154,7 @@ def test_only_one_place_imports(library):
     wrong = {
         module
         for module in MODULES
-        if any(name.partition(".")[0] == library for name in imports(module))
+        if any(name.partition(".")[0] == library for name in imports(module, types=True))
         and unit(module) not in ONLY_IN[library]
     }
     assert not wrong, f"{sorted(wrong)} import {library}; only {sorted(ONLY_IN[library])} may"

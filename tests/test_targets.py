@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
 import os
 import random
@@ -419,6 +420,24 @@ def test_a_directory_that_happens_to_have_the_name_is_no_module(shop):
     assert failure("just_a_directory.module.f", TargetNotFoundError).code == "module-not-found"
 
 
+def test_a_package_without_a_file_is_looked_through_too(tmp_path, monkeypatch):
+    (tmp_path / "spread_t" / "inner").mkdir(parents=True)
+    (tmp_path / "spread_t" / "inner" / "leaf.py").write_text("def f(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        importlib.import_module("spread_t.inner")
+        assert (
+            failure("spread_t.inner.leaf.f", TargetNotImportedError).name == "spread_t.inner.leaf"
+        )
+        message = failure("spread_t.inner.laef.f", TargetNotFoundError).message
+        assert "did you mean 'spread_t.inner.leaf'?" in message
+        importlib.import_module("spread_t.inner.leaf")
+        assert find("spread_t.inner.leaf.f").kind is TargetKind.FUNCTION
+    finally:
+        for name in ("spread_t.inner.leaf", "spread_t.inner", "spread_t"):
+            sys.modules.pop(name, None)
+
+
 def test_a_builtin_function_is_suggested_under_its_full_path():
     assert "did you mean 'builtins.len'?" in failure("len", TargetNotFoundError).message
     assert find("builtins.len").kind is TargetKind.REFERENCE
@@ -576,7 +595,7 @@ class RaisingFinder:
 def test_hostile_objects_are_looked_at_without_running_them(monkeypatch):
     ran = []
     module = types.ModuleType("hostile_t")
-    module.__path__ = Hostile()
+    module.__path__ = itertools.repeat("a path without an end")
     module.__name__ = Hostile()
     module.thing = Hostile()
     module.cls = HostileMeta("Cls", (), {"method": lambda self: None, "value": Hostile()})

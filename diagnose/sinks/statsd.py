@@ -116,7 +116,7 @@ class StatsdSink:
     def histogram(self, name: str, values: Sequence[float], tags: Mapping[str, object]) -> None:
         """Send samples of a distribution."""
         finite = [value for value in values if is_finite(value)]
-        self.dropped += len(values) - len(finite)
+        self._drop(len(values) - len(finite))
         kind = "|h"
         if len(finite) > self.max_values_per_flush:
             kind += f"|@{_number(self.max_values_per_flush / len(finite))}"
@@ -128,7 +128,7 @@ class StatsdSink:
         if is_finite(total):
             self._send_lines(name, [total], "|c", tags)
         else:
-            self.dropped += 1
+            self._drop(1)
 
     def close(self) -> None:
         """Close the socket; a later batch opens another one."""
@@ -142,10 +142,11 @@ class StatsdSink:
         start = f"{_clean(path) or '_'}:".encode(errors="replace")
         end = f"{kind}{_tag_part({**self.tags, **tags})}".encode(errors="replace")
         datagram = b""
+        too_long = 0
         for value in values:
             line = start + _number(value).encode() + end
             if len(line) > self.max_datagram_bytes:
-                self.dropped += 1
+                too_long += 1
             elif not datagram:
                 datagram = line
             elif len(datagram) + 1 + len(line) <= self.max_datagram_bytes:
@@ -155,6 +156,12 @@ class StatsdSink:
                 datagram = line
         if datagram:
             self._send(datagram)
+        self._drop(too_long)
+
+    def _drop(self, count: int) -> None:
+        if count:
+            with self._lock:
+                self.dropped += count
 
     def _send(self, datagram: bytes) -> None:
         error = self._open()
@@ -185,7 +192,8 @@ class StatsdSink:
         comes meanwhile loses its datagram and does not wait.
         """
         with self._lock:
-            if self._socket is not None:
+            standing = self._socket
+            if standing is not None:
                 return None
             if _monotonic() < self._open_again_at:
                 return self._error
@@ -194,7 +202,7 @@ class StatsdSink:
         try:
             opened = _connect(self.host, self.port)
         except (OSError, ValueError) as exc:  # ValueError: no possible host name
-            self._error = exc
+            self._error = exc.with_traceback(None)  # which would keep frames alive
             return exc
         with self._lock:
             if self._socket is None:

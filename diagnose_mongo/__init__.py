@@ -1,0 +1,71 @@
+"""Probes for a fleet of Python processes, steered from a MongoDB collection.
+
+    import diagnose_mongo
+
+    diagnose_mongo.start("mongodb://db.example:27017", service="web")
+
+From then on this process applies the spec documents of ``diagnose.specs`` that are meant for
+it, and reports in each of them what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diagnose_mongo.manager import MongoInstrumentManager
+
+__all__ = ["MongoInstrumentManager", "start"]
+
+_URI_VARIABLE = "DIAGNOSE_MONGODB_URI"
+_LOCAL_URI = "mongodb://127.0.0.1:27017"
+
+
+def start(
+    uri: str | None = None,
+    database: str = "diagnose",
+    *,
+    collection: str = "specs",
+    **options: Any,
+) -> MongoInstrumentManager:
+    """Make a manager with a small MongoDB client of its own, and start it.
+
+    Returns at once, whether MongoDB is there or not.
+
+    Args:
+        uri: of MongoDB; without it the variable ``DIAGNOSE_MONGODB_URI``, or else port 27017
+            of this machine.
+        database: the one with the specs.
+        collection: of spec documents.
+        options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
+            ``version``, ``labels``, ``process_id``, ``period``, ``expression_policy``.
+
+    Returns:
+        The manager; ``stop()`` ends it, as does the end of the program.
+
+    Raises:
+        StoreError: the URI is none.
+    """
+    manager_class: type[MongoInstrumentManager] = __getattr__("MongoInstrumentManager")
+    from diagnose_mongo.store import connect
+
+    store = connect(uri or os.environ.get(_URI_VARIABLE) or _LOCAL_URI, database, collection)
+    manager = manager_class(store, **options)
+    manager.start()
+    return manager
+
+
+def __getattr__(name: str) -> Any:
+    # Later than the import of this package: `diagnose_mongo.server` works without the driver.
+    if name != "MongoInstrumentManager":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from diagnose_mongo.manager import MongoInstrumentManager
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in {"pymongo", "bson", "apscheduler"}:
+            raise
+        raise ImportError(
+            f"{exc.name} is not installed: pip install 'diagnose-mongo[mongo]'", name=exc.name
+        ) from exc
+    return MongoInstrumentManager

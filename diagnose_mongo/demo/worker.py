@@ -1,0 +1,75 @@
+"""One worker process of the demo: the service of :mod:`.workload`, and a manager beside it.
+
+The two lines that make ``manager`` in :func:`main`, and ``manager.stop()``, are all that a
+program needs to be probed. No spec is mentioned here: what is probed is decided in MongoDB
+while this runs.
+
+For the demo, the worker also answers for the code of its functions: for each line on its
+standard input, and at its end, it writes a line of JSON that says which of them don't have
+their original code. The lines of ``log`` instruments come on its standard output too. It ends
+in good order on SIGTERM, and when its standard input ends: so it can't outlive the demo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+import diagnose_mongo
+from diagnose.sinks.statsd import StatsdSink
+from diagnose_mongo.demo import workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+
+__all__ = ["main"]
+
+
+def main(name: str, uri: str, database: str, statsd_port: str) -> int:
+    """Work until told to stop; returns how many functions lack their original code then."""
+    originals = {function: function.__code__ for function in service_functions()}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C would end it
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        indexer = workload.Indexer.of_standard_library()
+        stack.callback(indexer.stop)
+        indexer.start()
+
+        manager = diagnose_mongo.start(uri, database, period=1.0)
+        manager.sinks.append(StatsdSink(port=int(statsd_port), tags={"worker": name}))
+        stack.callback(manager.stop)
+
+        answer(originals, files=len(indexer.files))
+        for _ in sys.stdin:
+            answer(originals)
+    return answer(originals)
+
+
+def service_functions() -> Iterator[FunctionType]:
+    """All Python functions of the service, methods included."""
+    for value in vars(workload).values():
+        if getattr(value, "__module__", None) == workload.__name__:
+            members = vars(value).values() if isinstance(value, type) else [value]
+            for member in members:
+                function = getattr(member, "__func__", member)  # of a static or class method
+                if isinstance(function, FunctionType):
+                    yield function
+
+
+def answer(originals: dict[FunctionType, CodeType], **more: object) -> int:
+    """Say which functions don't have their original code; returns how many that are."""
+    replaced = [f.__qualname__ for f, code in originals.items() if f.__code__ is not code]
+    said = {"pid": os.getpid(), "functions": len(originals), "replaced": replaced, **more}
+    # In one piece, as threads write log lines.
+    sys.stdout.write(f"{json.dumps(said)}\n")
+    sys.stdout.flush()
+    return len(replaced)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
