@@ -27,6 +27,7 @@ import datetime as dt
 import difflib
 import functools
 import math
+import operator
 import re
 import reprlib
 import time
@@ -77,10 +78,14 @@ MAX_BITS = 4_096
 """Size of the integers that ``*``, ``%`` and ``<<`` take and give."""
 MAX_ITEMS = 100_000
 """Items that a comprehension or a builtin goes through."""
-MAX_CHARACTERS = 1_000_000
-"""Length of what ``join`` and ``replace`` give."""
+MAX_RANGE = 10_000
+"""Length of a ``range``. With more, what an expression makes itself could keep it busy."""
+MAX_CHARACTERS = 10_000
+"""Length of what ``join`` and ``replace`` give (``replace`` may also keep what it has)."""
 MAX_WIDTH = 1_000
 """Width for ``ljust`` and the like."""
+MAX_STEPS = 10_000_000
+"""Characters of a text times those of what is looked for, where the search is that slow."""
 MAX_CPU_SECONDS = 0.05
 MAX_SECONDS = 1.0
 """A comprehension ends with an error once it used that much of its thread or of the clock."""
@@ -270,6 +275,9 @@ class _Source:
         return _refused(f"{what} in {_short(self.text)}", where, advice)
 
 
+_LONGEST = 250  # a name can be as long as the expression
+
+
 def _short(value: object) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 80
@@ -277,6 +285,8 @@ def _short(value: object) -> str:
 
 
 def _refused(what: str, where: str, advice: str = _WIDEN) -> ExpressionNotAdmittedError:
+    if len(what) > _LONGEST:
+        what = what[:_LONGEST] + "…"
     return ExpressionNotAdmittedError(f"{what} is not admitted ({where}): {advice}")
 
 
@@ -393,8 +403,7 @@ def _constant(value: Any) -> ast.expr:
 _PLAIN = frozenset(
     {
         *(ast.Load, ast.And, ast.Or, ast.Not, ast.UAdd, ast.USub, ast.Invert),
-        *(ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.RShift),
-        *(ast.BitAnd, ast.BitOr, ast.BitXor),
+        *(ast.Add, ast.Div, ast.FloorDiv, ast.RShift),
         *(ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Is, ast.IsNot),
         *(ast.BoolOp, ast.UnaryOp, ast.IfExp, ast.Tuple, ast.List, ast.Set, ast.JoinedStr),
     }
@@ -469,6 +478,9 @@ class _Admission(ast.NodeTransformer):
         if name.startswith("_"):
             what = f"the {what} {name!r}, private by its underscore,"
             raise self.source.refused(what, where)
+        if name[1:2] == "·":
+            # That is how generated code writes names of its own.
+            raise self.source.refused(f"the {what} {name!r}, with a middle dot,", where)
 
     def constant(self, name: str, value: object) -> ast.Name:
         self.constants[name] = value
@@ -529,14 +541,14 @@ class _Admission(ast.NodeTransformer):
                 raise self.source.refused("a format that is computed", node)
             if not _FORMAT_SPEC.fullmatch("".join(map(str, texts))):
                 raise self.source.refused(f"the format {''.join(map(str, texts))!r}", node)
-        node.value = self.visit(node.value)
+        node.value = self.guard(_formatted, node.value, self.visit(node.value))
         return node
 
     # --- operators ---
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         sides = self.visit(node.left), self.visit(node.right)
-        guard = {ast.Mult: _multiply, ast.Mod: _modulo, ast.LShift: _shift}.get(type(node.op))
+        guard = _GUARDED_OPERATORS.get(type(node.op))
         if guard is not None:
             return self.guard(guard, node, *sides, self.source.at(node))
         if type(node.op) not in _PLAIN:
@@ -651,12 +663,12 @@ class _Admission(ast.NodeTransformer):
             if not isinstance(key, ast.Name) or key.id not in _KEYS or key.id in self.bound:
                 advice = f"use one of {', '.join(sorted(_KEYS))}; {_WIDEN}"
                 raise self.source.refused("this key", key, advice)
-            keyword.value = self.constant(f"@{key.id}()", BUILTINS[key.id])
+            # Not as "@len()": that can be the application's.
+            keyword.value = self.constant(f"@key {key.id}", BUILTINS[key.id])
         return self.called(node, f"@{name}()", BUILTINS[name], keys, iterated=name in _ITERATING)
 
     def call_method(self, node: ast.Call, func: ast.Attribute) -> ast.expr:
         where = self.source.at(func.value, end=True)
-        self.public(func.attr, where, "method")
         if func.attr not in _METHOD_NAMES:
             near = suggest(func.attr, _METHOD_NAMES)
             raise self.source.refused(f"a call of the method {func.attr!r}", where, _WIDEN + near)
@@ -734,13 +746,17 @@ class _Own:
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, str, bytes, range)
+_HASHED = (dict, set, frozenset)
 
 
-def _items(source: Any, where: str) -> Iterable[Any]:
+def _items(source: Any, where: str, *, hashed: bool = False) -> Iterable[Any]:
+    """What a builtin may go through; ``hashed`` if it puts the items into a hash table."""
     kind = type(source)
     if kind is _Own:
         return source.generator  # type: ignore[no-any-return]
-    if any(kind is container for container in _CONTAINERS) and len(source) <= MAX_ITEMS:
+    # Adding items of one hash takes quadratic time, so what is hashed anew is timed.
+    quick = _HASHED if hashed else _CONTAINERS
+    if any(kind is container for container in quick) and len(source) <= MAX_ITEMS:
         return source  # type: ignore[no-any-return]
     return _each(source, where)
 
@@ -809,16 +825,52 @@ def _shift(left: Any, right: Any, where: str) -> object:
     return left << right
 
 
-def _refuse_huge(value: object, where: str) -> None:
-    """Refuse what makes a huge integer, or a huge text of one."""
-    if isinstance(value, str | bytes):
-        huge = len(value) > MAX_LENGTH
-    elif isinstance(value, Decimal):
-        huge = value.adjusted() > MAX_LENGTH
+def _refuse_huge(value: object, where: str, *, texts: bool = True) -> None:
+    """Refuse what makes a huge number, or a huge text of one."""
+    if isinstance(value, Decimal):
+        huge = abs(value.adjusted()) > MAX_LENGTH
+    elif isinstance(value, str | bytes):
+        huge = texts and len(value) > MAX_LENGTH
     else:
         huge = isinstance(value, int) and int.bit_length(value) > MAX_BITS
     if huge:
         raise _refused(f"a {_class_name(type(value))} of that size", where)
+
+
+def _formatted(value: object) -> object:
+    _refuse_huge(value, "in an f-string", texts=False)
+    return value
+
+
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
+_SETS = (set, frozenset, *_VIEWS)
+
+
+def _guarded(operate: Callable[[Any, Any], object], word: str) -> Callable[..., object]:
+    """Guard an operator of sets: a view of a dict takes whatever can be iterated over."""
+
+    def call(left: object, right: object, where: str) -> object:
+        if type(left) is not float and type(left) is not int:
+            for side, other in ((left, right), (right, left)):
+                _refuse_iterator(side, where)
+                if issubclass(type(side), _VIEWS) and not issubclass(type(other), _SETS):
+                    what = f"{word!r} of a view of a dict and a {_class_name(type(other))}"
+                    raise _refused(what, where)
+        return operate(left, right)
+
+    call.__name__ = operate.__name__
+    return call
+
+
+_GUARDED_OPERATORS: Mapping[type[ast.operator], Callable[..., object]] = {
+    ast.Mult: _multiply,
+    ast.Mod: _modulo,
+    ast.LShift: _shift,
+    ast.Sub: _guarded(operator.sub, "-"),
+    ast.BitAnd: _guarded(operator.and_, "&"),
+    ast.BitOr: _guarded(operator.or_, "|"),
+    ast.BitXor: _guarded(operator.xor, "^"),
+}
 
 
 # Builtins.
@@ -826,9 +878,10 @@ def _refuse_huge(value: object, where: str) -> None:
 
 def _over_items(function: Callable[..., object]) -> Callable[..., object]:
     where = f"in {function.__name__}()"
+    hashed = function in _HASHED
 
     def call(items: object = (), /, **keywords: object) -> object:
-        return function(_items(items, where), **keywords)
+        return function(_items(items, where, hashed=hashed), **keywords)
 
     return call
 
@@ -863,20 +916,27 @@ def _zip(*columns: object, strict: bool = False) -> list[tuple[object, ...]]:
 def _range(*bounds: int) -> range:
     numbers = range(*bounds)
     # len() can't say how many, and numbers[…] can.
-    if len(numbers[: MAX_ITEMS + 1]) > MAX_ITEMS:
-        raise _refused(f"a range of more than {MAX_ITEMS:,} numbers", "in range()")
+    if len(numbers[: MAX_RANGE + 1]) > MAX_RANGE:
+        raise _refused(f"a range of more than {MAX_RANGE:,} numbers", "in range()")
     return numbers
 
 
 def _dict(given: Any = (), /, **entries: object) -> dict[object, object]:
     if isinstance(given, dict):
         return {**dict(dict.items(given)), **entries}
-    return {**dict(_each(given, "in dict()", rows=True)), **entries}
+    # Not dict(…): it would go through a row to its end before it counts.
+    pairs = {key: value for key, value in _each(given, "in dict()", rows=True)}  # noqa: C416
+    return {**pairs, **entries}
 
 
 def _int(value: Any = 0, /, base: int | None = None) -> int:
     _refuse_huge(value, "in int()")
     return int(value) if base is None else int(value, base)
+
+
+def _float(value: Any = 0.0, /) -> float:
+    _refuse_huge(value, "in float()")
+    return float(value)
 
 
 def _round(number: Any, ndigits: Any = None) -> object:
@@ -913,12 +973,12 @@ def _isinstance(value: object, kinds: Any, /) -> bool:
 
 BUILTINS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
-        **{kind.__name__: kind for kind in (bool, float)},
-        **{f.__name__: f for f in (abs, bin, callable, chr, hex, len, oct, ord)},
+        **{f.__name__: f for f in (abs, bool, bin, callable, chr, hex, len, oct, ord)},
         **{f.__name__: _over_items(f) for f in (all, any, frozenset, list, set, sorted, tuple)},
         **{f.__name__: _extreme(f) for f in (max, min)},
         "dict": _dict,
         "enumerate": _enumerate,
+        "float": _float,
         "int": _int,
         "isinstance": _isinstance,
         "range": _range,
@@ -953,7 +1013,7 @@ def _replace(text: str, old: str, new: str, count: int = -1, /) -> str:
     if count >= 0:
         times = min(times, count)
     size = len(text) + times * (len(new) - len(old))
-    if size > MAX_CHARACTERS:
+    if size > max(MAX_CHARACTERS, len(text)):
         raise _refused(f"a text of {size:,} characters", "in replace()")
     return str.replace(text, old, new, count)
 
@@ -983,16 +1043,28 @@ def _with_items(method: Callable[..., object]) -> Callable[..., object]:
     where = f"in {method.__name__}()"
 
     def call(value: object, /, *others: object) -> object:
-        return method(value, *[_items(other, where) for other in others])
+        return method(value, *[_items(other, where, hashed=True) for other in others])
+
+    return call
+
+
+def _searching(method: Callable[..., object]) -> Callable[..., object]:
+    # Looking from the right, and stripping, takes the product of both lengths.
+    def call(text: Any, /, *args: Any, **keywords: Any) -> object:
+        for given in (*args, *keywords.values()):
+            if isinstance(given, str | bytes) and len(given) * len(text) > MAX_STEPS:
+                what = f"a search for {len(given):,} in {len(text):,} characters"
+                raise _refused(what, f"in {method.__name__}()")
+        return method(text, *args, **keywords)
 
     return call
 
 
 _TEXT_METHODS = (
     "count endswith find index isalnum isalpha isascii isdigit islower isspace istitle isupper "
-    "lower lstrip partition removeprefix removesuffix rfind rindex rpartition rsplit rstrip "
-    "split splitlines startswith strip swapcase title upper"
+    "lower partition removeprefix removesuffix split splitlines startswith swapcase title upper"
 )
+_SEARCHING_METHODS = "lstrip rfind rindex rpartition rsplit rstrip strip"
 _STR_METHODS = "capitalize casefold isdecimal isidentifier isnumeric isprintable"
 _SET_METHODS = "difference intersection isdisjoint issubset issuperset symmetric_difference union"
 
@@ -1005,6 +1077,7 @@ METHODS: Mapping[type, Mapping[str, Callable[..., object]]] = {
     dict: _own(dict, "copy get items keys values"),
     str: {
         **_own(str, f"{_TEXT_METHODS} {_STR_METHODS}"),
+        **{name: _searching(m) for name, m in _own(str, _SEARCHING_METHODS).items()},
         **{name: _padded(m) for name, m in _own(str, "center ljust rjust zfill").items()},
         "encode": _coded(str.encode),
         "join": _join,
@@ -1014,7 +1087,12 @@ METHODS: Mapping[type, Mapping[str, Callable[..., object]]] = {
     tuple: _own(tuple, "count index"),
     set: {name: _with_items(m) for name, m in _own(set, _SET_METHODS).items()},
     frozenset: {name: _with_items(m) for name, m in _own(frozenset, _SET_METHODS).items()},
-    bytes: {**_own(bytes, _TEXT_METHODS), "decode": _coded(bytes.decode), "hex": bytes.hex},
+    bytes: {
+        **_own(bytes, _TEXT_METHODS),
+        **{name: _searching(m) for name, m in _own(bytes, _SEARCHING_METHODS).items()},
+        "decode": _coded(bytes.decode),
+        "hex": bytes.hex,
+    },
 }
 """The methods that a restricted expression may call, by the type that defines them.
 
@@ -1062,7 +1140,7 @@ def _member(module: ModuleType, name: str, where: str) -> object:
     members = module.__dict__
     if name not in members:
         near = suggest(name, (word for word in members if not word.startswith("_")))
-        message = f"module {module.__name__!r} of the application's namespace has no {name!r}{near}"
+        message = f"module {module.__name__!r} of the application's namespace has no {name!r}{near or '; correct the name'}"
         raise UnknownNameError(message)
     member = members[name]
     exported = members.get("__all__")
@@ -1100,7 +1178,7 @@ def _class_member(kind: type, name: str, where: str) -> object:
     if not of_class and not (kind in _DATA_CLASSES and isinstance(raw, MethodDescriptorType)):
         if raw is None:
             message = f"class {kind.__qualname__!r} has no {name!r}"
-            raise UnknownNameError(message + suggest(name, dir(kind)))
+            raise UnknownNameError(message + (suggest(name, dir(kind)) or "; correct the name"))
         what = f"{name!r}, which is no class or static method of {kind.__qualname__!r},"
         raise _refused(what, where)
     return getattr(kind, name)
@@ -1136,6 +1214,8 @@ def _application_call(
     name = path[0]
     root = namespace[name]
     function = _resolve(root, path, where)
+    # One guard may serve several calls in an expression, so it doesn't say which.
+    where = f"in {'.'.join(path)}()"
 
     def call(*args: object, **keywords: object) -> object:
         nonlocal root, function
@@ -1143,14 +1223,14 @@ def _application_call(
         if now is not root:
             if now is _MISSING:
                 message = f"the application has taken {name!r} out of its namespace"
-                raise UnknownNameError(f"{message}; change the expression ({where})")
+                raise UnknownNameError(f"{message}; put it back, or change the expression")
             function = _resolve(now, path, where)
             root = now
         for given in (*args, *keywords.values()):
             # Handing over something to call is a hidden call of it.
             if callable(given) or hasattr(type(given), "__next__"):
-                what = f"handing a {_class_name(type(given))} to {'.'.join(path)}()"
-                raise _refused(what, where)
+                raise _refused(f"handing over a {_class_name(type(given))}", where)
+            _refuse_huge(given, where, texts=False)
         return function(*args, **keywords)
 
     return call

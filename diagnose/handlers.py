@@ -54,7 +54,9 @@ BUSY: set[int] = _Busy()
 
 os.register_at_fork(after_in_child=BUSY.clear)
 
-_ident = threading.get_ident
+# Taken now: one of them may itself be probed, and then its module has a stand-in for it.
+_ident, _next = threading.get_ident, next
+_clock, _random = time.perf_counter, random.random
 
 
 class Quiet:
@@ -188,11 +190,12 @@ class _Writer:
             "dict": dict,
             "float": float,
             "int": int,
-            "next": next,
+            "next": _next,
             "type": type,
             "fail": plan.fail,
-            "namespace": scope.namespace,
-            "globals": scope.globals_,
+            # No dicts: tools use code objects as keys, which hashes their constants.
+            "namespace": scope.namespace.__getitem__,
+            "globals": lambda: {**scope.globals_, **scope.namespace},
             **{f"reject_{reason}": tally for reason, tally in plan.reject.items()},
             **plan.constants,
         }
@@ -212,7 +215,18 @@ class _Writer:
             fetched.add(name)
             source = self.source(name)
             if source is not None:
-                statements.append(ast.Assign([ast.Name(name, ast.Store())], source))
+                statements += self.assign(name, source)
+        return statements
+
+    def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
+        """Statements for one name; what its mapping lacks at a hit is called by its name."""
+        assignment = ast.Assign([ast.Name(name, ast.Store())], source)
+        if not isinstance(source, ast.Subscript):
+            return [assignment]
+        self.constants |= {"KeyError": KeyError, "absent": _ABSENT[self.scope.event]}
+        text = f"try:\n pass\nexcept C·KeyError:\n C·absent({name!r})"
+        statements = _statements(text)
+        statements[0].body = [assignment]  # type: ignore[attr-defined]
         return statements
 
     def source(self, name: str) -> ast.expr | None:
@@ -230,14 +244,12 @@ class _Writer:
             self.constants["bind"] = _binder(scope.signature)
             return ast.parse(f"C·bind(args, kwargs)[{name!r}]", mode="eval").body
         if name in scope.namespace:
-            return _item("namespace", name)
+            return ast.parse(f"C·namespace({name!r})", mode="eval").body
         if name in scope.globals_ or hasattr(builtins, name):
             return None
         if scope.keywords is not None and scope.event != "end":
             self.argument(scope.keywords)
-            return ast.Subscript(
-                ast.Name(scope.keywords, ast.Load()), ast.Constant(name), ast.Load()
-            )
+            return _item(scope.keywords, name)
         known = {*scope.names, *self.call_names, *scope.namespace, *scope.globals_}
         if scope.signature is not None:
             known |= set(scope.signature.parameters)
@@ -271,7 +283,7 @@ class _Writer:
             before += _statements("if not E·when:\n C·reject_condition()\n return")
         before += self.guards()
         whole = "D·locals" in plan.deliver
-        deliver = _statements(plan.deliver.replace("D·globals", "{**C·globals, **C·namespace}"))
+        deliver = _statements(plan.deliver.replace("D·globals", "C·globals()"))
         fetches: list[ast.stmt] = []
         for expression in (plan.value, plan.tags):
             if expression is not None and not whole:
@@ -283,15 +295,25 @@ class _Writer:
             body += _statements("if not d·more:\n C·done()")
 
         check = plan.check if scope.event != "end" else None
+        quick = self.quick()
         head = "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\n return\n"
+        if not quick:
+            # Asked for only once, and before anything is entered: between the start of the
+            # finally clause and the call in it no signal handler can raise.
+            head = "d·ident = C·ident()\n" + head.replace("C·ident() in", "d·ident in")
         if check is not None:
             head += "if not d·verdict:\n C·reject_check()\n return\n"
         elif plan.check is not None:
             self.constants["check"] = plan.check
             body = _statements("if not C·check():\n C·reject_check()\n return") + body
-        guarded = "try:\n E·body\nexcept C·Exception as d·error:\n C·fail(d·error)\n"
-        if not self.quick():
-            guarded = f"d·ident = C·ident()\ntry:\n C·enter(d·ident)\n{guarded[5:]}"
+        # What serves an error may itself meet the recursion limit.
+        guarded = (
+            "try:\n E·body\n"
+            "except C·Exception as d·error:\n"
+            " try:\n  C·fail(d·error)\n except C·Exception:\n  pass\n"
+        )
+        if not quick:
+            guarded = guarded.replace("try:\n", "try:\n C·enter(d·ident)\n", 1)
             guarded += "finally:\n C·leave(d·ident)\n"
         parameters = ["d·verdict"] if check is not None else []
         parameters += ["d·locals"] if scope.event == "end" else self.arguments
@@ -311,10 +333,10 @@ class _Writer:
         """Statements that turn hits away, the cheapest first."""
         limits, texts = self.plan.limits, []
         if limits.sample is not None:
-            self.constants |= {"random": random.random, "sample": limits.sample}
+            self.constants |= {"random": _random, "sample": limits.sample}
             texts.append("if C·random() >= C·sample:\n C·reject_sample()\n return")
         if limits.rate is not None:
-            self.constants |= {"clock": time.perf_counter, "rate": guards.Rate(limits.rate)}
+            self.constants |= {"clock": _clock, "rate": guards.Rate(limits.rate)}
             texts.append("if C·clock() >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·reject_rate()\n return")
         if limits.hits is not None:
@@ -472,13 +494,28 @@ def _local(name: str) -> str:
     return "@" + name[2:] if name.startswith("d·") else name
 
 
+def _absent_local(name: str) -> None:
+    message = (
+        f"{name!r} has no value there: it is set on other ways through the function; name "
+        "what every way sets"
+    )
+    raise NameError(message) from None
+
+
+def _absent_keyword(name: str) -> None:
+    message = f"this call has no argument {name!r}; write kwargs.get({name!r}) instead"
+    raise NameError(message) from None
+
+
+_ABSENT = {"call": _absent_keyword, "return": _absent_keyword, "end": _absent_local}
+
+
 def _statements(text: str) -> list[ast.stmt]:
     return ast.parse(text).body
 
 
 def _item(mapping: str, name: str) -> ast.expr:
-    mark = mapping if mapping.startswith("d·") else f"C·{mapping}"
-    return ast.Subscript(ast.Name(mark, ast.Load()), ast.Constant(name), ast.Load())
+    return ast.Subscript(ast.Name(mapping, ast.Load()), ast.Constant(name), ast.Load())
 
 
 def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, object]]:

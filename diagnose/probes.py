@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -42,7 +43,7 @@ _lock = threading.RLock()
 class _Attachment:
     """An instrument on a function, under a key."""
 
-    __slots__ = ("armed", "hook", "instrument", "key", "probe", "site", "timer")
+    __slots__ = ("_claim", "armed", "hook", "instrument", "key", "probe", "site", "timer")
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
         self.probe = probe
@@ -51,6 +52,7 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self.armed = True
+        self._claim = itertools.count().__next__
         plan = instrument.plan(probe, self.fail, self.done)
         scope = site.scope(instrument.event, instrument.mgr.global_namespace)
         self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
@@ -60,11 +62,8 @@ class _Attachment:
         instrument = self.instrument
         with handlers.Quiet():
             instrument.status.tallies()["error"]()
-            with _lock:
-                if not self.armed:
-                    return
-                self.armed = False
-                handlers.disarm(self.hook)
+            if not self._disarm():
+                return
             instrument.status.code = "runtime-error"
             instrument.status.error = (
                 f"{_describe(error, self)} (at a hit; the instrument is disarmed: change the "
@@ -78,13 +77,22 @@ class _Attachment:
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
         with handlers.Quiet():
-            with _lock:
-                if not self.armed:
-                    return
-                self.armed = False
-                handlers.disarm(self.hook)
+            if not self._disarm():
+                return
             self.instrument.status.state = "done"
         _timers.after(0, self._leave_site)
+
+    def _disarm(self) -> bool:
+        """Do nothing from now on; false if so it was already.
+
+        Without the lock: the program's thread may hold locks of its own (a logging
+        handler's), and whoever holds ours may be waiting for one of those.
+        """
+        if not self.armed or self._claim() > 0:
+            return False
+        self.armed = False
+        handlers.disarm(self.hook)
+        return True
 
     def _leave_site(self) -> None:
         with _lock:
@@ -241,21 +249,28 @@ class FunctionProbe:
         site = site_of(target)
         new = _Attachment(self, key, instrument, site)
         old = self._attachments.get(key)
-        _update(site, new)
+        status = instrument.status
+        was = status.state, status.code, status.error
+        # Before it is armed: the first hit may fail at once, and what it says has to stay.
+        status.state, status.code, status.error = "installed", None, None
+        try:
+            _update(site, new)
+        except DiagnoseError:
+            status.state, status.code, status.error = was
+            raise
         self._resolved = target
         self._attachments[key] = new
         self._items[key] = instrument
         active_probes.setdefault(self.target, self)
-        instrument.status.state = "installed"
-        instrument.status.error = instrument.status.code = None
+        status.attachments += 1
+        gone = [] if old is None else [old]
+        for one in gone:
+            _retire(one, "stopped")
+            _update(one.site)
         instrument.attached()
         if seconds is not None:
             new.timer = _timers.after(seconds, lambda: self._expire(new))
-        if old is None:
-            return []
-        _retire(old, "stopped")
-        _update(old.site)
-        return [old]
+        return gone
 
     def _expire(self, attachment: _Attachment) -> None:
         with _lock:
@@ -303,7 +318,13 @@ def _update(site: Site, new: _Attachment | None = None) -> None:
         kept.append(new)
     elif len(kept) == len(attachments):
         return
-    site.update([Armed(one.instrument.event, one.hook) for one in kept])
+    try:
+        site.update([Armed(one.instrument.event, one.hook) for one in kept])
+    except DiagnoseError as error:
+        if new is not None:
+            raise
+        # Only where somebody else replaced the code: what was to go is disarmed anyway.
+        log.warning("%r could not be brought up to date: %s", site, error)
     if kept:
         _on_site[id(site)] = (site, kept)
     else:
@@ -316,12 +337,16 @@ def _retire(attachment: _Attachment, state: str) -> None:
     handlers.disarm(attachment.hook)
     if attachment.timer is not None:
         attachment.timer.cancel()
-    if attachment.instrument.status.state not in {"error", "done"}:
-        attachment.instrument.status.state = state
+    status = attachment.instrument.status
+    status.attachments -= 1
+    if not status.attachments and status.state not in {"error", "done"}:
+        status.state = state
 
 
 def _finish(gone: list[_Attachment]) -> None:
     for attachment in gone:
+        if attachment.instrument.status.attachments:
+            continue  # it is on another function too, or was put on again
         with handlers.Quiet():
             attachment.instrument.detached()
             _call_hook(attachment.instrument, "finish")

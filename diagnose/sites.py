@@ -119,7 +119,9 @@ class CodeSite:
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`."""
-        code = self._base if self._ours is not None else self._function.__code__
+        code = self._function.__code__
+        if code is self._ours:
+            code = self._base
         if event == "end":
             names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
         else:
@@ -250,7 +252,13 @@ class _BindingStandin(_Standin):
     __slots__ = ()
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else MethodType(self, instance)  # type: ignore[arg-type]
+        found = object.__getattribute__(self, "_found")
+        bound = type(found).__get__(found, instance, owner)
+        if bound is found:
+            return self
+        if type(bound) is MethodType and bound.__func__ is found:
+            return MethodType(self, bound.__self__)  # type: ignore[arg-type]
+        return bound
 
 
 class ReferenceSite:
@@ -321,7 +329,7 @@ class ReferenceSite:
             owner: Any = self._target.owner
             try:
                 setattr(owner, self._target.name, self._standin)
-            except (AttributeError, TypeError) as error:
+            except Exception as error:
                 message = f"{self._target.path!r} can't be replaced on {owner!r}: {error}"
                 raise TargetKindError(message, code="target-immutable") from error
             self._placed = True
@@ -332,15 +340,19 @@ class ReferenceSite:
         """Replace every reference that a loaded module or a class in one holds."""
         owners: list[Any] = [self._target.owner]
         seen: set[int] = set()
-        for module in list(sys.modules.values()):
-            if isinstance(module, type(sys)):
+        for name, module in list(sys.modules.items()):
+            # What this library itself uses stays: it must not probe its own work.
+            if isinstance(module, type(sys)) and name.partition(".")[0] != "diagnose":
                 owners.append(module)
-                owners += [value for value in list(vars(module).values()) if type(value) is type]
+                inside = list(vars(module).values())
+                owners += [value for value in inside if issubclass(type(value), type)]
         for owner in owners:
             if id(owner) in seen:
                 continue
             seen.add(id(owner))
             for name, value in list(getattr(owner, "__dict__", {}).items()):
                 if value is old:
-                    with contextlib.suppress(AttributeError, TypeError):
+                    # Some refuse, as built-in types do, and some have a __setattr__ of
+                    # their own, which may raise anything.
+                    with contextlib.suppress(Exception):
                         setattr(owner, name, new)

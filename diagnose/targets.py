@@ -58,8 +58,7 @@ _read_static_function = staticmethod.__dict__["__func__"].__get__
 _read_class_function = classmethod.__dict__["__func__"].__get__
 _ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
 
-_TPFLAGS_IMMUTABLETYPE = 1 << 8
-_TPFLAGS_HEAPTYPE = 1 << 9
+_TPFLAGS_IMMUTABLETYPE = 1 << 8  # all static types have it too
 
 # importlib.util.LazyLoader's modules load themselves on the first attribute access.
 _LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
@@ -209,13 +208,13 @@ class _Search:
                 label = self._prefix(loaded)
                 raise _is_module(label, sys.modules.get(label))
             if not self.import_modules:
-                raise self._not_imported(loaded) or missing or self._no_module(loaded)
+                raise self._not_imported(loaded) or self._not_found(loaded, missing)
             if isinstance(missing, TargetNotImportedError) and not has_waited:
                 # Another thread is importing it: importing it here too waits for that.
                 _import(self._prefix(loaded))
                 has_waited = True
             elif not _import(self._prefix(loaded + 1)) or self._count_loaded() <= loaded:
-                raise missing or self._no_module(loaded)
+                raise self._not_found(loaded, missing)
 
     def _prefix(self, count: int) -> str:
         return ".".join(self.parts[:count])
@@ -240,8 +239,14 @@ class _Search:
             message += f"; it runs as the program's script, under the name {here!r}"
         return _waiting_for(name, message)
 
-    def _no_module(self, loaded: int) -> TargetError:
+    def _not_found(self, loaded: int, missing: TargetError | None) -> TargetError:
         name = self._prefix(loaded + 1)
+        if name in sys.modules:
+            message = f"module {name!r} is blocked: sys.modules has None under its name"
+            return TargetNotFoundError(message, code="module-not-found")
+        return missing or self._no_module(name, loaded)
+
+    def _no_module(self, name: str, loaded: int) -> TargetError:
         if not loaded and self.parts[0] in vars(builtins):
             # "str.join" and "len" are no paths, but it is clear what they mean.
             try:
@@ -253,13 +258,10 @@ class _Search:
             else:
                 message = f"no module {name!r}; did you mean 'builtins.{self.path}'?"
                 return TargetNotFoundError(message, code="module-not-found")
-        if name in sys.modules:
-            message = f"module {name!r} is blocked: sys.modules has None under its name"
-        else:
-            parent = self._prefix(loaded)
-            siblings = _module_names(parent, sys.modules.get(parent))
-            near = [_joined(parent, each) for each in _near_misses(self.parts[loaded], siblings)]
-            message = f"no module {name!r}{_did_you_mean(near) or _CHECK_SPELLING}"
+        parent = self._prefix(loaded)
+        siblings = _module_names(parent, sys.modules.get(parent))
+        near = [_joined(parent, each) for each in _near_misses(self.parts[loaded], siblings)]
+        message = f"no module {name!r}{_did_you_mean(near) or _CHECK_SPELLING}"
         return TargetNotFoundError(message, code="module-not-found")
 
     def _walk(self, label: str, module: object, names: list[str]) -> Target:
@@ -276,10 +278,11 @@ class _Search:
             if not rest:
                 return self._classify(step, holder, here)
             if _is_a(step.value, property):
-                if len(rest) == 1 and rest[0] in _ACCESSORS:
+                if rest[0] not in _ACCESSORS:
+                    message = f"{here!r} is a property: what it gives is only known when it runs"
+                    raise TargetKindError(f"{message}; probe it, or its 'fget', 'fset' or 'fdel'")
+                if len(rest) == 1:
                     return self._property(step, holder, here, rest[0])
-                message = f"{here!r} is a property: what it gives is only known when it runs"
-                raise TargetKindError(f"{message}; probe it, or its 'fget', 'fset' or 'fdel'")
             holder, label = _unwrapped(step.value), here
         raise _is_module(label, module)
 
@@ -353,8 +356,7 @@ class _Search:
         owner = step.owner
         advice = "probe the Python function that calls it"
         if _is_a(owner, type):
-            flags = _read_flags(owner)
-            if flags & _TPFLAGS_IMMUTABLETYPE or not flags & _TPFLAGS_HEAPTYPE:
+            if _read_flags(owner) & _TPFLAGS_IMMUTABLETYPE:
                 source = f"{'is inherited' if holder is not owner else 'is'} from"
                 why = f"{source} {_class_name(owner)!r}, a type whose attributes can't be replaced"
                 raise TargetKindError(f"{here!r} {why}; {advice}", code="target-immutable")

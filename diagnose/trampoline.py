@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.errors import ProbeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
 __all__ = ["ENTRY_NAMES", "EXIT_NAMES", "Hook", "Parameters", "copy_function", "write"]
 
@@ -42,6 +42,8 @@ EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end"})
 
 _RESUME = dis.opmap["RESUME"]
 _NOP = dis.opmap["NOP"]
+# Taken now: one of them may itself be probed, and then its module has a stand-in for it.
+_clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
 _KINDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # Marks that a decorator (types.coroutine) may have put on the code; they say how others
 # may use it, so the stand-in has to carry them too.
@@ -154,17 +156,19 @@ def write(
         tuple((hook.names, hook.prelude is not None, hook.prelude_names) for hook in before),
         tuple((hook.names, hook.prelude is not None, hook.prelude_names) for hook in after),
         on_error is not None,
+        len(code.co_freevars),
     )
     template = _template(*shape)
     constants: dict[object, object] = {
         "@original": original,
-        "@clock": time.perf_counter,
-        "@time": time.time,
-        "@frame": sys._getframe,
+        "@clock": _clock,
+        "@time": _time,
+        "@frame": _getframe,
         "@now": _utcnow,
         "@forget_frame": _forget_frame,
+        "@first_step": _first_step,
         "@BaseException": BaseException,
-        "@GeneratorExit": GeneratorExit,
+        "@StopIteration": StopIteration,
         "@StopAsyncIteration": StopAsyncIteration,
         "@on_error": on_error,
     }
@@ -179,8 +183,6 @@ def write(
         co_filename=code.co_filename,
         co_firstlineno=code.co_firstlineno,
         co_flags=flags,
-        # Free variables must be as many as the function's closure has cells. Nothing in
-        # the trampoline reads them, so their slots may stay empty.
         co_freevars=code.co_freevars,
         co_consts=tuple(
             constants.get(value, value) if isinstance(value, str) else value
@@ -198,8 +200,22 @@ def _utcnow() -> Any:
 def _forget_frame(error: BaseException) -> None:
     """Take the calling trampoline's entry off the front of a traceback."""
     trace = error.__traceback__
-    if trace is not None and trace.tb_frame is sys._getframe(1):
+    if trace is not None and trace.tb_frame is _getframe(1):
         error.__traceback__ = trace.tb_next
+
+
+def _first_step(agen: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """Start an async generator behind the event loop's back.
+
+    A loop keeps a list of those that it has to close. The trampoline's is on it; the
+    original behind that must not be, or the loop closes both at the same time.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return agen.asend(None)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 Shape = tuple[tuple[str, ...], bool, tuple[str, ...]]
@@ -212,11 +228,20 @@ def _template(
     before: tuple[Shape, ...],
     after: tuple[Shape, ...],
     ends: bool,  # noqa: FBT001
+    free: int,
 ) -> CodeType:
     body = _body(parameters, kind, before, after, ends=ends)
     signature = _signature(parameters)
     prefix = "async def" if kind & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR) else "def"
-    text = f"{prefix} d·trampoline({signature}):\n" + "\n".join(f"    {line}" for line in body)
+    lines = [f"{prefix} d·trampoline({signature}):", *_indented(body)]
+    if free:
+        # Free variables must be as many as the function's closure has cells. Nothing here
+        # reads them, but the compiler has to see them: where their slots stay empty,
+        # ``f_locals`` of the frame crashes 3.11 and 3.12.
+        cells = ", ".join(f"d·free{number}" for number in range(free))
+        lines.insert(1, f"    if 0: {cells}")
+        lines = ["def d·outer():", f"    for {cells} in (): pass", *_indented(lines)]
+    text = "\n".join(lines)
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
@@ -227,10 +252,14 @@ def _template(
         raise ProbeError(message) from error
     _Namer().visit(tree)
     module = compile(tree, "<diagnose>", "exec", dont_inherit=True)
-    code = next(value for value in module.co_consts if isinstance(value, CodeType))
+    code = _inner(_inner(module) if free else module)
     if not kind and _frames_hide:
         return _without_resume(code)
     return code
+
+
+def _inner(code: CodeType) -> CodeType:
+    return next(value for value in code.co_consts if isinstance(value, CodeType))
 
 
 class _Namer(ast.NodeTransformer):
@@ -355,6 +384,14 @@ def _body(
             extra.get(name) or (name if name in plain else source[name]) for name in names
         )
 
+    gone = sorted(wanted - plain - set(source))
+    if gone:
+        message = (
+            f"the function has no parameter {gone[0]!r} any more: its code was replaced while it "
+            "was probed; take the instruments that name it off, or change them"
+        )
+        raise ProbeError(message)
+
     def calls(what: str, shapes: tuple[Shape, ...], extra: dict[str, str]) -> list[str]:
         lines = []
         for number, (names, prelude, _) in enumerate(shapes):
@@ -383,10 +420,11 @@ def _body(
         tail.append("d·end = C·time()")
 
     call = _call(parameters)
-    if not (after or ends):
-        return head + _delegate(call, kind, returns=True)
+    visible = bool(kind) or not _frames_hide
+    if not (after or ends or visible):
+        return [*head, f"return {call}"]
     failed = []
-    if kind or not _frames_hide:
+    if visible:
         # A bare ``raise`` does not add our frame to the traceback again.
         failed.append("C·forget_frame(d·error)")
     # The clock is read before anything else is done, so that no handler is measured.
@@ -398,7 +436,7 @@ def _body(
     return [
         *head,
         "try:",
-        *_indented(_delegate(call, kind, returns=False)),
+        *_indented(_delegate(call, kind)),
         "except C·BaseException as d·error:",
         *_indented(failed),
         *passed,
@@ -409,35 +447,53 @@ def _indented(lines: list[str]) -> list[str]:
     return ["    " + line for line in lines]
 
 
-def _delegate(call: str, kind: int, *, returns: bool) -> list[str]:
+def _delegate(call: str, kind: int) -> list[str]:
     """Run the original to its end, whatever kind it is."""
     if kind & inspect.CO_ASYNC_GENERATOR:
         # There is no "async yield from": values, throws and closes are handed on by hand.
+        # Nothing is awaited inside an except block, where the original's exceptions would
+        # get ours as their context; and a close is thrown like any other exception, for
+        # the original may refuse it.
         return [
             f"d·agen = {call}",
-            "d·step = d·agen.asend(None)",
+            "d·step = C·first_step(d·agen)",
             "try:",
             "    while True:",
             "        d·value = await d·step",
             "        try:",
             "            d·sent = yield d·value",
-            "        except C·GeneratorExit as d·thrown:",
-            "            C·forget_frame(d·thrown)",
-            "            await d·agen.aclose()",
-            "            raise",
-            "        except C·BaseException as d·thrown:",
-            "            C·forget_frame(d·thrown)",
-            "            d·step = d·agen.athrow(d·thrown)",
+            "        except C·BaseException as d·error:",
+            "            C·forget_frame(d·error)",
+            "            d·step = d·agen.athrow(d·error)",
             "        else:",
             "            d·step = d·agen.asend(d·sent)",
             "except C·StopAsyncIteration:",
             "    d·result = None",
         ]
-    if kind & inspect.CO_COROUTINE:
-        call = f"await {call}"
-    elif kind & inspect.CO_GENERATOR:
-        call = f"yield from {call}"
-    return [f"return {call}" if returns else f"d·result = {call}"]
+    if kind & inspect.CO_GENERATOR:
+        # Not "yield from": that turns a GeneratorExit into a close, which the original
+        # can't refuse, and whose result is lost. As above, nothing is run inside an
+        # except block.
+        return [
+            f"d·gen = {call}",
+            "d·send = d·gen.send",
+            "try:",
+            "    d·value = d·send(None)",
+            "    while True:",
+            "        try:",
+            "            d·sent = yield d·value",
+            "        except C·BaseException as d·error:",
+            "            C·forget_frame(d·error)",
+            "            d·thrown = d·error",
+            "        else:",
+            "            d·value = d·send(d·sent)",
+            "            continue",
+            "        d·value = d·gen.throw(d·thrown)",
+            "        d·thrown = None",
+            "except C·StopIteration as d·stop:",
+            "    d·result = d·stop.value",
+        ]
+    return [f"d·result = {'await ' if kind else ''}{call}"]
 
 
 # --- does this interpreter hide frames without RESUME? ---------------------------------

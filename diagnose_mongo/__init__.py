@@ -48,7 +48,7 @@ def start(
         StoreError: the URI is none.
     """
     manager_class: type[MongoInstrumentManager] = __getattr__("MongoInstrumentManager")
-    from diagnose_mongo.store import connect
+    from diagnose_mongo.store import connect  # noqa: PLC0415 - see __getattr__
 
     store = connect(uri or os.environ.get(_URI_VARIABLE) or _LOCAL_URI, database, collection)
     manager = manager_class(store, **options)
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name != "MongoInstrumentManager":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from diagnose_mongo.manager import MongoInstrumentManager
+        from diagnose_mongo.manager import MongoInstrumentManager  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"pymongo", "bson", "apscheduler"}:
             raise

@@ -17,7 +17,6 @@ import random
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
@@ -29,8 +28,8 @@ from diagnose_mongo.polling import Poller, phase_of
 from diagnose_mongo.store import SpecStore, Undecodable
 
 if TYPE_CHECKING:
-    import datetime
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Mapping
+    from datetime import datetime
 
     from diagnose.expressions import Policy
     from diagnose.specs import Spec
@@ -123,6 +122,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._versions: dict[Hashable, object] = {}
         self._outbox: dict[Hashable, dict[str, Any] | None] = {}
         self._written: dict[Hashable, dict[str, Any]] = {}
+        self._complaints: set[tuple[Hashable, str]] = set()
         self._down_since: float | None = None
         self._retry_at = 0.0
         _managers[id(self)] = self
@@ -134,10 +134,12 @@ class MongoInstrumentManager(InstrumentManager):
 
         Returns at once, whether MongoDB is there or not. Idempotent.
         """
-        if self._poller is None:
+        with self._lock:
+            if self._poller is not None:
+                return
             self._stopping = threading.Event()
             self._start_polling()
-            atexit.register(self.stop)
+        atexit.register(self.stop)
 
     def stop(self) -> None:
         """Take off all that this manager has put on, stop polling, erase its entries.
@@ -146,18 +148,21 @@ class MongoInstrumentManager(InstrumentManager):
         :meth:`start` starts again. Idempotent.
         """
         atexit.unregister(self.stop)
-        self._stopping.set()
-        poller, self._poller = self._poller, None
+        with self._lock:
+            self._stopping.set()
+            poller, self._poller = self._poller, None
         if poller is not None:
             poller.stop()
         super().stop()
         if self._down_since is None:
             with contextlib.suppress(StoreError):
                 self._write(timeout=_FAREWELL_SECONDS)
-        self._forget()
-        self.specs.clear()
-        self._store.close()
-        self._store_is_stale = self._store.is_owned
+        with self._lock:
+            self._forget()
+            self.specs.clear()
+        if not self._store_is_stale:
+            self._store.close()
+            self._store_is_stale = self._store.is_owned
 
     def apply(self) -> None:
         """Poll once, now: read what changed, apply it, write the outcomes.
@@ -169,11 +174,13 @@ class MongoInstrumentManager(InstrumentManager):
     def apply_in_background(self, period: float = 60) -> None:
         """Poll every ``period`` seconds: :meth:`start` by the name that other managers have."""
         self.period = _checked_period(period)
-        if self._poller is None:
+        with self._lock:
+            poller = self._poller
+            if poller is not None:
+                poller.stop()
+                self._start_polling()
+        if poller is None:
             self.start()
-        else:
-            self._poller.stop()
-            self._start_polling()
 
     def __enter__(self) -> Self:
         self.start()
@@ -182,7 +189,7 @@ class MongoInstrumentManager(InstrumentManager):
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def now(self) -> datetime.datetime:
+    def now(self) -> datetime:
         """The server's time, as last read; this machine's until MongoDB was reached."""
         return super().now() if self._clock is None else self._clock.now()
 
@@ -201,17 +208,15 @@ class MongoInstrumentManager(InstrumentManager):
     def _poll(self, stopping: threading.Event | None) -> float | None:
         """One poll; returns when to try MongoDB again, in seconds, if that is before the next."""
         with self._turn:
+            if _is_set(stopping):
+                return None
             # A program that calls apply() wants an answer; the background keeps to its plan.
             is_time = stopping is None or time.monotonic() >= self._retry_at
-            if is_time:
-                with self._outages_noticed():
-                    self._read(stopping)
+            is_reached = is_time and self._is_reached(lambda: self._read(stopping), stopping)
             # Also without MongoDB: lifespans end, the off switch works, errors are found.
             self._apply(stopping)
-            if is_time and self._retry_at <= time.monotonic():
-                with self._outages_noticed():
-                    self._write()
-                    self._note_recovery()
+            if is_reached and self._is_reached(self._write, stopping):
+                self._note_recovery()
             return None if self._down_since is None else self._retry_at - time.monotonic()
 
     def _read(self, stopping: threading.Event | None) -> None:
@@ -238,7 +243,7 @@ class MongoInstrumentManager(InstrumentManager):
         if read or is_full:
             self._clock = store.clock() or self._clock
         with self._lock:
-            if stopping is not None and stopping.is_set():
+            if _is_set(stopping):
                 return
             self._polls += 1
             for key in [key for key in self.specs if key not in found]:
@@ -266,60 +271,68 @@ class MongoInstrumentManager(InstrumentManager):
         self._written = truth
 
     def _write(self, timeout: float | None = None) -> None:
-        outbox = dict(self._outbox)
         entries, erased = {}, []
-        for key, entry in outbox.items():
-            if entry is None and key in self._written:
-                erased.append(key)
-            elif entry is not None and self._written.get(key) != _without_time(entry):
-                entries[key] = entry
+        with self._lock:
+            outbox = {key: entry for key, entry in self._outbox.items() if key in self._raw_ids}
+            raw_ids = {key: self._raw_ids[key] for key in outbox}
+            for key, entry in outbox.items():
+                if entry is None and key in self._written:
+                    erased.append(key)
+                elif entry is not None and self._written.get(key) != _without_time(entry):
+                    entries[key] = entry
         refusals = self._store.write(
             self.process_id,
-            [
-                (self._raw_ids[key], documents.entry_document(entry))
-                for key, entry in entries.items()
-            ],
-            erased=[self._raw_ids[key] for key in erased],
+            [(raw_ids[key], entry) for key, entry in entries.items()],
+            erased=[raw_ids[key] for key in erased],
             timeout=timeout,
         )
         for raw_id, reason in refusals:
-            # Once: it is tried again when there is something else to say.
-            log.warning("the spec %r takes no entry of this process: %s", raw_id, reason)
-        for key, entry in outbox.items():
-            if self._outbox.get(key) is entry:
-                self._outbox.pop(key, None)
-        self._written |= {key: _without_time(entry) for key, entry in entries.items()}
-        for key in erased:
-            self._written.pop(key, None)
+            if (complaint := (documents.key_of(raw_id), reason)) not in self._complaints:
+                self._complaints.add(complaint)
+                log.warning("the spec %r takes no entry of this process: %s", raw_id, reason)
+        with self._lock:
+            for key, entry in outbox.items():
+                if self._outbox.get(key) is entry:
+                    self._outbox.pop(key, None)
+            self._written |= {key: _without_time(entry) for key, entry in entries.items()}
+            for key in erased:
+                self._written.pop(key, None)
 
     # --- outages ---
 
-    @contextlib.contextmanager
-    def _outages_noticed(self) -> Iterator[None]:
+    def _is_reached(self, talk: Callable[[], None], stopping: threading.Event | None) -> bool:
+        """Whether MongoDB did what it was asked for; if not, when to ask again is decided."""
+        if _is_set(stopping):
+            return False
         try:
-            yield
+            talk()
         except StoreError as exc:
-            self._note_outage(exc)
-        except Exception as exc:
+            if _is_set(stopping):
+                return False  # stop() did not wait for this, and closed the client
+            if self._down_since is None:
+                log.warning("no specs from MongoDB for now; probes stay as they are: %s", exc)
+        except Exception:
             # A defect of ours, or a driver's error that the store does not know.
             if self._down_since is None:
-                log.exception("polling failed; probes stay as they are, and it is tried again")
-            self._note_outage(exc, is_logged=True)
+                log.exception("polling failed; probes stay as they are, and it goes on")
+        else:
+            return True
+        self._note_outage()
+        return False
 
-    def _note_outage(self, error: Exception, *, is_logged: bool = False) -> None:
+    def _note_outage(self) -> None:
         now = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-            if not is_logged:
-                log.warning("no specs from MongoDB for now; probes stay as they are: %s", error)
         # Full jitter, so that a fleet does not come back all at once; growing slowly, so that
         # a short outage is over within two periods.
-        longest = min(_LONGEST_BACK_OFF_SECONDS, self.period + (now - self._down_since) / 10)
+        longest = min(_LONGEST_BACK_OFF_SECONDS, self.period + (now - self._down_since) / 20)
         self._retry_at = now + random.uniform(0, longest)
 
     def _note_recovery(self) -> None:
         if self._down_since is not None:
-            log.warning("MongoDB is back after %.0f s", time.monotonic() - self._down_since)
+            seconds = time.monotonic() - self._down_since
+            log.warning("specs come from MongoDB again, after %.0f s", seconds)
             self._down_since = None
 
     # --- what the base class asks ---
@@ -337,7 +350,7 @@ class MongoInstrumentManager(InstrumentManager):
         if value.strip().lower() not in _OFF:
             return f"switched off in this process: {DISABLED_VARIABLE}={value}"
         file = os.environ.get(DISABLE_FILE_VARIABLE)
-        if file and Path(file).exists():
+        if file and os.path.exists(file):  # noqa: PTH110 - Path.exists may raise
             return (
                 f"switched off on this machine: the file {file} of {DISABLE_FILE_VARIABLE} exists"
             )
@@ -347,7 +360,8 @@ class MongoInstrumentManager(InstrumentManager):
         return True  # documents come without entries; `_believe` compares now and then
 
     def _record_entry(self, key: Hashable, document: Any, entry: dict[str, Any] | None) -> None:
-        self._outbox[key] = entry
+        # As it will be read back, so that what was written can be compared with what is there.
+        self._outbox[key] = None if entry is None else documents.entry_document(entry)
 
     # --- fork ---
 
@@ -378,6 +392,10 @@ def _checked_period(period: float) -> float:
     if not 0 < period < math.inf:
         raise ValueError(f"period must be a number of seconds above 0, such as 10, not {period!r}")
     return float(period)
+
+
+def _is_set(stopping: threading.Event | None) -> bool:
+    return stopping is not None and stopping.is_set()
 
 
 def _without_time(entry: Any) -> Any:

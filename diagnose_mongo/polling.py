@@ -77,7 +77,7 @@ class Poller:
             logger=_quiet_logger(),
         )
         scheduler.add_job(
-            self._run,
+            self._poll,
             _PhasedInterval(self._period, self._phase),
             id=_JOB,
             misfire_grace_time=None,
@@ -96,17 +96,6 @@ class Poller:
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             scheduler.shutdown(wait=False)
-
-    def _run(self) -> None:
-        soon = self._poll()
-        scheduler = self._scheduler
-        if soon is None or scheduler is None:
-            return
-        job = scheduler.get_job(_JOB)
-        wanted = _in_seconds(soon)
-        if job is not None and wanted < job.next_run_time:
-            with contextlib.suppress(JobLookupError):  # stopped just now
-                job.modify(next_run_time=wanted)
 
 
 class _PhasedInterval(IntervalTrigger):  # type: ignore[misc]
@@ -172,11 +161,15 @@ class _DaemonExecutor(BaseExecutor):  # type: ignore[misc]
 
     def _work(self) -> None:
         while (job := self._due.get()) is not None:
+            soon = None
             try:
-                job.func()
+                soon = job.func()
             except Exception:
                 log.exception("%r failed", job.func)
             self._run_job_success(job.id, [])
+            if soon is not None and (wanted := _in_seconds(soon)) < job.next_run_time:
+                with contextlib.suppress(JobLookupError):  # stopped just now
+                    job.modify(next_run_time=wanted)
 
 
 def _in_seconds(seconds: float) -> datetime:

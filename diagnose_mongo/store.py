@@ -43,7 +43,8 @@ _ALREADY_INITIALIZED = 23
 _PATH_NOT_VIABLE = 28
 _PRIMARY_CHECK_SECONDS = 0.02
 _IDS_PER_FETCH = 1_000
-_SERVER_SELECTION_MS = 5_000
+_CALL_SECONDS = 5.0
+_CLOSE_SECONDS = 0.5
 _LONGEST_REASON = 300
 
 # Decodes whatever a server can hold: dates beyond Python's years, text that is no UTF-8, UUIDs
@@ -90,7 +91,7 @@ class SpecStore:
     Args:
         collection: pymongo's or mongomock's.
         owned: close the client with the store.
-        timeout: seconds for one call.
+        timeout: seconds for one call, finding a server included.
 
     Attributes:
         is_owned: whether the client goes with the store.
@@ -98,7 +99,7 @@ class SpecStore:
     """
 
     def __init__(
-        self, collection: SpecCollection, *, owned: bool = False, timeout: float = 10.0
+        self, collection: SpecCollection, *, owned: bool = False, timeout: float = _CALL_SECONDS
     ) -> None:
         self.is_owned = owned
         self._timeout = timeout
@@ -107,6 +108,7 @@ class SpecStore:
             collection.with_options(codec_options=_ANYTHING) if self.is_real else collection
         )
         self._use_index = False
+        self._is_index_missed = False
 
     def prepare(self) -> None:
         """Make the index that polls use; without the right to do so, polls do without."""
@@ -118,11 +120,13 @@ class SpecStore:
         except StoreError as exc:
             if not isinstance(exc.__cause__, OperationFailure):
                 raise
-            log.warning(
-                "polls read whole documents, because the index %r can't be made: %s",
-                documents.POLL_INDEX,
-                exc,
-            )
+            if not self._is_index_missed:
+                self._is_index_missed = True
+                log.warning(
+                    "polls read whole documents, because the index %r can't be made: %s",
+                    documents.POLL_INDEX,
+                    exc,
+                )
         else:
             self._use_index = True
 
@@ -132,7 +136,7 @@ class SpecStore:
             query = {documents.ID: 1, documents.VERSION: 1}
             if self._use_index:
                 try:
-                    return self._pairs(self._collection.find({}, query, hint=documents.POLL_INDEX))
+                    return self._pairs(self._collection.find({}, query).hint(documents.POLL_INDEX))
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
@@ -294,7 +298,9 @@ class SpecStore:
     def close(self) -> None:
         """Close the client, if it is the store's own. Idempotent."""
         if self.is_owned:
-            self._collection.database.client.close()
+            # The driver says good-bye to the server, and would look for one that is down.
+            with contextlib.suppress(PyMongoError), pymongo.timeout(_CLOSE_SECONDS):
+                self._collection.database.client.close()
 
     @contextlib.contextmanager
     def _talking(self, what: str, timeout: float | None = None) -> Iterator[None]:
@@ -321,8 +327,8 @@ def connect(uri: str, database: str, collection: str) -> SpecStore:
             appname="diagnose",
             connect=False,
             maxPoolSize=2,
-            serverSelectionTimeoutMS=_SERVER_SELECTION_MS,
-            connectTimeoutMS=_SERVER_SELECTION_MS,
+            serverSelectionTimeoutMS=int(_CALL_SECONDS * 1000),
+            connectTimeoutMS=int(_CALL_SECONDS * 1000),
         )
     except (PyMongoError, ValueError) as exc:
         # Not the URI itself: it may hold a password.
@@ -375,5 +381,6 @@ def initiate_replica_set(port: int, timeout: float) -> None:
 
 
 def _short(what: object) -> str:
-    text = str(what)
+    # What the driver appends to say that no server was found fills half a screen.
+    text = str(what).partition(" (configured timeouts")[0].partition(", Timeout: ")[0]
     return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."

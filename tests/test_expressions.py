@@ -716,7 +716,7 @@ def test_any_text_parses_or_gives_an_expression_error(text):
         try:
             expression = parse(text, policy=policy)
         except ExpressionError as error:
-            assert error.message  # noqa: PT017
+            assert error.message
         else:
             compile_function(expression, sorted(expression.names - {"__debug__"}), {})
 

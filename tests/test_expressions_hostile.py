@@ -118,6 +118,7 @@ def variables():
         "data": b"x",
         "generators": [generator, generator],
         "elapsed": 1.0,
+        "view": {1: 1}.keys(),
         "holder": SimpleNamespace(frame=sys._getframe(), os=os, coroutine=None, mro=1),
     }
 
@@ -546,6 +547,15 @@ REFUSED_AT_RUN = [
     "{1}.issubset(generator)",
     "1 in generator",
     "5 not in iterator",
+    "{}.keys() | generator",
+    "generator | {}.keys()",
+    "{}.items() & iterator",
+    "iterator ^ {}.keys()",
+    "{1: 1}.keys() - iterator",
+    "view | generator",
+    "view | items",
+    "items - view",
+    "user.name & generator",
     "mag(generator)",
     "mag(x=iterator)",
     "math.floor(iterator)",
@@ -604,6 +614,27 @@ REFUSED_AT_RUN = [
     "text.center(n)",
     "text.zfill(n)",
     "text.zfill(1001)",
+    "long.rfind('b' + long)",
+    "long.rindex(long)",
+    "long.rpartition(long)",
+    "long.rsplit(sep=long)",
+    "long.rsplit(long, 1)",
+    "long.strip(long)",
+    "long.lstrip(long)",
+    "long.rstrip(long)",
+    "long.encode().rfind(long.encode())",
+    "''.join([long, text])",
+    "', '.join(str(x) for x in range(9999))",
+    "range(10001)",
+    "float(long)",
+    "f'{money:f}'",
+    "f'{money:.3f}'",
+    "f'{money!r:>9}'",
+    "f'{huge}'",
+    "f'{huge:x}'",
+    "math.floor(money)",
+    "math.sqrt(huge)",
+    "mag(huge)",
     "int(long)",
     "int(long, 16)",
     "int(money)",
@@ -828,6 +859,25 @@ def test_an_object_in_the_namespace_does_not_open_its_methods():
         evaluate("user()", namespace=namespace)
 
 
+def test_what_the_application_has_of_its_own_under_private_names_stays_private():
+    class Money:
+        _secret = __secret__ = classmethod(trap)
+
+    module = types.ModuleType("shop")
+    module._secret = module.__secret__ = trap
+    module.Money = Money
+    namespace = {"_secret": trap, "__secret__": trap, "Money": Money, "shop": module}
+    for root in ("", "Money.", "shop.", "shop.Money."):
+        for text in (f"{root}_secret()", f"{root}__secret__()", f"{root}_secret"):
+            with pytest.raises(ExpressionNotAdmittedError, match="private by its underscore"):
+                parse(text, policy="restricted", namespace=namespace)
+
+
+def test_the_name_of_a_type_is_that_of_python_s_own_type_only():
+    with pytest.raises(ExpressionNotAdmittedError, match="private by its underscore"):
+        evaluate("type(user).__name__", namespace={"type": lambda value: value})
+
+
 # --- time -------------------------------------------------------------------------------------
 
 
@@ -859,6 +909,73 @@ def test_a_comprehension_ends_when_it_used_its_time(monkeypatch):
     with pytest.raises(ExpressionNotAdmittedError, match="taking longer"):
         evaluate("[x for x in steps]", steps=Steps(clock, 1000, 0.001, 0.001))
     assert clock.cpu == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("set(numbers)", "frozenset(numbers)", "{1}.union(numbers)", "{1}.isdisjoint(numbers)"),
+        *("set(n for n in numbers)", "dict(pairs)", "{n for n in numbers}"),
+        "{n: 1 for n in numbers}",
+    ],
+)
+def test_filling_a_hash_table_is_timed(monkeypatch, text):
+    # Numbers of one hash make it quadratic: 100,000 of them, minutes.
+    numbers = [number * (2**61 - 1) for number in range(100)]
+    clock = Clock(monkeypatch)
+
+    def look():
+        clock.wall += 0.001
+        clock.cpu += 0.001
+        return clock.wall
+
+    monkeypatch.setattr(time, "perf_counter", look)
+    with pytest.raises(ExpressionNotAdmittedError, match="taking longer"):
+        evaluate(text, numbers=numbers, pairs=[(number, 1) for number in numbers])
+
+
+def test_an_endless_row_is_not_gone_through():
+    with pytest.raises(ValueError, match="too many values"):
+        evaluate("dict([endless])")
+    with pytest.raises(ValueError, match="too many values"):
+        evaluate("[a for a, b in [endless]]")
+
+
+def test_a_key_is_a_builtin_also_where_the_application_has_that_name():
+    namespace = {"len": lambda value: "mine"}
+    text = "sorted(['aa', 'b'], key=len), len('')"
+    assert evaluate(text, namespace=namespace) == (["b", "aa"], "mine")
+
+
+def test_sets_and_views_of_dicts_still_work():
+    assert evaluate("{1, 2} - {1} | {3} & {3} ^ {4}") == {2, 3, 4}
+    assert evaluate("{1: 1}.keys() | {2}") == {1, 2}
+    assert evaluate("{1: 1}.keys() - {1: 2}.keys()") == set()
+    assert evaluate("{1} - view") == set()
+    assert evaluate("7 & 3 | 8 ^ 1") == 7 & 3 | 8 ^ 1
+    assert evaluate("True & False") is False
+    assert evaluate("{'a': 1} | {'b': 2}") == {"a": 1, "b": 2}
+
+
+def test_replace_may_keep_a_long_text_and_not_make_it_longer():
+    assert evaluate("long.replace('y', 'z')") == "x" * 1_000_000
+    assert evaluate("long.replace('x', '')") == ""
+    with pytest.raises(ExpressionNotAdmittedError):
+        evaluate("long.replace('x', 'xy', 1)")
+
+
+def test_a_message_is_short_whatever_was_given():
+    name = "n" * 900
+    for text in (f"{name}()", f"x.{name}()", f"x._{name}", f"_{name}", f"f'{{x:{name}}}'"):
+        with pytest.raises(ExpressionNotAdmittedError) as caught:
+            parse(text, policy="restricted")
+        assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("text", ["C·fail", "x.D·locals", "[0 for E·x in y]", "E·value()"])
+def test_names_as_generated_code_has_them_are_refused(text):
+    with pytest.raises(ExpressionNotAdmittedError):
+        parse(text, policy="restricted")
 
 
 def test_waiting_for_its_turn_does_not_count_as_using_time(monkeypatch):
@@ -1083,7 +1200,7 @@ def check(text):
         try:
             expression = parse(text, policy=policy, namespace=NAMESPACE)
         except ExpressionError as error:
-            assert error.message  # noqa: PT017
+            assert error.message
             continue
         compile_function(expression, sorted(expression.names - set(expression.constants)), {})
         if policy == "restricted":
@@ -1112,13 +1229,13 @@ def test_whatever_text_is_refused_or_holds_what_the_policy_promises(text):
     check(text)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=150)
 @given(trees.map(source_of))
 def test_whatever_runs_calls_nothing_of_the_program(text):
     try:
         expression = parse(text, policy="restricted", namespace=NAMESPACE)
     except ExpressionError:
-        hypothesis.reject()
+        return
     values = {**variables(), "x": User(), "y": [trap, User()], **NAMESPACE}
     before = [1, 2, 3]
     names = sorted(expression.names & set(values))

@@ -3,15 +3,16 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
 import sys
 import threading
 import types
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import in_child
 
 import diagnose
 from diagnose import probes
@@ -45,7 +46,7 @@ def shop():
 class Seen(ProbeTestInstrument):
     """Keeps what all of its kind saw, by name."""
 
-    results_by_name: dict[str, list] = {}
+    results_by_name: ClassVar[dict[str, list]] = {}
 
     def emit(self, name, value, tags):
         self.results_by_name.setdefault(name, []).append(value)
@@ -530,13 +531,15 @@ def test_mark_is_called_for_each_change_and_in_an_except_block_for_failures(shop
             super().__init__("me")
             self.marks = []
 
-        def mark(self, id, doc, exception=False):
+        def mark(self, id, doc, exception=False):  # noqa: A002
             self.marks.append((id, exception, sys.exc_info()[0] is not None))
             super().mark(id, doc, exception)
 
     manager = Marking()
     manager.specs["a"] = spec() | {"instrument": {"type": "log", "name": "n", "value": "x"}}
-    manager.specs["b"] = spec(target="probed_shop.nothing", instrument={"type": "log", "value": "x"})
+    manager.specs["b"] = spec(
+        target="probed_shop.nothing", instrument={"type": "log", "value": "x"}
+    )
     manager.apply()
     manager.apply()
     assert manager.marks == [("a", False, False), ("b", True, True)]
@@ -559,7 +562,7 @@ def test_mark_can_be_called_by_programs(shop, manager):
 
 def test_a_mark_that_raises_harms_nobody(shop, caplog):
     class Raising(InstrumentManager):
-        def mark(self, id, doc, exception=False):
+        def mark(self, id, doc, exception=False):  # noqa: A002
             if id == "a":
                 raise OSError("database down")
             super().mark(id, doc, exception)
@@ -614,9 +617,13 @@ junk = st.recursive(
     | st.binary(max_size=5)
     | st.datetimes()
     | st.just(object())
-    | st.sampled_from(["probed_shop.double", "probed_shop.Cart.total", "x", "return", "seen", "log"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    | st.sampled_from(
+        ["probed_shop.double", "probed_shop.Cart.total", "x", "return", "seen", "log"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 TOP = ["target", "instrument", "lifespan", "lastmodified", "when", "enabled", "select", "limits"]
@@ -776,27 +783,6 @@ def test_an_apply_that_raises_does_not_end_the_background(shop, caplog):
 # --- fork ---------------------------------------------------------------------------------------
 
 
-def in_child(work):
-    """Run ``work`` in a forked child; what it asserts counts, what it returns comes back."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.write(write, repr(work()).encode())
-            status = 0
-        except BaseException as exc:
-            os.write(write, repr(exc).encode())
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, said
-    return said
-
-
 def test_a_forked_child_keeps_what_is_armed_and_reports_as_itself(shop):
     manager = InstrumentManager()
     manager.instrument_classes["seen"] = Seen
@@ -824,7 +810,7 @@ def test_a_forked_child_keeps_what_is_armed_and_reports_as_itself(shop):
 
 def test_a_given_process_id_stays_in_a_child(shop):
     manager = InstrumentManager("me")
-    assert in_child(lambda: manager.process_id) == "'me'"
+    assert in_child(lambda: manager.process_id) == "me"
 
 
 def test_the_background_goes_on_in_a_child(shop):

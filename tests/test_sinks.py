@@ -224,9 +224,10 @@ def test_lines_share_datagrams_that_never_exceed_the_limit(server):
 
 
 def test_a_line_of_exactly_the_limit_is_sent(server):
-    one = StatsdSink(port=server.port, max_datagram_bytes=10)
-    one.histogram("abcdef", [1, 12], {})
-    assert server.datagram() == b"abcdef:1|h"
+    one = StatsdSink(port=server.port, max_datagram_bytes=11)
+    one.histogram("a", [1, 2, 3], {})
+    one.histogram("abcdefg", [1, 12], {})
+    assert [server.datagram() for _ in range(3)] == [b"a:1|h\na:2|h", b"a:3|h", b"abcdefg:1|h"]
     assert one.dropped == 1
     one.close()
 

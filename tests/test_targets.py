@@ -52,7 +52,7 @@ SHOP = {
             def __secret(self): pass
     """,
     "cart.py": """
-        import functools, random, math
+        import functools, random, math, types
         from shop_t.base import Base
 
         VAT = 19
@@ -72,6 +72,7 @@ SHOP = {
         double = lambda x: 2 * x
         randint = random.Random().randint
         sine = math.sin
+        bound = types.MethodType(len, [])
 
         class Cart(Base):
             slot = property(lambda self: 1)
@@ -101,6 +102,13 @@ SHOP = {
             @functools.lru_cache
             def fee(self): pass
 
+            @property
+            @loud
+            def owner(self): pass
+
+            @functools.singledispatchmethod
+            def add(self, item): pass
+
             pay_cash = functools.partialmethod(pay, "cash")
             parse_int = staticmethod(int)
             cached = classmethod(functools.lru_cache(price))
@@ -121,6 +129,9 @@ SHOP = {
             def config(self): raise RuntimeError("a property was run")
             def handle(self): pass
             def _setup(self): self.__hidden = double
+            def __getattr__(self, name): raise RuntimeError("__getattr__ was run")
+            @functools.cached_property
+            def computed(self): pass
 
         app = App()
         app.router = Router()
@@ -137,12 +148,15 @@ SHOP = {
             if name == "made":
                 def made(): pass
                 return made
+            if name == "length":
+                return len
             if name == "broken":
                 raise RuntimeError("can't make it")
             raise AttributeError(name)
     """,
     "broken.py": "raise RuntimeError('no database')",
     "needs.py": "import surely_missing_module",
+    "gone.py": "import sys; sys.modules[__name__] = None",
     "later.py": "def deliver(): pass",
 }
 
@@ -210,6 +224,7 @@ def test_each_kind_of_function_is_found_raw_in_its_owner(shop, path, kind, funct
     assert target.kind is kind
     assert target.function is function(shop)
     assert vars(target.owner)[target.name] is target.found
+    assert target.warnings == ()
 
 
 def test_the_accessors_of_a_property_are_found_one_by_one(shop):
@@ -218,6 +233,8 @@ def test_the_accessors_of_a_property_are_found_one_by_one(shop):
         assert (target.owner, target.name) == (shop.Cart, "size")
         assert (target.found, target.kind) == (shop.Cart.size, TargetKind.PROPERTY)
         assert target.function is getattr(shop.Cart.size, accessor)
+    wrapped = shop.Cart.owner.fget.__wrapped__
+    assert find("shop_t.cart.Cart.owner.fget.__wrapped__").function is wrapped
     error = failure("shop_t.cart.Cart.size.fdel", TargetNotFoundError)
     assert "has no 'fdel'" in error.message
     assert "'shop_t.cart.Cart.size.fset'" in error.message
@@ -229,7 +246,7 @@ def test_the_function_under_a_decorator_is_found_through_wrapped(shop):
     assert find("shop_t.cart.Cart.pay.__wrapped__").function is shop.Cart.pay.__wrapped__
 
 
-@pytest.mark.parametrize("name", ["rate", "half", "sine", "Cart.fee", "Cart.pay_cash"])
+@pytest.mark.parametrize("name", ["rate", "half", "sine", "bound", "Cart.fee", "Cart.pay_cash"])
 def test_callables_without_python_code_are_references_that_setattr_replaces(shop, name):
     target = find(f"shop_t.cart.{name}")
     assert (target.kind, target.function) == (TargetKind.REFERENCE, None)
@@ -284,6 +301,14 @@ def test_functions_are_found_through_instances(shop):
     assert find("shop_t.cart.slotted.handler.handle").function is shop.App.handle
     target = find("shop_t.cart.app.on_start")
     assert (target.owner, target.name, target.kind) == (shop.app, "on_start", TargetKind.FUNCTION)
+
+
+def test_instances_are_looked_at_as_python_does(shop):
+    # A property goes before what is in the instance, anything else comes after it.
+    vars(shop.app).update(config=shop.double, handle=shop.double, computed=shop.app.router)
+    assert find("shop_t.cart.app.config").kind is TargetKind.PROPERTY
+    assert find("shop_t.cart.app.handle").function is shop.double
+    assert find("shop_t.cart.app.computed.route").function is shop.Router.route
 
 
 def test_a_property_is_found_through_an_instance_and_not_run(shop):
@@ -345,6 +370,7 @@ def test_a_class_is_refused_with_its_methods(shop):
     assert "'shop_t.cart.Cart.__init__' to see instances being made" in error.message
     assert "'shop_t.cart.Cart.checkout'" in error.message
     assert "__init__" not in failure("shop_t.cart.Router", TargetKindError).message
+    assert "method" in failure("shop_t.cart.Slotted", TargetKindError).message
 
 
 @pytest.mark.parametrize(
@@ -362,6 +388,11 @@ def test_a_cached_class_method_is_refused_in_favour_of_what_it_caches(shop):
     assert find("shop_t.cart.Cart.cached.__wrapped__").function is shop.price
 
 
+def test_an_object_with_functions_in_it_is_refused_in_their_favour(shop):
+    assert "'shop_t.cart.Cart.add.func'" in failure("shop_t.cart.Cart.add", TargetKindError).message
+    assert find("shop_t.cart.Cart.add.func").kind is TargetKind.FUNCTION
+
+
 def test_an_unset_slot_is_not_found(shop):
     assert failure("shop_t.cart.slotted.empty.x", TargetNotFoundError).code == "target-not-found"
 
@@ -372,6 +403,7 @@ def test_an_unset_slot_is_not_found(shop):
 def test_methods_of_immutable_types_are_refused_with_the_way_out(path):
     error = failure(path, TargetKindError)
     assert error.code == "target-immutable"
+    assert ("inherited" in error.message) == path.startswith("collections")
     assert "probe the Python function that calls it" in error.message
 
 
@@ -388,6 +420,26 @@ def test_a_missing_attribute_names_its_owner_and_near_misses(shop):
 def test_a_missing_attribute_that_another_module_has_is_pointed_to(shop):
     message = failure("shop_t.base.Cart.checkout", TargetNotFoundError).message
     assert message.endswith("; there is 'shop_t.cart.Cart.checkout'")
+    # Where it is defined, not where it is imported too; and of the same package only.
+    importlib.import_module("shop_t.lazy")
+    message = failure("shop_t.lazy.Base.total", TargetNotFoundError).message
+    assert message.endswith("; there is 'shop_t.base.Base.total'")
+    assert "there is" not in failure("shop_t.base.fspath", TargetNotFoundError).message
+
+
+def test_what_a_package_lacks_may_be_an_attribute_or_a_module(shop):
+    error = failure("shop_t.Discout.apply", TargetNotFoundError)
+    assert error.code == "target-not-found"
+    assert error.message == "package 'shop_t' has no 'Discout'; did you mean 'Discount'?"
+    assert failure("shop_t.Discout", TargetNotFoundError).code == "target-not-found"
+    assert failure("shop_t.zzz", TargetNotFoundError).code == "target-not-found"
+    error = failure("shop_t.zzz.f", TargetNotFoundError)
+    assert error.code == "module-not-found"
+    assert "check the spelling" in error.message
+    for path in ("shop_t.cart.zzz.f", "shop_t.cart.__init__", "shop_t.cart.__repr__"):
+        error = failure(path, TargetNotFoundError)
+        assert error.code == "target-not-found"
+        assert "check the spelling" in error.message
 
 
 def test_a_missing_module_is_told_from_one_that_is_not_imported(shop):
@@ -403,6 +455,8 @@ def test_a_missing_module_is_told_from_one_that_is_not_imported(shop):
     assert error.message == (
         "module 'shop_t.later' is not imported in this process yet; the probe is applied when it is"
     )
+    # A module in no package has no modules in it, whatever there is of that name elsewhere.
+    assert failure("shop_t.later.json.dumps", TargetNotImportedError).name == "shop_t.later"
     assert "shop_t.later" not in sys.modules
 
 
@@ -452,6 +506,8 @@ def test_a_module_that_another_thread_is_importing_is_waited_for(shop, monkeypat
     assert find("half_done.ready").function is half.ready
     error = failure("half_done.Cart.checkout", TargetNotImportedError)
     assert error.name == "half_done"
+    error = failure("half_done.Cart", TargetNotImportedError, import_modules=True)
+    assert "attach the probe when it is complete" in error.message
     half.__spec__._initializing = False
     assert failure("half_done.Cart.checkout", TargetNotFoundError).code == "target-not-found"
 
@@ -501,6 +557,42 @@ def test_an_import_that_fails_says_how(shop):
     assert "surely_missing_module" in error.message
 
 
+def test_a_module_that_blocks_itself_is_not_imported_again_and_again(shop):
+    error = failure("shop_t.gone.f", TargetNotFoundError, import_modules=True)
+    assert error.code == "module-not-found"
+    assert "blocked" in error.message
+
+
+def test_a_blocked_module_is_not_waited_for(shop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shop_t.later", None)
+    for import_modules in (False, True):
+        error = failure("shop_t.later.f", TargetNotFoundError, import_modules=import_modules)
+        assert error.message == (
+            "module 'shop_t.later' is blocked: sys.modules has None under its name"
+        )
+
+
+def test_code_asks_no_getattr_but_a_modules(shop):
+    error = failure("shop_t.cart.app.nothing", TargetNotFoundError, import_modules=True)
+    assert "'shop_t.cart.app' (a App) has no 'nothing'" in error.message
+
+
+def test_an_object_that_stands_for_a_module_is_one(shop, monkeypatch):
+    class Dynamic:
+        asked = 0
+
+        def __getattr__(self, name):
+            if name != "made":
+                raise AttributeError(name)
+            Dynamic.asked += 1
+            return shop.double
+
+    monkeypatch.setitem(sys.modules, "dynamic_t", Dynamic())
+    failure("dynamic_t.made", TargetNotFoundError)
+    assert Dynamic.asked == 0
+    assert resolve("dynamic_t.made", import_modules=True).function is shop.double
+
+
 def test_a_modules_getattr_is_asked_by_code_and_never_by_a_spec(shop):
     lazy = importlib.import_module("shop_t.lazy")
     assert "__getattr__" in failure("shop_t.lazy.made", TargetNotFoundError).message
@@ -508,6 +600,7 @@ def test_a_modules_getattr_is_asked_by_code_and_never_by_a_spec(shop):
     target = resolve("shop_t.lazy.made", import_modules=True)
     assert target.function.__name__ == "made"
     assert "made by __getattr__" in target.warnings[0]
+    assert resolve("shop_t.lazy.length", import_modules=True).kind is TargetKind.REFERENCE
     failure("shop_t.lazy.other", TargetNotFoundError, import_modules=True)
     error = failure("shop_t.lazy.broken", TargetNotFoundError, import_modules=True)
     assert error.code == "module-import-failed"
@@ -533,7 +626,8 @@ def test_a_script_is_found_under_main_and_its_other_name_says_so(tmp_path):
         from diagnose.targets import resolve
         def work(): pass
         if __name__ == "__main__":
-            assert resolve("__main__.work", import_modules=False).function is work
+            found = resolve("__main__.work", import_modules=False)
+            assert (found.function, found.warnings) == (work, ())
             try:
                 resolve("script_t.work", import_modules=False)
             except TargetNotImportedError as error:

@@ -76,9 +76,10 @@ class Status:
             ``done`` (all hits of its limit), ``expired`` or ``stopped``.
         code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
         error: what went wrong and what to do; or None.
+        attachments: how many functions the instrument is on.
     """
 
-    __slots__ = ("_reasons", "_state", "code", "drained", "error", "hit")
+    __slots__ = ("_reasons", "_state", "attachments", "code", "drained", "error", "hit")
 
     def __init__(self) -> None:
         self._state = "new"
@@ -86,6 +87,7 @@ class Status:
         self.error: str | None = None
         self.hit = Tally()
         self.drained = 0
+        self.attachments = 0
         self._reasons = {reason: Tally() for reason in REASONS}
 
     @property
@@ -259,8 +261,11 @@ class Instrument:
             tags.update(self.evaluate(own, _globals, _locals))
         return tags
 
-    def check_call(self, probe: Any, *args: Any, **kwargs: Any) -> bool:
-        """Whether this call is to be served; asked before the body runs."""
+    def check_call(self, probe: Any, /, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call is to be served; asked before the body runs.
+
+        Override it with the slash too: the call may have a keyword ``probe``.
+        """
         return self.mgr.check_call(probe, self, *args, **kwargs)
 
     def handle_error(self, probe: Any) -> None:
@@ -268,7 +273,7 @@ class Instrument:
         self.mgr.handle_error(probe, self)
 
     def finish(self) -> None:
-        """Called when the instrument has been taken off its function."""
+        """Called when the instrument has been taken off its last function."""
 
     # --- for probes ---
 
@@ -279,7 +284,7 @@ class Instrument:
         """Called by a probe after arming."""
 
     def detached(self) -> None:
-        """Called by a probe after disarming, before :meth:`finish`."""
+        """Called by a probe when it is off its last function, before :meth:`finish`."""
 
     def _parse(self, text: object, field: str) -> Expression:
         namespace = self.mgr.global_namespace

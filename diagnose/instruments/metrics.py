@@ -118,7 +118,8 @@ class _Metric(Instrument):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._buffer: deque[Any] = deque(maxlen=BUFFERED_VALUES)
-        self._flushing = threading.Lock()
+        # Reentrant, for a sink may take off the instrument whose values it is handed.
+        self._flushing = threading.RLock()
         self._overflowed = False
         self._broken: set[int] = set()
         _all.add(self)
@@ -171,7 +172,7 @@ class _Metric(Instrument):
     def forget(self) -> None:
         """In a forked child: what is buffered is the parent's."""
         self._buffer.clear()
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()
 
     def flush(self) -> None:
         """Empty the buffer into the sinks now. Sinks' errors are logged, not raised."""

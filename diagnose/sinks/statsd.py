@@ -238,7 +238,7 @@ class StatsdSink:
             self.failures += 1
             self._lost += 1
             self._failed_at = now
-            if now >= self._open_again_at and not isinstance(error, BlockingIOError):
+            if now >= self._open_again_at:
                 self._hang_up()  # the host's address may have changed
             return is_first, 0
         # A datagram that nobody receives is noticed, if at all, with a later one: so only

@@ -1,25 +1,42 @@
-"""What the demo looks like: in a terminal, or as plain lines."""
+"""What the demo looks like: a picture that is drawn anew in a terminal, else plain lines."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING, Protocol
-
-from diagnose_mongo.demo.metrics import Row
-from diagnose_mongo.demo.rollout import SpecStatus
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["Display", "PlainDisplay", "number", "short"]
+    from diagnose_mongo.demo.metrics import Row
+    from diagnose_mongo.demo.rollout import SpecStatus
+
+__all__ = ["COLUMNS", "Display", "Picture", "PlainDisplay", "cells"]
+
+COLUMNS = ("metric", "worker", "values", "per s", "p50", "p95", "max")
 
 _WIDTH = 98
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """How things stand.
+
+    Attributes:
+        specs: the rollout, as the documents tell it; None: it is not shown.
+        rows: what was measured.
+        log: lines of log instruments.
+    """
+
+    specs: Sequence[SpecStatus] | None
+    rows: Sequence[Row] = ()
+    log: Sequence[str] = ()
+
+
 class Display(Protocol):
-    """Where the story is told."""
+    """Where the story is told. A context manager; what was drawn stays when it is left."""
 
     def heading(self, text: str) -> None:
         """A new step begins."""
@@ -27,51 +44,113 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Explain, or state a result."""
 
-    def code(self, text: str) -> None:
-        """Show what a user types."""
+    def code(self, text: str, language: str = "python") -> None:
+        """Show what a user types, in Python or in a shell ("sh")."""
 
-    def show(
-        self, statuses: Sequence[SpecStatus], rows: Sequence[Row] = (), log: Sequence[str] = ()
-    ) -> None:
-        """Show how things stand; called many times a second."""
+    def draw(self, picture: Picture) -> None:
+        """Show how things stand, in place of how they stood; may be called often."""
 
-    def settle(self) -> None:
-        """Leave the picture last shown where it is: what comes next comes below it."""
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 class PlainDisplay:
-    """Lines of text: of the states of specs the changes, of values the last picture."""
+    """Lines of text; of a picture, what has changed in the specs, and the values at its end."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}
-        self._problems: set[str] = set()
-        self._values: list[str] = []
         self._began = time.monotonic()
+        self._said: dict[str, str] = {}
+        self._problems: set[tuple[str, str]] = set()
+        self._last = Picture(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._settle()
 
     def heading(self, text: str) -> None:
-        """See :class:`Display`."""
-        self._print("")
-        self._print(text)
+        """Print it."""
+        self._settle()
+        _print(f"\n{text}")
 
     def say(self, text: str) -> None:
-        """See :class:`Display`."""
-        self._print(textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="  "))
+        """Print it, wrapped."""
+        self._settle()
+        _print(_wrapped(text, "   "))
 
-    def code(self, text: str) -> None:
-        """See :class:`Display`."""
-        self._print(textwrap.indent(f">>> {text}", "    "))
+    def code(self, text: str, language: str = "python") -> None:
+        """Print it with a prompt."""
+        self._settle()
+        prompt = ">>> " if language == "python" else "$ "
+        _print(textwrap.indent(prompt + text, "   "))
 
-    def show(
-        self, statuses: Sequence[SpecStatus], rows: Sequence[Row] = (), log: Sequence[str] = ()
-    ) -> None:
-        """See :class:`Display`."""
-        for status in statuses:
+    def draw(self, picture: Picture) -> None:
+        """Print what changed in the specs; keep the values until something else is printed."""
+        self._last = picture
+        if picture.specs is None:
+            return
+        for status in picture.specs:
             summary = status.summary()
             if self._said.get(status.spec_id) != summary:
                 self._said[status.spec_id] = summary
-                seconds = time.monotonic() - self._began
-                self._print(f"  {seconds:5.1f} s  {status.spec_id:<18} {summary}")
+                self._note(f"{status.spec_id:<18} {summary}")
             for problem in status.problems:
-                if (line := f"{status.spec_id}: {problem}") not in self._problems:
-                    self._problems.add(line)
-                    self.say...
+                if (status.spec_id, problem) not in self._problems:
+                    self._problems.add((status.spec_id, problem))
+                    _print(_wrapped(problem, " " * 12))
+        for gone in self._said.keys() - {status.spec_id for status in picture.specs}:
+            del self._said[gone]
+            self._note(f"{gone:<18} the document is gone")
+
+    def _note(self, text: str) -> None:
+        _print(f"   {time.monotonic() - self._began:5.1f} s  {text}")
+
+    def _settle(self) -> None:
+        last, self._last = self._last, Picture(None)
+        if last.rows:
+            table = [COLUMNS, *(cells(row) for row in last.rows)]
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            for line in table:
+                _print(f"   {_aligned(line, widths)}")
+        for text in last.log:
+            _print(f"   {text}")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The texts of a row's columns."""
+    quantiles = [_quantity(row.name, row.quantiles.get(name)) for name in COLUMNS[4:]]
+    tags = ", ".join(f"{key}={text}" for key, text in row.tags)
+    return (
+        f"{row.name} {tags}".rstrip() if row.worker is None else "",
+        row.worker or "all",
+        f"{row.count:,.0f}",
+        f"{row.per_second:,.1f}",
+        *quantiles,
+    )
+
+
+def _quantity(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name.endswith(".seconds"):
+        return f"{value * 1000:,.2f} ms"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    """Text to the left, numbers to the right."""
+    texts, numbers = zip(line[:2], widths, strict=False), zip(line[2:], widths[2:], strict=True)
+    aligned = [f"{text:<{width}}" for text, width in texts]
+    aligned += [f"{number:>{width}}" for number, width in numbers]
+    return "  ".join(aligned).rstrip()
+
+
+def _print(text: str) -> None:
+    # At once: what is read through a pipe should come when it happens.
+    print(text, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,13 @@ from collections import deque
 from typing import Any, Self
 
 from diagnose_mongo.demo import DemoError
+from diagnose_mongo.server import URI_VARIABLE
 
 __all__ = ["Fleet", "Worker"]
 
 _STOP_SECONDS = 10.0
 _KEPT_LINES = 100
+_LAST_WORDS_BYTES = 1_500
 
 
 class Worker:
@@ -44,10 +47,12 @@ class Worker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         command = [sys.executable, "-u", "-m", "diagnose_mongo.demo.worker"]
         self._process = subprocess.Popen(
-            [*command, name, uri, database, str(statsd_port)],
+            [*command, name, database, str(statsd_port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            # Not an argument: everybody can see those, and a URI may hold a password.
+            env=os.environ | {URI_VARIABLE: uri},
             # Ctrl-C goes to all processes of a terminal, but these are ended in good order.
             start_new_session=True,
         )
@@ -77,7 +82,7 @@ class Worker:
         if self._process.poll() is not None:
             raise DemoError(
                 f"worker {self.name} (pid {self.pid}) ended with code "
-                f"{self._process.returncode}; {self._last_words()}"
+                f"{self._process.returncode}. It wrote last:\n{self.last_words() or 'nothing'}"
             )
 
     def terminate(self) -> None:
@@ -108,10 +113,12 @@ class Worker:
                 self.log_lines.append(text)
                 self.logged += 1
 
-    def _last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").splitlines()
-        return "it said last:\n" + "\n".join(lines[-15:]) if lines else "it said nothing"
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error; empty if that is nothing."""
+        # The file's position is the worker's too, as it has inherited it: it is left alone.
+        size = os.fstat(self._stderr.fileno()).st_size
+        start = max(0, size - _LAST_WORDS_BYTES)
+        return os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace").strip()
 
 
 class Fleet:
@@ -165,6 +172,14 @@ class Fleet:
         """
         for worker in self.workers:
             worker.check()
+
+    def last_words(self) -> str:
+        """What the workers wrote last to their standard error."""
+        return "\n".join(
+            f"Worker {worker.name} wrote last:\n{words}"
+            for worker in self.workers
+            if (words := worker.last_words())
+        )
 
     def stop(self) -> None:
         """End all workers; what they said at the end is there afterwards. Idempotent."""

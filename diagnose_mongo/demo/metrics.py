@@ -119,14 +119,16 @@ class Row:
     """A line about one metric.
 
     Attributes:
-        metric: its name, and its tags if there are any.
+        name: of the metric.
+        tags: its tags, but for the worker's.
         worker: whose values these are; None for all workers'.
         count: how many values, or how far a counter grew.
         per_second: since the first.
         quantiles: by name (p50, p95, max); empty for a counter.
     """
 
-    metric: str
+    name: str
+    tags: Tags
     worker: str | None
     count: float
     per_second: float
@@ -141,19 +143,18 @@ def summarize(series: Mapping[tuple[str, Tags], Series]) -> list[Row]:
         metrics.setdefault((name, own_tags), {})[dict(tags).get(_WORKER, "?")] = each
     rows = []
     for (name, tags), by_worker in metrics.items():
-        shown = name + (f"{{{', '.join(f'{key}={text}' for key, text in tags)}}}" if tags else "")
-        rows.append(_row(shown, None, by_worker.values()))
+        rows.append(_row(name, tags, None, by_worker.values()))
         if rows[-1].quantiles:
-            rows += [_row(shown, worker, [each]) for worker, each in sorted(by_worker.items())]
+            rows += [_row(name, tags, worker, [each]) for worker, each in sorted(by_worker.items())]
     return rows
 
 
-def _row(metric: str, worker: str | None, series: Iterable[Series]) -> Row:
+def _row(name: str, tags: Tags, worker: str | None, series: Iterable[Series]) -> Row:
     series = list(series)
     seconds = max(1.0, time.monotonic() - min(each.since for each in series))
     if series[0].kind == "c":
         total = sum(each.total for each in series)
-        return Row(metric, worker, total, total / seconds, {})
+        return Row(name, tags, worker, total, total / seconds, {})
     count = sum(each.count for each in series)
     samples = sorted(value for each in series for value in each.samples)
     quantiles = {
@@ -161,4 +162,4 @@ def _row(metric: str, worker: str | None, series: Iterable[Series]) -> Row:
         "p95": samples[len(samples) * 95 // 100],
         "max": samples[-1],
     }
-    return Row(metric, worker, count, count / seconds, quantiles)
+    return Row(name, tags, worker, count, count / seconds, quantiles)

@@ -10,7 +10,19 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["BROKEN_AT_RUN_TIME", "CHANGE", "MISTAKES", "REMOVED", "THREE_KINDS", "stamped", "typed"]
+__all__ = [
+    "CORRECTION",
+    "FAILING",
+    "FUNCTION_OF_REMOVED",
+    "MISTAKES",
+    "OWN_IN_MONGOSH",
+    "OWN_IN_PYTHON",
+    "REMOVED",
+    "SERVICE",
+    "THREE_KINDS",
+    "stamped",
+    "typed",
+]
 
 Document = dict[str, Any]
 
@@ -73,14 +85,35 @@ MISTAKES: list[tuple[str, Document]] = [
     ),
 ]
 
-BROKEN_AT_RUN_TIME = "docstring-length"
-CHANGE: Document = {
+FAILING = "docstring-length"
+CORRECTION: Document = {
     "$set": {"instrument.value": "len(result or '')"},
     "$currentDate": {"lastmodified": True},
 }
+
 REMOVED = "longest-function"
+FUNCTION_OF_REMOVED = "measure"
+
+OWN_IN_MONGOSH = """\
+mongosh '{uri}' --eval '
+db.getSiblingDB("{database}").specs.insertOne({{
+    _id: "mine", lastmodified: new Date(), lifespan: 10,
+    target: "diagnose_mongo.demo.workload.SourceFile.read",
+    instrument: {{type: "hist", name: "characters", value: "len(result)"}}}})'"""
+
+OWN_IN_PYTHON = """\
+{python} -c '
+from datetime import UTC, datetime
+from pymongo import MongoClient
+specs = MongoClient("{uri}")["{database}"]["specs"]
+specs.insert_one({{
+    "_id": "mine", "lastmodified": datetime.now(UTC), "lifespan": 10,
+    "target": "diagnose_mongo.demo.workload.SourceFile.read",
+    "instrument": {{"type": "hist", "name": "characters", "value": "len(result)"}}}})'"""
 
 LIFESPAN_MINUTES = 10
+
+_WIDTH = 90
 
 
 def stamped(document: Document) -> Document:
@@ -89,20 +122,32 @@ def stamped(document: Document) -> Document:
 
 
 def typed(call: str, *arguments: object) -> str:
-    """The call as one would type it: ``specs.insert_one({"_id": …})``."""
-    return f"{call}({', '.join(_literal(each, depth=0) for each in arguments)})"
+    """The call as one would type it: ``specs.insert_one({"_id": ...})``."""
+    on_one_line = f"{call}({', '.join(_literal(each) for each in arguments)})"
+    if len(on_one_line) <= _WIDTH:
+        return on_one_line
+    *before, last = arguments
+    return f"{call}({', '.join([*map(_literal, before), _spread(last, '    ')])})"
 
 
-def _literal(value: object, depth: int) -> str:
+def _spread(value: object, indent: str) -> str:
+    """A document with a field to a line, and within those with fields to lines if need be."""
+    if not isinstance(value, dict):
+        return _literal(value)
+    lines = []
+    for key, each in value.items():
+        line = f"{indent}{_literal(key)}: {_literal(each)},\n"
+        if len(line) > _WIDTH:
+            line = f"{indent}{_literal(key)}: {_spread(each, indent + '    ')},\n"
+        lines.append(line)
+    return f"{{\n{''.join(lines)}{indent[4:]}}}"
+
+
+def _literal(value: object) -> str:
     if isinstance(value, datetime):
         return "datetime.now(UTC)"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, dict):
-        return repr(value)
-    items = [f"{_literal(key, 1)}: {_literal(each, depth + 1)}" for key, each in value.items()]
-    # One field to a line, but for the two that every spec has at its end.
-    if depth == 0 and "lastmodified" in value:
-        items[-2:] = [", ".join(items[-2:])]
-        return "{\n" + "".join(f"    {item},\n" for item in items) + "}"
-    return f"{{{', '.join(items)}}}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(k)}: {_literal(v)}' for k, v in value.items())}}}"
+    return repr(value)

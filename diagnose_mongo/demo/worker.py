@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-def main(name: str, uri: str, database: str, statsd_port: str) -> int:
+def main(name: str, database: str, statsd_port: str) -> int:
     """Work until told to stop; returns how many functions lack their original code then."""
     originals = {function: function.__code__ for function in service_functions()}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C would end it
@@ -40,7 +40,8 @@ def main(name: str, uri: str, database: str, statsd_port: str) -> int:
         stack.callback(indexer.stop)
         indexer.start()
 
-        manager = diagnose_mongo.start(uri, database, period=1.0)
+        # Where MongoDB is, is in the environment: DIAGNOSE_MONGODB_URI.
+        manager = diagnose_mongo.start(database=database, period=1.0)
         manager.sinks.append(StatsdSink(port=int(statsd_port), tags={"worker": name}))
         stack.callback(manager.stop)
 

@@ -26,6 +26,15 @@ _SMALL_BYTES = 4_000
 _LARGE_BYTES = 12_000
 _LEFT_OUT = {"test", "tests", "site-packages", "dist-packages"}
 
+_EXPECTED = (
+    # Some files that end in .py are templates, or old.
+    SyntaxError,
+    UnicodeDecodeError,
+    tokenize.TokenError,
+    # CPython 3.11's parser can take the work of two threads for a mistake: gh-106905.
+    SystemError,
+)
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -152,7 +161,6 @@ class Indexer:
 
     async def _run_lane(self) -> None:
         while not self._stopping.is_set():
-            # Some libraries come with templates that end in .py and are no Python.
-            with contextlib.suppress(SyntaxError, UnicodeDecodeError, tokenize.TokenError):
+            with contextlib.suppress(*_EXPECTED):
                 await self.index(random.choice(self.files))
             await asyncio.sleep(self._pause)

@@ -1,0 +1,681 @@
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import copy
+import faulthandler
+import inspect
+import io
+import linecache
+import logging
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import typing
+import warnings
+
+import pytest
+from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
+
+from diagnose import handlers, trampoline
+from diagnose.instruments import HistogramInstrument
+
+# The subjects look around in every way that a wrapper's frame would show in. What they see
+# without a probe is what they have to see with one, on whatever events.
+
+
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture
+def place(stage):
+    return stage.place
+
+
+@pytest.fixture(params=EVENTS, ids="-".join)
+def names(request):
+    return request.param
+
+
+def same_with_probes(place, subject, names, look=None):
+    """Call ``look`` (the subject itself if none) without and with probes on the subject."""
+    look = look or subject
+    bare, with_probes = None, None
+    path = place(subject)
+    for is_probed in (False, True):  # one line for both calls: lines are compared too
+        with events(path, names) if is_probed else contextlib.nullcontext() as seen:
+            result = outcome(look)
+        bare, with_probes = (bare, result) if is_probed else (result, None)
+    assert with_probes == bare
+    assert set(seen) == set(names)
+    return bare
+
+
+# --- who called -------------------------------------------------------------------------------
+
+
+def test_frames_of_callers_are_numbered_as_before(place, names):
+    def who():
+        frame = sys._getframe(1)
+        names = [sys._getframe(number).f_code.co_name for number in range(4)]
+        return names, frame.f_lineno, frame.f_back.f_code.co_name
+
+    kind, seen = same_with_probes(place, who, names)
+    assert kind == "returned"
+    assert seen[0][:3] == ["who", "outcome", "same_with_probes"]
+
+
+def test_the_stack_is_as_before(place, names):
+    def look():
+        stack = [(each.filename, each.function, each.lineno) for each in inspect.stack()[:4]]
+        text = traceback.format_stack()[-3:]
+        frame, walked = inspect.currentframe(), []
+        while frame is not None:
+            walked.append(frame.f_code.co_name)
+            frame = frame.f_back
+        return stack, text, walked
+
+    same_with_probes(place, look, names)
+
+
+def test_frames_of_all_threads_are_as_before(place, names):
+    def look():
+        frame = sys._current_frames()[threading.get_ident()]
+        return frame.f_code.co_name, frame.f_back.f_code.co_name
+
+    same_with_probes(place, look, names)
+
+
+def test_warnings_point_where_they_pointed(place, names):
+    def old():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.warn("one", stacklevel=1)
+            warnings.warn("two", stacklevel=2)
+            warnings.warn("three", DeprecationWarning, stacklevel=3)
+        return [(each.filename, each.lineno) for each in caught]
+
+    same_with_probes(place, old, names)
+
+
+def test_a_warning_is_shown_once_for_each_line_that_calls(place, names):
+    def old():
+        warnings.warn("it is old", stacklevel=2)
+
+    with warnings.catch_warnings(record=True) as caught, events(place(old), names):
+        warnings.simplefilter("default")
+        for _ in range(3):
+            old()
+        old()
+    assert len(caught) == 2
+
+
+def test_log_records_have_the_caller_that_they_had(place, names):
+    def work():
+        records = []
+        handler = logging.Handler()
+        handler.emit = records.append
+        logger = logging.getLogger("test_invisible")
+        logger.propagate = False
+        logger.addHandler(handler)
+        logger.warning("one")
+        logger.warning("two", stacklevel=2)
+        logger.warning("three", stack_info=True)
+        logger.removeHandler(handler)
+        return [(each.funcName, each.lineno, each.pathname, each.stack_info) for each in records]
+
+    same_with_probes(place, work, names)
+
+
+def test_classes_get_the_module_that_they_got(place, names):
+    def make():
+        point = collections.namedtuple("Point", "x y")
+        kind = typing.NewType("Kind", int)
+        return point.__module__, kind.__module__, type("T", (), {}).__module__
+
+    assert same_with_probes(place, make, names)[1] == (__name__,) * 3
+
+
+def test_locals_and_globals_are_those_of_the_body(place, names):
+    def look():
+        x = 1
+        there = locals()
+        found = sorted(there), globals() is sys.modules[__name__].__dict__, dir(), vars() == there
+        return found, eval("x"), sys._getframe().f_locals["x"]
+
+    same_with_probes(place, look, names)
+
+
+def test_locals_of_the_caller_can_be_reached(place, names):
+    def look():
+        return sorted(sys._getframe(1).f_locals)
+
+    same_with_probes(place, look, names)
+
+
+# --- exceptions -------------------------------------------------------------------------------
+
+
+def raises(kind):
+    return [kind][5]
+
+
+def test_tracebacks_are_the_same_entry_by_entry(place, names):
+    def fail():
+        with contextlib.suppress(KeyError):
+            return [raises(each) for each in (1, 2)]
+
+    bare = same_with_probes(place, fail, names)
+    assert [entry[1].rpartition(".")[2] for entry in bare[1]["trace"]][0] == "fail"
+
+
+def test_printed_tracebacks_are_the_same(place, names):
+    def fail():
+        try:
+            raises(1)
+        except IndexError as error:
+            error.add_note("a note")
+            raise ValueError("outer") from error
+
+    def look():
+        try:
+            fail()
+        except ValueError:
+            return traceback.format_exc()
+
+    text = same_with_probes(place, fail, names, look)[1]
+    assert text.count('File "') == 5
+
+
+def test_causes_contexts_and_groups_are_the_same(place, names):
+    def fail():
+        errors = []
+        for number in range(3):
+            try:
+                try:
+                    raise KeyError(number)
+                except KeyError as error:
+                    if number:
+                        raise ValueError(number) from (error if number == 1 else None)
+                    raise TypeError(number)
+            except Exception as error:
+                errors.append(error)
+        raise ExceptionGroup("several", [*errors, ExceptionGroup("more", [errors[0]])])
+
+    def handle():
+        try:
+            fail()
+        except* KeyError:
+            raise AssertionError
+        except* ValueError as group:
+            raise LookupError("again") from group
+
+    same_with_probes(place, fail, names)
+    same_with_probes(place, fail, names, handle)
+
+
+def test_an_exception_that_is_raised_again_and_again_has_the_same_traceback(place, names):
+    error = ValueError("shared")
+
+    def fail():
+        raise error
+
+    def look():
+        error.__traceback__ = None
+        for _ in range(3):
+            try:
+                fail()
+            except ValueError:
+                pass
+        return [each.name for each in traceback.extract_tb(error.__traceback__)]
+
+    same_with_probes(place, fail, names, look)
+
+
+def test_the_exception_that_is_being_handled_is_the_same_inside(place, names):
+    def inside():
+        return repr(sys.exc_info()[1]), repr(sys.exception())
+
+    def look():
+        seen = [inside()]
+        try:
+            raise ValueError(1)
+        except ValueError:
+            seen.append(inside())
+        seen.append(inside())
+        return seen
+
+    assert same_with_probes(place, inside, names, look)[1][1] == ("ValueError(1)",) * 2
+
+
+def test_what_is_raised_inside_has_the_callers_exception_as_context(place, names):
+    def inside():
+        raise KeyError(2)
+
+    def look():
+        try:
+            raise ValueError(1)
+        except ValueError:
+            inside()
+
+    assert same_with_probes(place, inside, names, look)[1]["context"]["type"] is ValueError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+def test_exceptions_of_every_kind_get_through(place, names, error):
+    def fail():
+        raise error(3)
+
+    same_with_probes(place, fail, names)
+
+
+def test_tracebacks_of_generators_are_the_same(place, names):
+    def numbers():
+        try:
+            yield 1
+            yield raises(2)
+        finally:
+            yield 3
+            raises(3)
+
+    def scripts():
+        seen = []
+        for script in ("nnnn", "ntnn", "nnc", "nc", "nnt", "tn"):
+            generator = numbers()
+            for step in script:
+                call = {"n": lambda: next(generator), "c": lambda: generator.close()}.get(
+                    step, lambda: generator.throw(KeyError(9))
+                )
+                seen.append(outcome(call))
+        return seen
+
+    same_with_probes(place, numbers, names, scripts)
+
+
+def test_tracebacks_of_coroutines_are_the_same(place, names):
+    async def inner():
+        await asyncio.sleep(0)
+        raises(1)
+
+    async def work():
+        try:
+            await inner()
+        except IndexError:
+            raise ValueError(2)
+
+    async def main():
+        await work()
+
+    def look():
+        seen = outcome(asyncio.run, main())
+        seen[1]["trace"] = [each for each in seen[1]["trace"] if each[0] == __file__]
+        return seen
+
+    bare = same_with_probes(place, work, names, look)
+    assert [entry[1].rpartition(".")[2] for entry in bare[1][1]["trace"]] == ["main", "work"]
+
+
+def test_tracebacks_of_asynchronous_generators_are_the_same(place, names):
+    async def numbers():
+        try:
+            yield 1
+            await asyncio.sleep(0)
+            yield raises(2)
+        except KeyError:
+            yield 5
+            raise
+
+    async def main(script):
+        generator = numbers()
+        result = []
+        for step in script:
+            try:
+                if step == "n":
+                    result.append(await anext(generator))
+                elif step == "t":
+                    result.append(await generator.athrow(KeyError(9)))
+                else:
+                    result.append(await generator.aclose())
+            except Exception as error:
+                result.append([(each.name, each.lineno) for each in traceback.extract_tb(error.__traceback__)])
+        return result
+
+    def scripts():
+        return [asyncio.run(main(script)) for script in ("nnn", "ntn", "ntc", "nc", "ntt", "tn", "nnt")]
+
+    same_with_probes(place, numbers, names, scripts)
+
+
+# --- what functions say about themselves ------------------------------------------------------
+
+
+def plain(a: int, /, b: str = "x", *rest: int, c: float = 1.0, **more: object) -> list[int]:
+    """What it is for."""
+    return [a]
+
+
+def test_functions_describe_themselves_as_before(place, names):
+    def look():
+        return (
+            str(inspect.signature(plain)),
+            inspect.getsource(plain),
+            inspect.getsourcelines(plain)[1],
+            inspect.getfile(plain),
+            inspect.getdoc(plain),
+            inspect.getfullargspec(plain),
+            typing.get_type_hints(plain),
+            repr(plain).split(" at ")[0],
+            (plain.__name__, plain.__qualname__, plain.__module__, plain.__doc__),
+            (plain.__defaults__, plain.__kwdefaults__, plain.__annotations__, vars(plain)),
+            [test(plain) for test in (inspect.isfunction, inspect.iscoroutinefunction)],
+            [test(plain) for test in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)],
+            plain.__code__.co_varnames[:5],
+            plain.__code__.co_flags & ~(inspect.CO_NESTED | 0xFFF0000),
+            (plain.__code__.co_name, plain.__code__.co_qualname, plain.__code__.co_firstlineno),
+        )
+
+    assert look()[7] == "<function plain"
+    bare = look()
+    with events(place(plain), names):
+        assert look() == bare
+
+
+def test_functions_and_bound_methods_are_pickled_and_copied_as_before(place, names):
+    bare = pickle.dumps(plain), pickle.dumps(Cart(3).items)
+    with events(place(plain), names), events(f"{place(Cart)}.items", names):
+        assert (pickle.dumps(plain), pickle.dumps(Cart(3).items)) == bare
+        assert pickle.loads(bare[0]) is plain
+        assert pickle.loads(bare[1])() == 3
+        assert copy.copy(plain) is plain
+        assert copy.deepcopy(plain) is plain
+        assert hash(plain) == object.__hash__(plain)
+
+
+class Cart:
+    def __init__(self, size):
+        self.size = size
+
+    def items(self):
+        return self.size
+
+
+def test_nothing_but_the_code_of_a_probed_function_changes(place, names):
+    identity, closure, globals_ = id(plain), plain.__closure__, plain.__globals__
+    code = plain.__code__
+    with events(place(plain), names):
+        assert plain.__code__ is not code
+        assert (id(plain), plain.__closure__) == (identity, closure)
+        assert plain.__globals__ is globals_
+    assert plain.__code__ is code
+
+
+# --- tracers, profilers, debuggers ------------------------------------------------------------
+
+
+def own(events):
+    """Events without those of the instruments' own work, which is calls like any other."""
+    return [each for each in events if each[0] == __file__]
+
+
+def traced(function):
+    seen = []
+
+    def trace(frame, event, arg):
+        code = frame.f_code
+        seen.append((code.co_filename, code.co_name, frame.f_lineno, event))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return own(seen)
+
+
+def profiled(function):
+    seen = []
+
+    def profile(frame, event, arg):
+        if not event.startswith("c_"):
+            seen.append((frame.f_code.co_filename, frame.f_code.co_name, event))
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return own(seen)
+
+
+def branches(x):
+    total = 0
+    for each in range(x):
+        total += each
+    return total
+
+
+def test_a_tracer_sees_the_same_events(place, names):
+    def look():
+        branches(2)
+
+    bare = traced(look)
+    with events(place(branches), names):
+        assert traced(look) == bare
+    assert len(bare) > 8
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+def test_line_monitoring_sees_the_same_lines(place, names):
+    monitoring = getattr(sys, "monitoring", None)
+
+    def lines():
+        seen = []
+        monitoring.use_tool_id(monitoring.COVERAGE_ID, "test")
+        monitoring.register_callback(
+            monitoring.COVERAGE_ID,
+            monitoring.events.LINE,
+            lambda code, line: seen.append((code.co_filename, code.co_name, line)),
+        )
+        monitoring.set_events(monitoring.COVERAGE_ID, monitoring.events.LINE)
+        try:
+            branches(2)
+        finally:
+            monitoring.set_events(monitoring.COVERAGE_ID, 0)
+            monitoring.register_callback(monitoring.COVERAGE_ID, monitoring.events.LINE, None)
+            monitoring.free_tool_id(monitoring.COVERAGE_ID)
+        return own(seen)
+
+    bare = lines()
+    with events(place(branches), names):
+        assert lines() == bare
+    assert lines() == bare
+    assert len(bare) > 6
+
+
+# --- limits, signals --------------------------------------------------------------------------
+
+
+def test_endless_recursion_is_still_a_recursion_error(place, names):
+    def endless(n):
+        depths.append(n)
+        return endless(n + 1)
+
+    depths = []
+    path = place(endless)
+    with attached(path, *[HistogramInstrument("n", "1", name) for name in names]):
+        with pytest.raises(RecursionError):
+            endless(0)
+        assert len(depths) > sys.getrecursionlimit() / 4
+    with pytest.raises(RecursionError):
+        endless(0)
+    assert handlers.BUSY == set()
+
+
+def test_a_handler_never_raises_at_the_recursion_limit(place):
+    # Where the program itself fits under the limit, an instrument that does not only loses
+    # its hit.
+    class Deep:
+        def __len__(self):
+            return deeper(20)
+
+    def deeper(n):
+        return n and deeper(n - 1) + 1
+
+    def leaf(thing):
+        return "fits"
+
+    def call(depth, thing):
+        return leaf(thing) if depth == 0 else call(depth - 1, thing)
+
+    def headroom():
+        """How deep calls can go here, and still reach the leaf."""
+        depth = 0
+        with contextlib.suppress(RecursionError):
+            while call(depth, None):
+                depth += 1
+        return depth - 1
+
+    path = place(leaf)
+    with events(path, ("return",)):
+        # A stand-in for "fits": the deepest call that works with a harmless instrument.
+        fits = in_thread(headroom)
+    with attached(path, Raising("n", "len(thing)")):
+        for depth in range(fits - 25, fits - 6):
+            assert in_thread(call, depth, Deep()) == "fits"
+    assert handlers.BUSY == set()
+
+
+class Raising(HistogramInstrument):
+    def handle_error(self, probe):
+        """Take note of it quietly."""
+
+
+def test_signals_interrupt_the_body_and_leave_nothing_behind(place, names):
+    def work():
+        signal.raise_signal(signal.SIGUSR1)
+        return "not reached"
+
+    def interrupt(number, frame):
+        interrupted.append(frame.f_code.co_name)
+        raise KeyboardInterrupt
+
+    interrupted = []
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        same_with_probes(place, work, names)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert interrupted[0] == interrupted[-1]
+    assert handlers.BUSY == set()
+
+
+@pytest.mark.parametrize("value", ["len(x)", "x"])
+def test_an_interrupt_within_an_instrument_reaches_the_program_and_probes_go_on(place, value):
+    def work(x):
+        return x
+
+    # Timers interrupt at any instruction: of the body, the trampoline, the handler.
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    count = 0
+    with probed(place(work), value, "return", when="True") as seen:
+        try:
+            for number in range(1, 150):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 1e-6)
+                    while True:
+                        work([1])
+                except Interrupted:
+                    count += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert handlers.BUSY == set()
+        seen.log.clear()
+        work([1])
+        assert len(seen.results) == 1
+    assert count == 149
+
+
+def test_a_fault_report_can_be_written_inside(place, names, tmp_path):
+    def report():
+        with open(tmp_path / "report", "w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            return "in report" in file.read()
+
+    same_with_probes(place, report, names)
+
+
+def test_standard_output_can_be_redirected_inside(place, names):
+    def work():
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            print("inside")
+        return out.getvalue()
+
+    same_with_probes(place, work, names)
+
+
+# --- where frames can't be hidden -------------------------------------------------------------
+
+
+@pytest.fixture
+def visible(monkeypatch):
+    monkeypatch.setattr(trampoline, "_frames_hide", False)
+    trampoline._template.cache_clear()
+    yield
+    monkeypatch.undo()
+    trampoline._template.cache_clear()
+
+
+def test_visible_frames_are_left_out_of_tracebacks_all_the_same(place, names, visible):
+    def fail():
+        try:
+            raises(1)
+        except IndexError as error:
+            raise ValueError from error
+
+    same_with_probes(place, fail, names)
+
+
+def test_a_visible_frame_looks_like_the_function(place, visible):
+    def work():
+        return [sys._getframe(number) for number in range(3)]
+
+    with probed(place(work)):
+        mine, between, caller = work()
+    assert between.f_code.co_name == mine.f_code.co_name == "work"
+    assert between.f_code.co_filename == __file__
+    assert between.f_lineno == between.f_code.co_firstlineno == mine.f_code.co_firstlineno
+    assert caller.f_code.co_name == "test_a_visible_frame_looks_like_the_function"
+
+
+def test_an_interpreter_that_shows_the_frames_is_found_out(monkeypatch):
+    monkeypatch.setattr(trampoline, "_frames_hide", True)
+    monkeypatch.setattr(trampoline, "_without_resume", lambda code: code)
+    trampoline._template.cache_clear()
+    try:
+        assert trampoline._hides_frames() is False
+    finally:
+        trampoline._template.cache_clear()
+
+
+def test_sources_of_probed_functions_are_read_from_their_files(place):
+    with events(place(plain)):
+        lines, number = inspect.getsourcelines(plain)
+    assert lines[0] == linecache.getline(__file__, number)
