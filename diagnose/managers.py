@@ -42,7 +42,7 @@ _FORK_WAIT_SECONDS = 1.0
 _STOP_WAIT_SECONDS = 1.0
 # An instrument's arguments that every spec can set, and those that come from here.
 _USUAL_ARGUMENTS = frozenset(
-    {"name", "value", "event", "expires", "custom", "mgr", "when", "policy"}
+    {"name", "value", "event", "expires", "custom", "mgr", "when", "limits", "policy"}
 )
 
 
@@ -330,6 +330,7 @@ class InstrumentManager:
             "custom": spec.custom,
             "mgr": self,
             "when": spec.when,
+            "limits": spec.limits,
             "policy": self.expression_policy,
         }
         accepted = _arguments_of(made_by)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.errors import SpecError
+from diagnose.guards import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -54,6 +54,7 @@ _FIELDS = (
 _INSTRUMENT_FIELDS = ("type", "name", "value", "event", "custom")
 _LATER_FIELDS = ("canary", "validate")
 _CLOCKS_DIFFER = timedelta(minutes=1)
+_ANY_RATE = 1e9
 _WARNINGS_AT_MOST = 10
 _FREEZE_DEPTH = 20
 _FREEZE_NODES = 5_000
@@ -129,6 +130,7 @@ class Spec:
         custom: handed to the instrument as it is; ``tags`` in it is an expression.
         extra: further fields that the instrument's class asks for by name.
         when: the condition, an expression, or None.
+        limits: how often it may fire in one process.
         lifespan: from ``lastmodified`` on; None until the spec is removed.
         lastmodified: the version of the spec, aware, in UTC.
         enabled: False keeps it from being applied.
@@ -145,6 +147,7 @@ class Spec:
     custom: Mapping[str, Any]
     extra: Mapping[str, Any]
     when: str | None
+    limits: Limits
     lifespan: timedelta | None
     lastmodified: datetime
     enabled: bool
@@ -192,7 +195,7 @@ def parse(
         spec_id: what the spec is called.
         document: the mapping; anything else is an error of this spec.
         instrument_types: for each type that ``instrument.type`` may name, the fields of
-            ``instrument`` and ``limits`` that its class accepts beyond the usual ones.
+            ``instrument`` that its class accepts beyond the usual ones.
 
     Raises:
         SpecError: with a code for each kind of mistake, and a message that has the field's
@@ -216,19 +219,14 @@ def parse(
     accepted = frozenset(instrument_types[instrument_type])
     custom = instrument.section("custom")
     custom.get("tags", _TEXT)
-    given_limits = {name: limits.get(name, kind) for name, kind in _LIMITS.items()}
+    rate, sample, hits, fleet_hits = (limits.get(name, kind) for name, kind in _LIMITS.items())
     extra = {name: instrument.document[name] for name in accepted if name in instrument.document}
-    extra |= {k: v for k, v in given_limits.items() if v is not None and k in accepted}
     warnings = [
         *whole.unknown((*_FIELDS, *_LATER_FIELDS)),
         *(_unsupported(name) for name in _LATER_FIELDS if name in document),
         *instrument.unknown((*_INSTRUMENT_FIELDS, *accepted)),
         *limits.unknown(tuple(_LIMITS)),
-        *(
-            _unsupported(f"limits.{name}")
-            for name, value in given_limits.items()
-            if value is not None and name not in accepted
-        ),
+        *([] if fleet_hits is None else [_unsupported("limits.fleet_hits")]),
     ]
     if "lifespan" not in document:
         warnings.append(
@@ -245,6 +243,7 @@ def parse(
         custom=dict(custom.document),
         extra=extra,
         when=whole.get("when", _EXPRESSION),
+        limits=Limits(rate, sample, hits),
         lifespan=_lifespan(document),
         lastmodified=_lastmodified(document),
         enabled=whole.get("enabled", _FLAG, True),
@@ -276,11 +275,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_finite(value: float) -> bool:
-    # Compared, not math.isfinite: an int may be too large for a float.
-    return _is_number(value) and -math.inf < value < math.inf
-
-
 _TEXT = _Kind("a text", lambda v: isinstance(v, str))
 _EXPRESSION = _Kind("an expression in a text, such as 'elapsed'", lambda v: isinstance(v, str))
 _FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
@@ -295,7 +289,7 @@ _PATTERNS = _Kind(
 _PERCENT = _Kind("a number from 0 to 100", lambda v: _is_number(v) and 0 <= v <= 100)  # noqa: PLR2004
 _COUNT = _Kind("a whole number above 0", lambda v: _is_number(v) and isinstance(v, int) and v > 0)
 _LIMITS = {
-    "rate": _Kind("a number above 0 (per second)", lambda v: _is_finite(v) and v > 0),
+    "rate": _Kind("a number above 0 (per second)", lambda v: _is_number(v) and 0 < v <= _ANY_RATE),
     "sample": _Kind("a number above 0, up to 1", lambda v: _is_number(v) and 0 < v <= 1),
     "hits": _COUNT,
     "fleet_hits": _COUNT,

@@ -25,14 +25,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagnose import expressions
 from diagnose.errors import (
     ExpressionError,
     ExpressionNotAdmittedError,
     ExpressionSyntaxError,
     UnknownNameError,
 )
-from diagnose.expressions import BUILTINS, METHODS, compile_function, parse
+from diagnose.expressions import BUILTINS, compile_function, parse
+from diagnose.expressions.calls import METHODS
+from diagnose.expressions.fences import MAX_ITEMS
 
 NAMESPACE = {
     "datetime": datetime,
@@ -105,7 +106,7 @@ def variables():
         "klass": User,
         "exception": ValueError("x"),
         "items": [1, 2, 3],
-        "big": list(range(expressions.MAX_ITEMS + 1)),
+        "big": list(range(MAX_ITEMS + 1)),
         "text": "text",
         "long": "x" * 1_000_000,
         "huge": 1 << 100_000,
@@ -520,6 +521,10 @@ REFUSED_AT_RUN = [
     "mag(x=trap)",
     "mag(len)",
     "mag(partial)",
+    "mag(os)",
+    "mag(math)",
+    "mag(frame)",
+    "mag(x=code)",
     "mag(type(text))",
     "json.dumps(user, default=trap)",
     "json.dumps(items, cls=klass)",

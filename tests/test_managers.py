@@ -415,6 +415,20 @@ def test_a_condition_is_asked_first(shop, manager):
     assert seen() == [6]
 
 
+def test_after_its_last_hit_a_spec_is_done(shop, manager):
+    original = shop.double.__code__
+    manager.specs["a"] = spec(limits={"hits": 2})
+    manager.apply()
+    for x in range(4):
+        shop.double(x)
+    manager.apply()
+    assert seen() == [0, 2]
+    assert entry(manager)["state"] == "done"
+    assert shop.double.__code__ is original
+    manager.apply()
+    assert entry(manager)["state"] == "done"
+
+
 def test_tags_of_the_manager_and_of_the_spec_meet(shop):
     class Tagging(InstrumentManager):
         def get_tags(self):
@@ -460,6 +474,7 @@ def test_no_document_widens_the_policy(shop):
             "value": "x.__class__",
             "policy": "python",
             "mgr": None,
+            "limits": None,
         },
     )
     manager.apply()
@@ -479,10 +494,12 @@ def test_a_subclass_that_is_older_than_an_argument_gets_it_all_the_same(shop, ma
 
     manager.instrument_classes["old"] = Old
     manager.expression_policy = "restricted"
-    manager.specs["a"] = spec(instrument={"type": "old", "value": "x.real"}, when="x > 2")
+    manager.specs["a"] = spec(
+        instrument={"type": "old", "value": "x.real"}, when="x > 2", limits={"hits": 1}
+    )
     manager.specs["b"] = spec(instrument={"type": "old", "value": "x.__class__"})
     manager.apply()
-    shop.double(1), shop.double(3)
+    shop.double(1), shop.double(3), shop.double(4)
     assert seen("a") == [3]
     assert entry(manager, "b")["code"] == "expression-not-admitted"
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnose.errors import SpecError
+from diagnose.guards import Limits
 from diagnose.specs import DEFAULT_LIFESPAN, Select, State, fingerprint, parse
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-TYPES = {"log": frozenset(), "hist": frozenset({"buckets", "rate"})}
+TYPES = {"log": frozenset(), "hist": frozenset({"buckets"})}
 
 
 def document(**changes):
@@ -116,6 +117,7 @@ def test_event_custom_name_and_applied_may_be_left_out_or_null():
         (document(limits=5), "wrong-type", ["limits"]),
         (document(limits={"rate": "5"}), "wrong-type", ["limits.rate", "'5' (str)"]),
         (document(limits={"rate": float("inf")}), "wrong-type", ["limits.rate"]),
+        (document(limits={"rate": 10**400}), "wrong-type", ["limits.rate"]),
         (document(limits={"sample": 1.5}), "wrong-type", ["limits.sample"]),
         (document(limits={"hits": 1.5}), "wrong-type", ["limits.hits"]),
         (document(limits={"hits": True}), "wrong-type", ["limits.hits"]),
@@ -198,7 +200,7 @@ def test_fields_without_effect_are_each_named_in_a_warning_with_near_misses():
         lifspan=3,
         canary={},
         **{"a.b": 1},
-        limits={"rat": 5, "hits": 3},
+        limits={"rat": 5, "fleet_hits": 3},
         select={"service": "web"},
     )
     doc["instrument"]["evnt"] = "call"
@@ -207,7 +209,7 @@ def test_fields_without_effect_are_each_named_in_a_warning_with_near_misses():
     assert "instrument.evnt is not a known field: ignored; did you mean 'event'?" in warnings
     assert "limits.rat is not a known field: ignored; did you mean 'rate'?" in warnings
     assert "canary is not supported yet by this version: ignored" in warnings
-    assert "limits.hits is not supported yet by this version: ignored" in warnings
+    assert "limits.fleet_hits is not supported yet by this version: ignored" in warnings
     assert any(text.startswith("a.b is not") for text in warnings)
     assert len(warnings) == 6
 
@@ -220,11 +222,17 @@ def test_many_unknown_fields_do_not_flood_the_entry():
 
 
 def test_fields_that_the_instruments_class_asks_for_are_handed_to_it():
-    doc = document(limits={"rate": 5, "sample": None})
+    doc = document()
     doc["instrument"]["buckets"] = [1, 2]
     spec = parsed(doc)
-    assert spec.extra == {"buckets": [1, 2], "rate": 5}
+    assert spec.extra == {"buckets": [1, 2]}
     assert spec.warnings == ()
+
+
+def test_limits_are_understood_and_what_is_null_is_not_limited():
+    spec = parsed(document(limits={"rate": 5, "sample": None, "hits": 3}))
+    assert spec.limits == Limits(rate=5, hits=3)
+    assert parsed(document()).limits == Limits()
 
 
 # --- select -----------------------------------------------------------------------------------

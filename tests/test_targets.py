@@ -420,11 +420,13 @@ def test_a_missing_attribute_names_its_owner_and_near_misses(shop):
 def test_a_missing_attribute_that_another_module_has_is_pointed_to(shop):
     message = failure("shop_t.base.Cart.checkout", TargetNotFoundError).message
     assert message.endswith("; there is 'shop_t.cart.Cart.checkout'")
-    # Where it is defined, not where it is imported too; and of the same package only.
+    # Where it is made, not where it is imported; and of the same package only.
     importlib.import_module("shop_t.lazy")
     message = failure("shop_t.lazy.Base.total", TargetNotFoundError).message
     assert message.endswith("; there is 'shop_t.base.Base.total'")
-    assert "there is" not in failure("shop_t.base.fspath", TargetNotFoundError).message
+    importlib.import_module("json")
+    for name in ("random", "dumps"):
+        assert "there is" not in failure(f"shop_t.base.{name}", TargetNotFoundError).message
 
 
 def test_what_a_package_lacks_may_be_an_attribute_or_a_module(shop):
