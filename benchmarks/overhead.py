@@ -419,13 +419,14 @@ def goals_table(interpreter):
     for case, variant, label in GONE:
         outcomes = interpreter.results.get(("ours", case, variant))
         is_met = outcomes and all(outcome["is_original"] for outcome in outcomes)
-        shown = "n/a"
-        if is_met is not None:
-            added = figure(interpreter, ("ours", case, variant), "added_ns")
-            shown = (
-                f"{'original' if is_met else 'replaced'}, {number(added and added.median, 1)} ns"
-            )
-        row(f"{label}: exactly 0 (the code is the original)", shown, is_met)
+        shown = "n/a" if is_met is None else "original" if is_met else "replaced"
+        row(f"{label}: the code object is the original", shown, is_met)
+        left = figure(interpreter, ("ours", case, variant), "added_ns")
+        row(
+            f"{label}: exactly 0 ns per call ({NOISE_NS:g} ns is noise)",
+            f"{number(left and left.median, 1)} ns",
+            at_most(left, NOISE_NS),
+        )
     spent = figure(interpreter, ("ours", "heap"), "start_stop_ms")
     row(
         f"start and stop: under {START_STOP_MS:g} ms",

@@ -29,6 +29,7 @@ LONGEST_WAIT_SECONDS = 86_400.0
 SWEEP_AT_LEAST = 64
 
 _all: weakref.WeakSet[Clockwork] = weakref.WeakSet()
+_is_resuming_after_forks = False
 
 
 class Timer:
@@ -51,13 +52,15 @@ class Timer:
 
     def run(self) -> None:
         """Call what is due, unless it was cancelled; called by the clockwork only."""
-        callback, self._callback = self._callback, None
+        callback = self._callback
         if callback is None:
             return
         try:
             callback()
         except Exception:
             log.exception("%r failed", callback)
+        finally:
+            self._callback = None
 
 
 class Clockwork:
@@ -74,11 +77,13 @@ class Clockwork:
         self._order = itertools.count()
         self._sweep_at = SWEEP_AT_LEAST
         self._thread: threading.Thread | None = None
+        self._running: Timer | None = None
         _all.add(self)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Run ``callback`` once, ``seconds`` from now (at once when it is 0 or less)."""
         timer = Timer(time.monotonic() + seconds, callback)
+        _resume_after_forks()
         with self._condition:
             if len(self._heap) >= self._sweep_at:
                 self._sweep()
@@ -118,9 +123,10 @@ class Clockwork:
             while self._heap:
                 wait = self._heap[0][0] - time.monotonic()
                 if wait <= 0:
-                    return heapq.heappop(self._heap)[2]
+                    self._running = heapq.heappop(self._heap)[2]
+                    return self._running
                 self._condition.wait(min(wait, LONGEST_WAIT_SECONDS))
-            self._thread = None
+            self._thread = self._running = None
             return None
 
     # A fork copies only the forking thread. The lock is held across it, so that the
@@ -135,8 +141,28 @@ class Clockwork:
     def _after_fork_in_child(self) -> None:
         self._condition = threading.Condition(threading.RLock())
         self._thread = None
+        # Whoever was running it is not here. It begins anew: at worst, a callback sees that
+        # its work is done already.
+        running, self._running = self._running, None
+        if running is not None and running.pending:
+            heapq.heappush(self._heap, (running.deadline, next(self._order), running))
+
+    def _resume_in_child(self) -> None:
         with self._condition:
             self._ensure_thread()
+
+
+def _resume_after_forks() -> None:
+    """See to it that threads are started in a forked child, but after all other hooks.
+
+    What is due there runs at once, and may need a lock that the hook of another module is
+    still to make anew. Hooks run in the order of their registration, so this one is
+    registered with the first timer.
+    """
+    global _is_resuming_after_forks  # noqa: PLW0603
+    if not _is_resuming_after_forks:
+        _is_resuming_after_forks = True
+        os.register_at_fork(after_in_child=_each("_resume_in_child"))
 
 
 def _each(method: str) -> Callable[[], None]:

@@ -452,21 +452,9 @@ def _decorate(instrument: Instrument, function: Any) -> None:
 base._Defaults.attach = staticmethod(_decorate)
 
 
-def _before_fork() -> None:
-    _lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
 os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
+    before=lambda: _lock.acquire(),
+    # In the child too: its only thread is the one that took it.
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=lambda: _lock.release(),
 )

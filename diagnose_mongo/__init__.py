@@ -1,5 +1,7 @@
 """Probes for a fleet of Python processes, steered from a MongoDB collection.
 
+One call where a program starts::
+
     import diagnose_mongo
 
     diagnose_mongo.start("mongodb://db.example:27017", service="web")
@@ -13,12 +15,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from diagnose_mongo import documents
+
 if TYPE_CHECKING:
     from diagnose_mongo.manager import MongoInstrumentManager
 
 __all__ = ["MongoInstrumentManager", "start"]
 
-_URI_VARIABLE = "DIAGNOSE_MONGODB_URI"
 _LOCAL_URI = "mongodb://127.0.0.1:27017"
 
 
@@ -26,7 +29,7 @@ def start(
     uri: str | None = None,
     database: str = "diagnose",
     *,
-    collection: str = "specs",
+    collection: str = documents.COLLECTION,
     **options: Any,
 ) -> MongoInstrumentManager:
     """Make a manager with a small MongoDB client of its own, and start it.
@@ -48,9 +51,10 @@ def start(
         StoreError: the URI is none.
     """
     manager_class: type[MongoInstrumentManager] = __getattr__("MongoInstrumentManager")
-    from diagnose_mongo.store import connect  # noqa: PLC0415 - see __getattr__
+    from diagnose_mongo.server import URI_VARIABLE  # noqa: PLC0415 - see __getattr__
+    from diagnose_mongo.store import connect  # noqa: PLC0415
 
-    store = connect(uri or os.environ.get(_URI_VARIABLE) or _LOCAL_URI, database, collection)
+    store = connect(uri or os.environ.get(URI_VARIABLE) or _LOCAL_URI, database, collection)
     manager = manager_class(store, **options)
     manager.start()
     return manager

@@ -42,6 +42,13 @@ _BAD_VALUE = 2  # what the server says to a hint that names no index
 _ALREADY_INITIALIZED = 23
 _PATH_NOT_VIABLE = 28
 _PRIMARY_CHECK_SECONDS = 0.02
+# Asked of an array, $type is about what is in it; but "array" is about itself.
+_APPLIED_IS_NO_DOCUMENT = {
+    "$or": [
+        {documents.APPLIED: {"$not": {"$type": "object"}}},
+        {documents.APPLIED: {"$type": "array"}},
+    ]
+}
 _IDS_PER_FETCH = 1_000
 _CALL_SECONDS = 5.0
 _CLOSE_SECONDS = 0.5
@@ -93,6 +100,9 @@ class SpecStore:
         owned: close the client with the store.
         timeout: seconds for one call, finding a server included.
 
+    Raises:
+        TypeError: it is no such collection.
+
     Attributes:
         is_owned: whether the client goes with the store.
         is_real: whether it is pymongo's collection, with all that a server can do.
@@ -104,6 +114,11 @@ class SpecStore:
         self.is_owned = owned
         self._timeout = timeout
         self.is_real = isinstance(collection, Collection)
+        if not self.is_real and not type(collection).__module__.startswith("mongomock"):
+            raise TypeError(
+                "collection must be a Collection of pymongo (not of its asynchronous half), such "
+                f"as client['diagnose']['specs'], not {type(collection).__name__}"
+            )
         self._collection = (
             collection.with_options(codec_options=_ANYTHING) if self.is_real else collection
         )
@@ -223,22 +238,24 @@ class SpecStore:
             refusals = self._update(
                 [({documents.ID: raw_id}, update) for raw_id, update in updates]
             )
-            # `applied` is there and is no document (null, say): nothing fits into it.
             blocked = [i for i, (code, _) in refusals.items() if code == _PATH_NOT_VIABLE]
             if blocked:
-                no_document = {"$not": {"$type": "object"}}
-                for i in blocked:
-                    del refusals[i]
-                again = self._update(
+                # `applied` is there and is no document (null, say). Another process may be
+                # about to make it one just now: so this is done in two steps.
+                self._update(
                     [
                         (
-                            {documents.ID: entries[i][0], documents.APPLIED: no_document},
-                            {"$set": {documents.APPLIED: {process_id: entries[i][1]}}},
+                            {documents.ID: updates[i][0], **_APPLIED_IS_NO_DOCUMENT},
+                            {"$set": {documents.APPLIED: {}}},
                         )
                         for i in blocked
-                        if i < len(entries)
                     ]
                 )
+                again = self._update(
+                    [({documents.ID: updates[i][0]}, updates[i][1]) for i in blocked]
+                )
+                for i in blocked:
+                    del refusals[i]
                 refusals |= {blocked[i]: refusal for i, refusal in again.items()}
         return [(updates[i][0], reason) for i, (_, reason) in refusals.items()]
 

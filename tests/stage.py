@@ -7,6 +7,7 @@ import linecache
 import sys
 import textwrap
 import threading
+import warnings
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -55,7 +56,9 @@ class Stage:
         text = textwrap.dedent(text)
         filename = filename or f"<{module.__name__}>"
         linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-        exec(compile(text, filename, "exec", dont_inherit=True), vars(module))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of 3.14: a return in finally
+            exec(compile(text, filename, "exec", dont_inherit=True), vars(module))
         return module
 
 

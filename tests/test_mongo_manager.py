@@ -254,12 +254,10 @@ def test_a_process_id_with_dots_and_dollars_becomes_a_field_name(specs, manage, 
 
 @pytest.mark.parametrize(
     "spec_id",
-    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(), {"region": "eu", "n": [1]}, b"x", "a.b$c"],
+    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(), b"x", "a.b$c"],
     ids=repr,
 )
 def test_an_id_of_any_type_works(specs, manage, shop, spec_id):
-    if isinstance(spec_id, dict) and not isinstance(specs, pymongo.collection.Collection):
-        pytest.skip("mongomock has no documents as ids")
     made = spec(spec_id)
     del made["instrument"]["name"]
     specs.insert_one(made)
@@ -268,6 +266,10 @@ def test_an_id_of_any_type_works(specs, manage, shop, spec_id):
     assert entry(specs, spec_id)["state"] == "installed"
     manager.stop()
     assert specs.find_one()["applied"] == {}
+
+
+def test_an_id_may_be_a_document(real, manage, shop):
+    test_an_id_of_any_type_works(real, manage, shop, {"region": "eu", "n": [1]})
 
 
 def test_a_spec_is_called_by_its_field_id_if_it_has_one(specs, manage, shop):
@@ -325,15 +327,15 @@ def test_each_bad_spec_gets_its_own_entry_once_and_good_ones_are_applied(specs, 
     assert repr(list(specs.find())) == before
 
 
-@pytest.mark.parametrize("applied", [None, 5, [], "x"])
-def test_an_applied_that_is_no_document_is_made_one(specs, manage, applied):
-    if applied is not None and not isinstance(specs, pymongo.collection.Collection):
-        pytest.skip("mongomock takes this for something else")
-    specs.insert_many([spec("a", applied=applied), spec("b")])
-    manage(specs).apply()
-    if isinstance(specs, pymongo.collection.Collection):
-        assert entry(specs, "a")["state"] == "installed"
-    assert entry(specs, "b")["state"] == "installed"
+@pytest.mark.parametrize("applied", [None, 5, [], [{"me": 1}], "x"])
+def test_an_applied_that_is_no_document_is_made_one(real, manage, applied):
+    real.insert_many([spec("a", applied=applied), spec("b")])
+    first, second = manage(real, "first"), manage(real, "second")
+    first.apply()
+    second.apply()
+    for spec_id in "ab":
+        assert entry(real, spec_id, "first")["state"] == "installed"
+        assert entry(real, spec_id, "second")["state"] == "installed"
 
 
 def test_an_error_at_run_time_reaches_the_document(specs, manage, shop):
@@ -592,6 +594,12 @@ def test_apply_in_background_starts_it_with_that_period(real, manage):
     assert manager.period == 0.05
     real.insert_one(spec())
     wait_for_documents(real, lambda found: "me" in found["a"].get("applied", {}))
+
+
+def test_what_is_no_collection_is_refused(database):
+    for wrong in (database, database.client, None, "specs"):
+        with pytest.raises(TypeError, match="must be a Collection of pymongo"):
+            MongoInstrumentManager(wrong)
 
 
 @pytest.mark.parametrize("period", [0, -1, float("nan"), float("inf")])

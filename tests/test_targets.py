@@ -28,6 +28,7 @@ from diagnose.errors import (
     TargetNotFoundError,
     TargetNotImportedError,
 )
+from diagnose.instruments import ProbeTestInstrument
 from diagnose.targets import Target, TargetKind, resolve
 
 SHOP = {
@@ -259,6 +260,47 @@ def test_callables_without_python_code_are_references_that_setattr_replaces(shop
 def test_a_callable_object_is_a_reference_and_its_call_method_is_code(shop):
     assert find("shop_t.cart.app.router").kind is TargetKind.REFERENCE
     assert find("shop_t.cart.app.router.__call__").function is shop.Router.__call__
+
+
+def test_what_is_behind_a_probed_reference_is_found_as_when_it_is_not_probed(shop):
+    paths = {
+        "rate": ["rate", "rate.__wrapped__", "rate.__wrapd__", "rate.cache_clear"],
+        "Cart.fee": ["Cart.fee.__wrapped__"],
+        "bound_fee": ["bound_fee.__wrapped__"],
+        "app.router": ["app.router", "app.router.__call__", "app.router.rout"],
+    }
+    shop.bound_fee = shop.Cart().fee
+
+    def told(path: str) -> tuple[object, ...]:
+        found = outcome(f"shop_t.cart.{path}")
+        if isinstance(found, TargetError):
+            return type(found), found.code, found.message
+        return found.owner, found.name, found.kind, found.function, found.warnings
+
+    for probed, inside in paths.items():
+        before = [told(path) for path in inside]
+        raw = find(f"shop_t.cart.{probed}").found
+        probe = diagnose.attach_to(f"shop_t.cart.{probed}")
+        probe.attach("calls", ProbeTestInstrument("calls", "1"))
+        try:
+            assert find(f"shop_t.cart.{probed}").found is not raw
+            assert [told(path) for path in inside] == before
+        finally:
+            probe.detach("calls")
+        assert find(f"shop_t.cart.{probed}").found is raw
+
+
+def test_a_slot_of_the_program_that_is_named_like_a_stand_ins_is_not_looked_through(shop):
+    class Proxy:
+        __slots__ = ("_found",)
+
+        def __call__(self):
+            pass
+
+    shop.proxy = Proxy()
+    shop.proxy._found = shop.rate
+    assert find("shop_t.cart.proxy.__call__").function is Proxy.__call__
+    failure("shop_t.cart.proxy.__wrapped__", TargetNotFoundError)
 
 
 def test_a_c_function_of_a_module_is_a_reference():
@@ -641,7 +683,7 @@ def test_a_script_is_found_under_main_and_its_other_name_says_so(tmp_path):
             print("all well")
         """)
     )
-    root = str(Path(diagnose.targets.__file__).parents[1])
+    root = str(Path(diagnose.targets.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": root},

@@ -46,6 +46,7 @@ class _Drain:
         self._instruments: set[_Metric] = set()
         self._lock = threading.Lock()
         self._scheduled = False
+        self._process = os.getpid()
 
     def add(self, instrument: _Metric) -> None:
         with self._lock:
@@ -53,13 +54,19 @@ class _Drain:
             if self._scheduled:
                 return
             self._scheduled = True
-        _clockwork.after(DRAIN_SECONDS, self._run)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        process = self._process
+        _clockwork.after(DRAIN_SECONDS, lambda: self._run(process))
 
     def discard(self, instrument: _Metric) -> None:
         with self._lock:
             self._instruments.discard(instrument)
 
-    def _run(self) -> None:
+    def _run(self, process: int) -> None:
+        if process != self._process:
+            return  # a timer that a forked child has from its parent
         with self._lock:
             due = list(self._instruments)
         for instrument in due:
@@ -68,13 +75,14 @@ class _Drain:
             self._scheduled = bool(self._instruments)
             if not self._scheduled:
                 return
-        _clockwork.after(DRAIN_SECONDS, self._run)
+        self._schedule()
 
     def after_fork_in_child(self) -> None:
         # The parent sends what was in the buffers. A lock may have been held by a thread
         # that does not exist here, and the fork may have come in the middle of a run.
         self._lock = threading.Lock()
         self._scheduled = False
+        self._process = os.getpid()
         for instrument in list(_all):
             instrument.forget()
         for instrument in list(self._instruments):

@@ -37,23 +37,26 @@ if sys.version_info >= (3, 12):
         if fire is not None:
             fire(_getframe(1).f_locals)
 
+    def _find_tool() -> int:
+        if _tool is not None:
+            return _tool
+        for candidate in _CANDIDATES:
+            if _monitoring.get_tool(candidate) is None:
+                return candidate
+        names = [_monitoring.get_tool(candidate) for candidate in range(6)]
+        message = (
+            f"all six tool ids of sys.monitoring are in use ({names}); stop one of those tools"
+        )
+        raise ProbeError(message, code="end-unavailable")
+
     def _acquire_tool() -> int:
         global _tool  # noqa: PLW0603
+        tool = _find_tool()
         if _tool is None:
-            for candidate in _CANDIDATES:
-                if _monitoring.get_tool(candidate) is None:
-                    _monitoring.use_tool_id(candidate, "diagnose")
-                    _tool = candidate
-                    break
-            else:
-                names = [_monitoring.get_tool(candidate) for candidate in range(6)]
-                message = (
-                    f"all six tool ids of sys.monitoring are in use ({names}); "
-                    "stop one of those tools"
-                )
-                raise ProbeError(message, code="end-unavailable")
-            _monitoring.register_callback(_tool, _monitoring.events.PY_RETURN, _on_return)
-        return _tool
+            _monitoring.use_tool_id(tool, "diagnose")
+            _tool = tool
+            _monitoring.register_callback(tool, _monitoring.events.PY_RETURN, _on_return)
+        return tool
 
     def _release_tool() -> None:
         global _tool  # noqa: PLW0603
@@ -90,5 +93,5 @@ if sys.version_info >= (3, 12):
 
     def make(function: FunctionType, code: CodeType) -> Watch:
         """Make a watch; raises ProbeError when no tool id is free."""
-        _acquire_tool()
+        _find_tool()
         return MonitoringWatch(function, code)

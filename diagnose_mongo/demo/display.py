@@ -100,7 +100,7 @@ class PlainDisplay:
                 if (status.spec_id, problem) not in self._problems:
                     self._problems.add((status.spec_id, problem))
                     _print(_wrapped(problem, " " * 12))
-        for gone in self._said.keys() - {status.spec_id for status in picture.specs}:
+        for gone in sorted(self._said.keys() - {status.spec_id for status in picture.specs}):
             del self._said[gone]
             self._note(f"{gone:<18} the document is gone")
 

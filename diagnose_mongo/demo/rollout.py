@@ -74,12 +74,13 @@ def _status(document: Mapping[str, Any], processes: int) -> SpecStatus:
     current = [each for each in entries if isinstance(each, dict) and each.get("lm") == version]
     states = Counter(str(entry.get("state")) for entry in current)
     states[WAITING] = max(0, processes - len(current))
-    known = [state for state in _ORDER if states[state]]
+    # In a known order, and after those what only a later version knows.
+    names = dict.fromkeys((*_ORDER, *sorted(states)))
     problems = Counter(str(entry["err"]) for entry in current if entry.get("err"))
     problems.update(f"warning: {text}" for entry in current for text in entry.get("warnings", ()))
     return SpecStatus(
         str(document["_id"]),
         str(document.get("target")),
-        {state: states[state] for state in known},
+        {state: states[state] for state in names if states[state]},
         problems,
     )

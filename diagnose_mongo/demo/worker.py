@@ -1,10 +1,9 @@
 """One worker process of the demo: the service of :mod:`.workload`, and a manager beside it.
 
-The two lines that make ``manager`` in :func:`main`, and ``manager.stop()``, are all that a
-program needs to be probed. No spec is mentioned here: what is probed is decided in MongoDB
-while this runs.
+The lines with ``manager`` in :func:`main` are all that a program needs to be probed. No spec is
+mentioned here: what is probed is decided in MongoDB while this runs.
 
-For the demo, the worker also answers for the code of its functions: for each line on its
+For the demo, the worker also answers for the code of its functions: for each byte on its
 standard input, and at its end, it writes a line of JSON that says which of them don't have
 their original code. The lines of ``log`` instruments come on its standard output too. It ends
 in good order on SIGTERM, and when its standard input ends: so it can't outlive the demo.
@@ -12,9 +11,9 @@ in good order on SIGTERM, and when its standard input ends: so it can't outlive 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import select
 import signal
 import sys
 from types import FunctionType
@@ -34,21 +33,39 @@ __all__ = ["main"]
 def main(name: str, database: str, statsd_port: str) -> int:
     """Work until told to stop; returns how many functions lack their original code then."""
     originals = {function: function.__code__ for function in service_functions()}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C would end it
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        indexer = workload.Indexer.of_standard_library()
-        stack.callback(indexer.stop)
-        indexer.start()
+    terminated = noted_sigterm()
 
-        # Where MongoDB is, is in the environment: DIAGNOSE_MONGODB_URI.
-        manager = diagnose_mongo.start(database=database, period=1.0)
-        manager.sinks.append(StatsdSink(port=int(statsd_port), tags={"worker": name}))
-        stack.callback(manager.stop)
+    indexer = workload.Indexer.of_standard_library()
+    indexer.start()
+    # Where MongoDB is, is in the environment: DIAGNOSE_MONGODB_URI.
+    manager = diagnose_mongo.start(database=database, period=1.0)
+    manager.sinks.append(StatsdSink(port=int(statsd_port), tags={"worker": name}))
 
-        answer(originals, files=len(indexer.files))
-        for _ in sys.stdin:
+    answer(originals, files=len(indexer.files))
+    stdin = sys.stdin.fileno()
+    while terminated not in select.select([stdin, terminated], [], [])[0]:
+        questions = os.read(stdin, 100)
+        if not questions:
+            break  # the demo is gone
+        for _ in questions:
             answer(originals)
+
+    manager.stop()
+    indexer.stop()
     return answer(originals)
+
+
+def noted_sigterm() -> int:
+    """A file descriptor that is ready to be read as soon as SIGTERM has come.
+
+    The system may give a signal to any thread, and then the main thread goes on waiting for
+    its input: an exception in the handler would come when that ends.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return reader
 
 
 def service_functions() -> Iterator[FunctionType]:

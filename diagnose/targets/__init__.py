@@ -5,29 +5,20 @@ belong to the probed program. So the look-up is static: it reads the dictionarie
 modules, classes and instances, and runs no descriptor, no ``__getattr__`` and no
 ``__class__`` of the program. Only `resolve` with ``import_modules=True``, which code
 asks for and a spec never does, imports modules and calls a module's ``__getattr__``.
+
+Inside: ``lookup`` (reading objects, and what they are called), ``importing`` (modules),
+``hints`` (near misses and other advice in errors).
 """
 
 from __future__ import annotations
 
 import builtins
-import difflib
 import enum
 import functools
-import importlib
-import importlib.util
-import logging
-import pkgutil
 import sys
 import unicodedata
 from dataclasses import dataclass
-from types import (
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodType,
-    ModuleType,
-)
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from types import FunctionType, MethodType, ModuleType
 
 from diagnose.errors import (
     TargetError,
@@ -35,35 +26,50 @@ from diagnose.errors import (
     TargetNotFoundError,
     TargetNotImportedError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from importlib.machinery import ModuleSpec
+from diagnose.targets.hints import (
+    _CHECK_SPELLING,
+    _attribute_names,
+    _did_you_mean,
+    _find_elsewhere,
+    _functions_in,
+    _is_class,
+    _is_module,
+    _joined,
+    _listed,
+    _module_names,
+    _near_misses,
+    _noun,
+)
+from diagnose.targets.importing import (
+    _ask_module,
+    _find_unimported,
+    _import,
+    _is_incomplete,
+    _is_script,
+)
+from diagnose.targets.lookup import (
+    _MISSING,
+    _class_name,
+    _described,
+    _entry,
+    _is_a,
+    _look_up,
+    _namespace,
+    _read_flags,
+    _read_mro,
+    _read_name,
+    _shown,
+    _Step,
+    _unwrapped,
+)
 
 __all__ = ["Target", "TargetKind", "resolve"]
 
-log = logging.getLogger(__name__)
-
 _MAX_PATH_CHARS = 1000
-_MAX_SHOWN_CHARS = 200
-_MAX_CANDIDATES = 5000
-_CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
 
-# A metaclass can override `cls.__mro__` and the like, but not these.
-_TYPE: Any = type.__dict__
-_read_name = _TYPE["__name__"].__get__
-_read_qualname = _TYPE["__qualname__"].__get__
-_read_flags = _TYPE["__flags__"].__get__
-_read_static_function = staticmethod.__dict__["__func__"].__get__
-_read_class_function = classmethod.__dict__["__func__"].__get__
 _ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
 
 _TPFLAGS_IMMUTABLETYPE = 1 << 8  # all static types have it too
-
-# importlib.util.LazyLoader's modules load themselves on the first attribute access.
-_LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
-
-_MISSING = object()
 
 
 class TargetKind(enum.Enum):
@@ -172,14 +178,6 @@ def _split(path: object) -> tuple[str, list[str]]:
         return text, parts
     message = f"target {_shown(text)} {problem}; join module and attributes by dots, {example}"
     raise TargetError(message, code="target-syntax")
-
-
-class _Step(NamedTuple):
-    """One attribute: the object that holds it, its name there, and what it is."""
-
-    owner: object
-    name: str
-    value: object
 
 
 class _Search:
@@ -316,7 +314,7 @@ class _Search:
         function = _unwrapped(value)
         if type(function) is FunctionType:
             return self._target(step, holder, here, _method_kind(step), function)
-        if function is not value and type(value) is not MethodType:
+        if _is_a(value, staticmethod) or _is_a(value, classmethod):
             # A stand-in for a staticmethod or classmethod object would bind in another way.
             has_code = type(_entry(_namespace(function), "__wrapped__")) is FunctionType
             advice = f"'{here}.__wrapped__'" if has_code else "the Python function that calls it"
@@ -402,309 +400,7 @@ def _method_kind(step: _Step) -> TargetKind:
     return TargetKind.METHOD if is_method else TargetKind.FUNCTION
 
 
-def _is_module(here: str, module: object) -> TargetKindError:
-    functions = [f"{here}.{name}" for name in _functions_in(module)]
-    advice = _listed("name a function in it", functions) or "name a function in it"
-    return TargetKindError(f"{here!r} is a module; {advice}", code="target-is-module")
-
-
-def _is_class(here: str, cls: object) -> TargetKindError:
-    advice = []
-    for name in ("__init__", "__new__"):
-        step = _look_up(cls, name)
-        if step is not None and type(_unwrapped(step.value)) is FunctionType:
-            advice.append(f"probe '{here}.{name}' to see instances being made")
-            break
-    methods = _listed("one of its methods", [f"{here}.{name}" for name in _functions_in(cls)])
-    then = ", or ".join([*advice, methods] if methods else advice) or "name one of its methods"
-    return TargetKindError(f"{here!r} is a class; {then}", code="target-is-class")
-
-
-def _read_mro(cls: object) -> tuple[type, ...]:
-    # A type of an extension module that was never made ready has None.
-    return _TYPE["__mro__"].__get__(cls) or ()
-
-
-def _read_class_dict(cls: object) -> Mapping[str, object]:
-    return _TYPE["__dict__"].__get__(cls) or {}
-
-
-def _is_a(value: object, kind: type) -> bool:
-    """Like isinstance, which would also ask the value's ``__class__``."""
-    return issubclass(type(value), kind)
-
-
-def _namespace(holder: object) -> Mapping[str, object]:
-    """The dictionary of a module, class or instance, read without running its code."""
-    kind = type(holder)
-    if issubclass(kind, type):
-        return _read_class_dict(holder)
-    for cls in _read_mro(kind):
-        descriptor: Any = _entry(_read_class_dict(cls), "__dict__")
-        if descriptor is _MISSING:
-            continue
-        if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
-            break  # a property of that name: its code is not run
-        try:
-            found = descriptor.__get__(holder, kind)
-        except AttributeError:  # mypyc's classes have the descriptor, but no dictionary
-            break
-        if not _is_a(found, dict):
-            break
-        # A subclass may have methods of its own; its entries are read without them.
-        return cast("dict[str, object]", found) if type(found) is dict else dict(dict.items(found))
-    return {}
-
-
-def _entry(namespace: Mapping[str, object], name: str) -> object:
-    return namespace.get(name, _MISSING)
-
-
-def _in_classes(classes: Iterable[type], name: str) -> _Step | None:
-    for cls in classes:
-        value = _entry(_read_class_dict(cls), name)
-        if value is not _MISSING:
-            return _Step(cls, name, value)
-    return None
-
-
-def _look_up(holder: object, name: str) -> _Step | None:
-    """Find an attribute as Python would, but run nothing; None if there is none."""
-    spellings = [name]
-    if name.startswith("__") and not name.endswith("__"):
-        classes = _read_mro(holder if _is_a(holder, type) else type(holder))
-        prefixes = [_read_name(cls).lstrip("_") for cls in classes]
-        spellings += [f"_{prefix}{name}" for prefix in prefixes if prefix]
-    steps = (_look_up_spelling(holder, spelling) for spelling in spellings)
-    return next((step for step in steps if step is not None), None)
-
-
-def _look_up_spelling(holder: object, name: str) -> _Step | None:
-    kind = type(holder)
-    if issubclass(kind, type):
-        return _in_classes(_read_mro(holder), name) or _in_classes(_read_mro(kind), name)
-    classes = _read_mro(kind)
-    if issubclass(kind, ModuleType):
-        # What every module inherits (__init__, __repr__ ...) is nothing that anyone means.
-        classes = tuple(cls for cls in classes if cls is not ModuleType and cls is not object)
-    on_class = _in_classes(classes, name)
-    if on_class is not None:
-        descriptor: Any = on_class.value
-        if type(descriptor) is MemberDescriptorType:  # a slot: reading it runs no Python code
-            try:
-                return _Step(holder, name, descriptor.__get__(holder, kind))
-            except AttributeError:
-                return None
-        methods = _read_mro(type(descriptor))
-        if _in_classes(methods, "__set__") or _in_classes(methods, "__delete__"):
-            return on_class  # a data descriptor goes before the instance's own dictionary
-    value = _entry(_namespace(holder), name)
-    return on_class if value is _MISSING else _Step(holder, name, value)
-
-
-def _unwrapped(value: object) -> object:
-    """The function inside a static, class or bound method; any other value as it is."""
-    if _is_a(value, staticmethod):
-        return _read_static_function(value)
-    if _is_a(value, classmethod):
-        return _read_class_function(value)
-    return value.__func__ if type(value) is MethodType else value
-
-
-def _ask_module(label: str, module: object, name: str) -> _Step | None:
-    """Let a module make the attribute (PEP 562, lazy modules)."""
-    try:
-        value = getattr(module, name)
-    except AttributeError:
-        return None
-    except Exception as exc:
-        message = f"module {label!r} failed to give {name!r}: {_described(exc)}"
-        raise TargetNotFoundError(message, code="module-import-failed") from exc
-    return _look_up(module, name) or _Step(module, name, value)
-
-
-def _is_incomplete(module: object) -> bool:
-    spec = _entry(_namespace(module), "__spec__")
-    return _is_a(module, _LAZY_MODULE) or _entry(_namespace(spec), "_initializing") is True
-
-
 def _waiting_for(module_name: str, message: str) -> TargetNotImportedError:
     error = TargetNotImportedError(message)
     error.name = module_name
     return error
-
-
-def _import(name: str) -> bool:
-    """Import a module; False if there is none of that name."""
-    try:
-        importlib.import_module(name)
-    except Exception as exc:
-        if isinstance(exc, ModuleNotFoundError) and exc.name == name:
-            return False
-        message = f"importing module {name!r} failed with {_described(exc)}; import it to see where"
-        raise TargetNotFoundError(message, code="module-import-failed") from exc
-    return True
-
-
-def _package_path(module: object) -> Any:
-    """Where a package looks for its modules; None for what is no package."""
-    step = _look_up(module, "__path__")
-    if step is None:
-        return None
-    # Finders iterate over it: a path of the program's own making might not end.
-    is_made_by_importlib = _read_name(type(step.value)).endswith("NamespacePath")
-    is_path = is_made_by_importlib or issubclass(type(step.value), list | tuple)
-    return step.value if is_path else None
-
-
-def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:
-    """The longest prefix beyond the ``loaded`` parts that could be imported, and its file.
-
-    Asks the finders of ``sys.meta_path`` directly: `importlib.util.find_spec` imports
-    parents, and waits for one that another thread is importing.
-    """
-    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
-    found = None
-    for count in range(loaded + 1, len(parts) + 1):
-        name = ".".join(parts[:count])
-        if (count > 1 and search is None) or name in sys.modules:  # there, but None: blocked
-            break
-        spec = _ask_finders(name, search)
-        if spec is None:
-            break
-        search = spec.submodule_search_locations
-        # A directory without __init__.py has nothing but modules in it: no find by itself.
-        if spec.loader is not None or count == len(parts):
-            found = name, spec.origin
-    return found
-
-
-def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
-    for finder in list(sys.meta_path):
-        try:
-            spec = finder.find_spec(name, search, None)
-        except Exception as exc:  # noqa: BLE001 - a finder of the program; the next may know
-            log.debug("finder %s failed: %s", _read_name(type(finder)), _described(exc))
-        else:
-            if spec is not None:
-                return spec
-    return None
-
-
-def _is_script(file: object) -> bool:
-    """Whether this is the file of the program's script, which runs as ``__main__``."""
-    main_file = _entry(_namespace(sys.modules.get("__main__")), "__file__")
-    return type(file) is str and type(main_file) is str and file == main_file
-
-
-def _module_names(prefix: str, package: object) -> Iterator[str]:
-    """The last names of modules below a package, or of all top-level modules for None."""
-    start = f"{prefix}." if prefix else ""
-    for name in list(sys.modules):
-        if type(name) is str and name.startswith(start):
-            yield name.removeprefix(start).partition(".")[0]
-    search = None
-    if package is None:
-        yield from sys.stdlib_module_names
-    else:
-        search = _package_path(package)
-        if search is None:
-            return
-    try:
-        yield from [each.name for each in pkgutil.iter_modules(search)]
-    except Exception as exc:  # noqa: BLE001 - strange entries in a path only cost a hint
-        log.debug("modules of %r could not be listed: %s", prefix, _described(exc))
-
-
-def _attribute_names(holder: object) -> Iterator[str]:
-    classes = _read_mro(holder if _is_a(holder, type) else type(holder))
-    inherited = [] if _is_a(holder, ModuleType) else [_read_class_dict(cls) for cls in classes]
-    for namespace in (_namespace(holder), *inherited):
-        yield from (name for name in list(namespace) if type(name) is str)
-
-
-def _functions_in(holder: object, limit: int = 3) -> list[str]:
-    """Public functions that a user may mean, those defined here before imported ones."""
-    home = _home(holder)
-    own: list[str] = []
-    others: list[str] = []
-    for name, value in list(_namespace(holder).items()):
-        function = _unwrapped(value)
-        if type(name) is str and not name.startswith("_") and type(function) is FunctionType:
-            is_own = home is not None and _home(function) == home
-            (own if is_own else others).append(name)
-    return (own + others)[:limit]
-
-
-def _home(value: object) -> str | None:
-    """The name of the module that a function or class was made in, or of a module itself."""
-    if type(value) is FunctionType:
-        home: object = value.__module__
-    else:
-        home = _entry(_namespace(value), "__name__" if _is_a(value, ModuleType) else "__module__")
-    return home if type(home) is str else None
-
-
-def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
-    """A loaded module of the same top-level package that has these very attributes."""
-    for name, module in list(sys.modules.items()):
-        if type(name) is not str or name == label or name.partition(".")[0] != top:
-            continue
-        step = _look_up(module, names[0])
-        if step is None or _home(step.value) != name:
-            continue
-        for each in names[1:]:
-            step = None if step is None else _look_up(_unwrapped(step.value), each)
-        if step is not None:
-            return ".".join([name, *names])
-    return None
-
-
-def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
-    wants_dunder = name.startswith("__")
-    names = sorted({each for each in candidates if wants_dunder or not each.startswith("__")})
-    same = [each for each in names if each.casefold() == name.casefold()]
-    for cutoff in (0.85, 0.7):  # the less similar ones only if there are no better ones
-        near = same + difflib.get_close_matches(name, names[:_MAX_CANDIDATES], 3, cutoff)
-        if near:
-            return list(dict.fromkeys(near))[:3]
-    return []
-
-
-def _did_you_mean(names: list[str]) -> str:
-    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
-
-
-def _listed(what: str, names: list[str]) -> str:
-    return f"{what}: {', '.join(map(repr, names))}" if names else ""
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _noun(holder: object, label: str) -> str:
-    if _is_a(holder, ModuleType):
-        return f"{'module' if _package_path(holder) is None else 'package'} {label!r}"
-    if _is_a(holder, type):
-        return f"class {label!r}"
-    return f"{label!r} (a {_read_name(type(holder))})"
-
-
-def _class_name(cls: object) -> str:
-    module = _entry(_read_class_dict(cls), "__module__")
-    name = _read_qualname(cls)
-    return f"{module}.{name}" if type(module) is str and module != "builtins" else name
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
-
-
-def _described(exc: BaseException) -> str:
-    try:
-        text = str(exc)[:_MAX_SHOWN_CHARS]
-    except Exception:  # noqa: BLE001 - an exception class of the program
-        text = ""
-    return f"{_read_name(type(exc))}: {text}" if text else _read_name(type(exc))

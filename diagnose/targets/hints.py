@@ -1,0 +1,145 @@
+"""What the user may have meant, and how errors say it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pkgutil
+import sys
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING
+
+from diagnose.errors import TargetKindError
+from diagnose.targets.importing import _package_path
+from diagnose.targets.lookup import (
+    _described,
+    _entry,
+    _is_a,
+    _look_up,
+    _namespace,
+    _read_class_dict,
+    _read_mro,
+    _read_name,
+    _seen_through,
+    _unwrapped,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+log = logging.getLogger(__name__)
+
+_MAX_CANDIDATES = 5000
+_CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
+
+
+def _is_module(here: str, module: object) -> TargetKindError:
+    functions = [f"{here}.{name}" for name in _functions_in(module)]
+    advice = _listed("name a function in it", functions) or "name a function in it"
+    return TargetKindError(f"{here!r} is a module; {advice}", code="target-is-module")
+
+
+def _is_class(here: str, cls: object) -> TargetKindError:
+    advice = []
+    for name in ("__init__", "__new__"):
+        step = _look_up(cls, name)
+        if step is not None and type(_unwrapped(step.value)) is FunctionType:
+            advice.append(f"probe '{here}.{name}' to see instances being made")
+            break
+    methods = _listed("one of its methods", [f"{here}.{name}" for name in _functions_in(cls)])
+    then = ", or ".join([*advice, methods] if methods else advice) or "name one of its methods"
+    return TargetKindError(f"{here!r} is a class; {then}", code="target-is-class")
+
+
+def _module_names(prefix: str, package: object) -> Iterator[str]:
+    """The last names of modules below a package, or of all top-level modules for None."""
+    start = f"{prefix}." if prefix else ""
+    for name in list(sys.modules):
+        if type(name) is str and name.startswith(start):
+            yield name.removeprefix(start).partition(".")[0]
+    search = None
+    if package is None:
+        yield from sys.stdlib_module_names
+    else:
+        search = _package_path(package)
+        if search is None:
+            return
+    try:
+        yield from [each.name for each in pkgutil.iter_modules(search)]
+    except Exception as exc:  # noqa: BLE001 - strange entries in a path only cost a hint
+        log.debug("modules of %r could not be listed: %s", prefix, _described(exc))
+
+
+def _attribute_names(holder: object) -> Iterator[str]:
+    classes = _read_mro(holder if _is_a(holder, type) else type(holder))
+    inherited = [] if _is_a(holder, ModuleType) else [_read_class_dict(cls) for cls in classes]
+    for namespace in (_namespace(holder), *inherited):
+        yield from (name for name in list(namespace) if type(name) is str)
+
+
+def _functions_in(holder: object, limit: int = 3) -> list[str]:
+    """Public functions that a user may mean, those defined here before imported ones."""
+    home = _home(holder)
+    own: list[str] = []
+    others: list[str] = []
+    for name, value in list(_namespace(holder).items()):
+        function = _unwrapped(value)
+        if type(name) is str and not name.startswith("_") and type(function) is FunctionType:
+            is_own = home is not None and _home(function) == home
+            (own if is_own else others).append(name)
+    return (own + others)[:limit]
+
+
+def _home(value: object) -> str | None:
+    """The name of the module that a function or class was made in, or of a module itself."""
+    if type(value) is FunctionType:
+        home: object = value.__module__
+    else:
+        home = _entry(_namespace(value), "__name__" if _is_a(value, ModuleType) else "__module__")
+    return home if type(home) is str else None
+
+
+def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
+    """A loaded module of the same top-level package that has these very attributes."""
+    for name, module in list(sys.modules.items()):
+        if type(name) is not str or name == label or name.partition(".")[0] != top:
+            continue
+        step = _look_up(module, names[0])
+        if step is None or _home(_seen_through(step.value)) != name:
+            continue
+        for each in names[1:]:
+            step = None if step is None else _look_up(_unwrapped(step.value), each)
+        if step is not None:
+            return ".".join([name, *names])
+    return None
+
+
+def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+    wants_dunder = name.startswith("__")
+    names = sorted({each for each in candidates if wants_dunder or not each.startswith("__")})
+    same = [each for each in names if each.casefold() == name.casefold()]
+    for cutoff in (0.85, 0.7):  # the less similar ones only if there are no better ones
+        near = same + difflib.get_close_matches(name, names[:_MAX_CANDIDATES], 3, cutoff)
+        if near:
+            return list(dict.fromkeys(near))[:3]
+    return []
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f"{what}: {', '.join(map(repr, names))}" if names else ""
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _noun(holder: object, label: str) -> str:
+    if _is_a(holder, ModuleType):
+        return f"{'module' if _package_path(holder) is None else 'package'} {label!r}"
+    if _is_a(holder, type):
+        return f"class {label!r}"
+    return f"{label!r} (a {_read_name(type(holder))})"

@@ -1,0 +1,108 @@
+"""Which modules there are, which could be imported, and importing them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from diagnose.errors import TargetNotFoundError
+from diagnose.targets.lookup import (
+    _described,
+    _entry,
+    _is_a,
+    _look_up,
+    _namespace,
+    _read_name,
+    _Step,
+)
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
+log = logging.getLogger(__name__)
+
+# importlib.util.LazyLoader's modules load themselves on the first attribute access.
+_LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
+
+
+def _ask_module(label: str, module: object, name: str) -> _Step | None:
+    """Let a module make the attribute (PEP 562, lazy modules)."""
+    try:
+        value = getattr(module, name)
+    except AttributeError:
+        return None
+    except Exception as exc:
+        message = f"module {label!r} failed to give {name!r}: {_described(exc)}"
+        raise TargetNotFoundError(message, code="module-import-failed") from exc
+    return _look_up(module, name) or _Step(module, name, value)
+
+
+def _is_incomplete(module: object) -> bool:
+    spec = _entry(_namespace(module), "__spec__")
+    return _is_a(module, _LAZY_MODULE) or _entry(_namespace(spec), "_initializing") is True
+
+
+def _import(name: str) -> bool:
+    """Import a module; False if there is none of that name."""
+    try:
+        importlib.import_module(name)
+    except Exception as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name == name:
+            return False
+        message = f"importing module {name!r} failed with {_described(exc)}; import it to see where"
+        raise TargetNotFoundError(message, code="module-import-failed") from exc
+    return True
+
+
+def _package_path(module: object) -> Any:
+    """Where a package looks for its modules; None for what is no package."""
+    step = _look_up(module, "__path__")
+    if step is None:
+        return None
+    # Finders iterate over it: a path of the program's own making might not end.
+    is_made_by_importlib = _read_name(type(step.value)).endswith("NamespacePath")
+    is_path = is_made_by_importlib or issubclass(type(step.value), list | tuple)
+    return step.value if is_path else None
+
+
+def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:
+    """The longest prefix beyond the ``loaded`` parts that could be imported, and its file.
+
+    Asks the finders of ``sys.meta_path`` directly: `importlib.util.find_spec` imports
+    parents, and waits for one that another thread is importing.
+    """
+    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
+    found = None
+    for count in range(loaded + 1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        if (count > 1 and search is None) or name in sys.modules:  # there, but None: blocked
+            break
+        spec = _ask_finders(name, search)
+        if spec is None:
+            break
+        search = spec.submodule_search_locations
+        # A directory without __init__.py has nothing but modules in it: no find by itself.
+        if spec.loader is not None or count == len(parts):
+            found = name, spec.origin
+    return found
+
+
+def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
+    for finder in list(sys.meta_path):
+        try:
+            spec = finder.find_spec(name, search, None)
+        except Exception as exc:  # noqa: BLE001 - a finder of the program; the next may know
+            log.debug("finder %s failed: %s", _read_name(type(finder)), _described(exc))
+        else:
+            if spec is not None:
+                return spec
+    return None
+
+
+def _is_script(file: object) -> bool:
+    """Whether this is the file of the program's script, which runs as ``__main__``."""
+    main_file = _entry(_namespace(sys.modules.get("__main__")), "__file__")
+    return type(file) is str and type(main_file) is str and file == main_file

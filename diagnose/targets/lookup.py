@@ -1,0 +1,164 @@
+"""Reads the program's objects, and says what they are, without running their code."""
+
+from __future__ import annotations
+
+from types import (
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_MAX_SHOWN_CHARS = 200
+
+# A metaclass can override `cls.__mro__` and the like, but not these.
+_TYPE: Any = type.__dict__
+_read_name = _TYPE["__name__"].__get__
+_read_qualname = _TYPE["__qualname__"].__get__
+_read_flags = _TYPE["__flags__"].__get__
+_read_static_function = staticmethod.__dict__["__func__"].__get__
+_read_class_function = classmethod.__dict__["__func__"].__get__
+
+_MISSING = object()
+
+# What a probe puts in the place of a callable without code (sites.py, which may not be
+# imported here) has that callable in this slot of a class of this module.
+_STANDIN_MODULE, _STANDIN_SLOT = "diagnose.sites", "_found"
+
+
+class _Step(NamedTuple):
+    """One attribute: the object that holds it, its name there, and what it is."""
+
+    owner: object
+    name: str
+    value: object
+
+
+def _read_mro(cls: object) -> tuple[type, ...]:
+    # A type of an extension module that was never made ready has None.
+    return _TYPE["__mro__"].__get__(cls) or ()
+
+
+def _read_class_dict(cls: object) -> Mapping[str, object]:
+    return _TYPE["__dict__"].__get__(cls) or {}
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Like isinstance, which would also ask the value's ``__class__``."""
+    return issubclass(type(value), kind)
+
+
+def _namespace(holder: object) -> Mapping[str, object]:
+    """The dictionary of a module, class or instance, read without running its code."""
+    kind = type(holder)
+    if issubclass(kind, type):
+        return _read_class_dict(holder)
+    for cls in _read_mro(kind):
+        descriptor: Any = _entry(_read_class_dict(cls), "__dict__")
+        if descriptor is _MISSING:
+            continue
+        if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
+            break  # a property of that name: its code is not run
+        try:
+            found = descriptor.__get__(holder, kind)
+        except AttributeError:  # mypyc's classes have the descriptor, but no dictionary
+            break
+        if not _is_a(found, dict):
+            break
+        # A subclass may have methods of its own; its entries are read without them.
+        return cast("dict[str, object]", found) if type(found) is dict else dict(dict.items(found))
+    return {}
+
+
+def _entry(namespace: Mapping[str, object], name: str) -> object:
+    return namespace.get(name, _MISSING)
+
+
+def _in_classes(classes: Iterable[type], name: str) -> _Step | None:
+    for cls in classes:
+        value = _entry(_read_class_dict(cls), name)
+        if value is not _MISSING:
+            return _Step(cls, name, value)
+    return None
+
+
+def _look_up(holder: object, name: str) -> _Step | None:
+    """Find an attribute as Python would, but run nothing; None if there is none."""
+    spellings = [name]
+    if name.startswith("__") and not name.endswith("__"):
+        classes = _read_mro(holder if _is_a(holder, type) else type(holder))
+        prefixes = [_read_name(cls).lstrip("_") for cls in classes]
+        spellings += [f"_{prefix}{name}" for prefix in prefixes if prefix]
+    steps = (_look_up_spelling(holder, spelling) for spelling in spellings)
+    return next((step for step in steps if step is not None), None)
+
+
+def _look_up_spelling(holder: object, name: str) -> _Step | None:
+    kind = type(holder)
+    if issubclass(kind, type):
+        return _in_classes(_read_mro(holder), name) or _in_classes(_read_mro(kind), name)
+    classes = _read_mro(kind)
+    if issubclass(kind, ModuleType):
+        # What every module inherits (__init__, __repr__ ...) is nothing that anyone means.
+        classes = tuple(cls for cls in classes if cls is not ModuleType and cls is not object)
+    on_class = _in_classes(classes, name)
+    if on_class is not None:
+        descriptor: Any = on_class.value
+        if type(descriptor) is MemberDescriptorType:  # a slot: reading it runs no Python code
+            try:
+                return _Step(holder, name, descriptor.__get__(holder, kind))
+            except AttributeError:
+                return None
+        methods = _read_mro(type(descriptor))
+        if _in_classes(methods, "__set__") or _in_classes(methods, "__delete__"):
+            return on_class  # a data descriptor goes before the instance's own dictionary
+    value = _entry(_namespace(holder), name)
+    return on_class if value is _MISSING else _Step(holder, name, value)
+
+
+def _seen_through(value: object) -> object:
+    """What a probe's stand-in stands for; any other value as it is."""
+    step = _in_classes(_read_mro(type(value)), _STANDIN_SLOT)
+    if step is None or type(step.value) is not MemberDescriptorType:
+        return value
+    home = _entry(_read_class_dict(step.owner), "__module__")
+    is_ours = type(home) is str and home == _STANDIN_MODULE
+    return step.value.__get__(value, type(value)) if is_ours else value
+
+
+def _unwrapped(value: object) -> object:
+    """The function inside a static, class or bound method; any other value as it is.
+
+    On the way it looks through stand-ins: what they stand for is what the path means.
+    """
+    value = _seen_through(value)
+    if _is_a(value, staticmethod):
+        value = _read_static_function(value)
+    elif _is_a(value, classmethod):
+        value = _read_class_function(value)
+    elif type(value) is MethodType:
+        value = value.__func__
+    return _seen_through(value)
+
+
+def _class_name(cls: object) -> str:
+    module = _entry(_read_class_dict(cls), "__module__")
+    name = _read_qualname(cls)
+    return f"{module}.{name}" if type(module) is str and module != "builtins" else name
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
+
+
+def _described(exc: BaseException) -> str:
+    try:
+        text = str(exc)[:_MAX_SHOWN_CHARS]
+    except Exception:  # noqa: BLE001 - an exception class of the program
+        text = ""
+    return f"{_read_name(type(exc))}: {text}" if text else _read_name(type(exc))

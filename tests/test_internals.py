@@ -1,0 +1,704 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dis
+import json.decoder
+import logging
+import sys
+import tarfile
+import tokenize
+import types
+from types import CodeType
+
+import pytest
+from stage import Stage, attached, outcome, probed
+
+from diagnose import attach_to, internals
+from diagnose.errors import ProbeError, UnknownNameError
+from diagnose.instruments import ProbeTestInstrument
+from diagnose.internals import tracing
+
+by_monitoring = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12"
+)
+by_injection = pytest.mark.skipif(sys.version_info >= (3, 12), reason="for 3.11 only")
+
+
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture
+def place(stage):
+    return stage.place
+
+
+# --- what is seen -----------------------------------------------------------------------------
+
+
+def test_every_local_is_there_at_the_end(place):
+    def outer(base):
+        free = base + 1
+
+        def work(a, *rest, b=2, **more):
+            local = a + b
+            for index in range(3):
+                pass
+            shared = [free + each for each in rest]
+            later = lambda: shared
+            return later() and local
+
+        return work
+
+    work = outer(10)
+    value = "(a, rest, b, more, local, index, shared, free, callable(later), __name__)"
+    with probed(place(work), value, "end") as seen:
+        work(1, 5, b=3, c=4)
+    assert seen.results == [(1, (5,), 3, {"c": 4}, 4, 2, [16], 11, True, __name__)]
+
+
+def test_locals_are_those_of_the_moment_before_the_return(place):
+    def work(x):
+        y = x
+        try:
+            return y
+        finally:
+            y += 100
+
+    with probed(place(work), "(x, y)", "end") as seen:
+        assert work(1) == 1
+    assert seen.results == [(1, 101)]
+
+
+WAYS_OUT = """
+    import contextlib
+
+    def plain(x):
+        step = 0
+        if x == 1:
+            return "one"
+        step = 1
+        for step in range(2, 9):
+            if step == x:
+                return step
+            if x == 9 and step == 4:
+                raise ValueError(step)
+        else:
+            step = 10
+        return
+
+    def clean_up(x):
+        step = 0
+        try:
+            step = 1
+            if x < 3:
+                return 10 // x
+            [][x]
+        except ZeroDivisionError:
+            step = 2
+            return "zero"
+        except IndexError:
+            step = 3
+            if x == 4:
+                raise
+            if x == 5:
+                raise LookupError from None
+        else:
+            step = 4
+        finally:
+            step += 100
+            if x == 6:
+                return "swallowed"
+        return "end"
+
+    def managed(x):
+        step = 0
+        with contextlib.suppress(KeyError), open("/dev/null") as file:
+            step = 1
+            if x == 1:
+                return 1
+            with file:
+                step = 2
+                if x == 2:
+                    raise KeyError
+                if x == 3:
+                    raise ValueError
+                return step
+        return "suppressed"
+
+    def matched(x):
+        step = 0
+        match x:
+            case 0 | 1:
+                return "small"
+            case [first, *rest]:
+                step = first
+            case {"step": step}:
+                return step
+            case int() if x > 5:
+                raise ValueError
+        return step
+
+    def nested(x):
+        step = x
+        inner = lambda y: [[a * b * step for a in range(y)] for b in range(y)]
+        while True:
+            step += 1
+            if step > 5:
+                return inner(step - 4) if x % 2 else {k: v for k, v in [(step, x)]}
+
+    def looped_tries(x):
+        step = 0
+        for step in range(3):
+            try:
+                try:
+                    raise KeyError(step)
+                except KeyError as error:
+                    if step == x:
+                        return step
+                    raise TypeError(step)
+            except Exception as error:
+                last = error
+        try:
+            try:
+                raise last
+            finally:
+                step = 20
+        except* TypeError as group:
+            step = 30
+        return step
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "clean_up", "managed", "matched", "nested", "looped_tries"]
+)
+def test_every_way_out_is_one_end(stage, name):
+    module = stage.script(WAYS_OUT)
+    function = getattr(module, name)
+    arguments = [*range(10), [4, 5], {"step": 7}]
+    bare = [outcome(function, each) for each in arguments]
+    with probed(f"{module.__name__}.{name}", "(x, step)", "end") as seen:
+        assert [outcome(function, each) for each in arguments] == bare
+    assert [x for x, _ in seen.results] == arguments
+    assert len({str(step) for _, step in seen.results}) > 1
+
+
+def test_an_exception_is_an_end_with_the_locals_that_there_were(place):
+    def work(x):
+        doubled = x * 2
+        raise ValueError(doubled)
+
+    with probed(place(work), "(x, doubled)", "end") as seen:
+        for number in range(3):
+            with pytest.raises(ValueError, match=str(number * 2)):
+                work(number)
+    assert seen.results == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_an_exception_of_a_callee_is_the_callers_end_too_with_its_own_locals(place):
+    def inner(x):
+        mine = x + 1
+        raise KeyError(mine)
+
+    def outer(x):
+        mine = x + 100
+        return inner(mine)
+
+    path = place(outer)
+    with probed(path, "mine", "end") as of_outer, probed(place(inner), "mine", "end") as of_inner:
+        with pytest.raises(KeyError):
+            outer(1)
+    assert (of_outer.results, of_inner.results) == ([101], [102])
+
+
+def test_ends_of_a_recursion_are_those_of_each_call(place):
+    def walk(n):
+        mine = n * 10
+        if n == 0:
+            raise LookupError
+        try:
+            walk(n - 1)
+        except LookupError:
+            if n == 2:
+                return "caught"
+            raise
+        return mine
+
+    with probed(place(walk), "mine", "end") as seen:
+        assert walk(4) == 40
+    assert seen.results == [0, 10, 20, 30, 40]
+
+
+def test_generators_and_coroutines_end_once(place):
+    def numbers(n):
+        total = 0
+        for number in range(n):
+            total += yield number
+        return total
+
+    async def work(n):
+        total = n
+        await asyncio.sleep(0)
+        if n > 5:
+            raise ValueError
+        return total
+
+    async def ticks(n):
+        for tick in range(n):
+            await asyncio.sleep(0)
+            yield tick
+
+    async def main():
+        for each in (1, 9):
+            with contextlib.suppress(ValueError):
+                await work(each)
+        async for _ in ticks(3):
+            pass
+        generator = ticks(3)
+        await anext(generator)
+        await generator.aclose()
+
+    path = place(numbers)
+    with probed(path, "(n, total)", "end") as seen:
+        generator = numbers(3)
+        next(generator)
+        assert (generator.send(5), generator.send(6)) == (1, 2)
+        assert seen.results == []
+        with pytest.raises(StopIteration):
+            generator.send(7)
+        generator = numbers(2)
+        next(generator)
+        generator.close()
+    assert seen.results == [(3, 18), (2, 0)]
+    with probed(place(work), "(n, total)", "end") as ends, probed(place(ticks), "tick", "end") as last:
+        asyncio.run(main())
+    assert ends.results == [(1, 1), (9, 9)]
+    assert last.results == [2, 0]
+
+
+def test_a_local_that_has_no_value_is_called_by_its_name(place, caplog):
+    def work(x):
+        if x:
+            total = 1
+        return x
+
+    with probed(place(work), "total", "end") as seen:
+        assert (work(1), work(0), work(1)) == (1, 0, 1)
+    assert seen.results == [1]
+    assert seen.status.code == "runtime-error"
+    assert "'total' has no value there" in seen.status.error
+
+
+def test_a_local_that_was_deleted_has_no_value(place):
+    def work(x):
+        del x
+
+    with probed(place(work), "x", "end") as seen:
+        work(1)
+    assert "'x' has no value there" in seen.status.error
+
+
+def test_several_ends_on_one_function_see_the_same_frame_and_fail_apart(place):
+    def work(x):
+        y = x + 1
+        return y
+
+    path = place(work)
+    with (
+        probed(path, "x", "end") as one,
+        probed(path, "1 // x", "end") as failing,
+        probed(path, "y", "end", when="x > 0") as other,
+    ):
+        work(0)
+        work(1)
+    assert one.results == [0, 1]
+    assert other.results == [1 + 1]
+    assert failing.status.state == "error"
+    assert other.status.suppressed == {"condition": 1}
+
+
+def test_ends_may_come_and_go_beside_other_events(place):
+    def work(x):
+        y = x + 1
+        return y
+
+    path = place(work)
+    original = work.__code__
+    seen = []
+    with probed(path, "x", "call") as calls:
+        seen.append(work(0))
+        with probed(path, "y", "end") as first:
+            seen.append(work(1))
+            with probed(path, "y", "end") as second:
+                seen.append(work(2))
+            seen.append(work(3))
+        seen.append(work(4))
+        with probed(path, "y", "end") as third:
+            seen.append(work(5))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert calls.results == [0, 1, 2, 3, 4, 5]
+    assert (first.results, second.results, third.results) == ([2, 3, 4], [3], [6])
+    assert work.__code__ is original
+
+
+def test_names_of_a_call_mean_nothing_at_the_end(place):
+    def work(x):
+        return x
+
+    for name in ("result", "args", "elapsed", "frame"):
+        with pytest.raises(UnknownNameError, match="use a local variable"):
+            with probed(place(work), name, "end"):
+                pass
+
+
+def test_what_an_end_raises_besides_errors_reaches_the_program(place):
+    class Stop(ProbeTestInstrument):
+        def emit(self, name, value, tags):
+            raise KeyboardInterrupt
+
+    def work(x):
+        return x
+
+    with attached(place(work), Stop("n", "x", "end")):
+        with pytest.raises(KeyboardInterrupt):
+            work(1)
+    assert work(2) == 2
+
+
+def test_a_call_that_is_inside_when_the_end_is_taken_off_does_not_fire(place):
+    def work(step):
+        step()
+        return 1
+
+    probe = attach_to(place(work))
+    seen = ProbeTestInstrument("n", "step", "end")
+    probe.attach("end", seen)
+    assert work(lambda: probe.detach("end")) == 1
+    assert seen.results == []
+
+
+def test_frames_and_locals_are_not_kept_alive(place):
+    import gc
+    import weakref
+
+    class Thing:
+        pass
+
+    def work(fail):
+        thing = Thing()
+        died.append(weakref.ref(thing))
+        if fail:
+            raise ValueError
+        return None
+
+    died = []
+    with probed(place(work), "type(thing).__name__", "end") as seen:
+        work(False)
+        assert died[0]() is None
+        with contextlib.suppress(ValueError):
+            work(True)
+        gc.collect()
+        assert died[1]() is None
+    assert seen.results == ["Thing", "Thing"]
+
+
+# --- 3.12 and later: sys.monitoring -----------------------------------------------------------
+
+
+def tools():
+    return [sys.monitoring.get_tool(number) for number in range(6)]
+
+
+@by_monitoring
+def test_a_tool_id_is_held_only_while_an_end_is_armed(place):
+    def work(x):
+        return x
+
+    before = tools()
+    assert "diagnose" not in before
+    path = place(work)
+    with probed(path, "x", "call"):
+        assert tools() == before
+        with probed(path, "x", "end"):
+            assert tools().count("diagnose") == 1
+            with probed(place(work), "x", "end"):
+                assert tools().count("diagnose") == 1
+        assert tools() == before
+    assert tools() == before
+
+
+@by_monitoring
+def test_a_failed_attach_holds_no_tool_id(stage, place):
+    def work(x):
+        return x
+
+    work.__code__ = work.__code__.replace(co_varnames=("not a name",))
+    with pytest.raises(ProbeError):
+        with probed(place(work), "1", "end"):
+            pass
+    assert "diagnose" not in tools()
+
+
+@pytest.fixture
+def busy_tools():
+    """Other tools have taken all ids."""
+    taken = [number for number in range(6) if sys.monitoring.get_tool(number) is None]
+    for number in taken:
+        sys.monitoring.use_tool_id(number, f"other {number}")
+    yield
+    for number in taken:
+        sys.monitoring.free_tool_id(number)
+
+
+@by_monitoring
+def test_other_tools_ids_are_left_alone(place, busy_tools):
+    def work(x):
+        return x
+
+    sys.monitoring.free_tool_id(1)
+    try:
+        with probed(place(work), "x", "end") as seen:
+            assert sys.monitoring.get_tool(1) == "diagnose"
+            work(3)
+        assert seen.results == [3]
+        assert sys.monitoring.get_tool(1) is None
+    finally:  # what the fixture expects
+        sys.monitoring.use_tool_id(1, "other 1")
+
+
+@by_monitoring
+def test_a_tracer_serves_where_no_tool_id_is_free_and_a_warning_says_so(place, busy_tools, caplog):
+    def work(x):
+        y = x * 2
+        return y
+
+    with probed(place(work), "y", "end") as seen:
+        assert work(4) == 8
+        probe = next(iter(attach_to.__globals__["active_probes"].values()))
+        assert any("tens of times slower" in text for text in probe.warnings)
+    assert seen.results == [8]
+    assert "all six tool ids" in caplog.text
+
+
+@by_monitoring
+def test_a_generator_can_not_be_watched_where_no_tool_id_is_free(place, busy_tools):
+    def numbers(x):
+        yield x
+
+    code = numbers.__code__
+    with pytest.raises(ProbeError, match="use the event 'return'") as raised:
+        with probed(place(numbers), "x", "end"):
+            pass
+    assert raised.value.code == "end-unavailable"
+    assert numbers.__code__ is code
+
+
+@by_monitoring
+def test_only_the_probed_function_pays_for_its_ends(place):
+    def make():
+        def work(x):
+            return x
+
+        return work
+
+    one, other = make(), make()
+    with probed(place(one), "x", "end"):
+        tool = tools().index("diagnose")
+        assert sys.monitoring.get_events(tool) == 0
+        assert sys.monitoring.get_local_events(tool, other.__code__) == 0
+        assert one(1) == other(1) == 1
+
+
+# --- 3.11: calls written into the byte code ---------------------------------------------------
+
+
+def hook():
+    pass
+
+
+def listing(code, *, injected):
+    """Operations, where they jump, their places in the text, what handles their exceptions."""
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    extra = set()
+    if injected:
+        for number, each in enumerate(instructions):
+            if each.argval is hook:
+                extra |= set(range(number - 1, number + 4))
+    where, count, prefixed = {}, 0, {}
+    for each in dis.get_instructions(code):
+        where[each.offset] = count
+        if each.opname != "EXTENDED_ARG":
+            prefixed[count] = each
+            count += 1
+    where[len(code.co_code)] = count
+    # What is injected counts as part of the return that it stands before.
+    short = {n: n - sum(each < n for each in extra) for n in range(count + 1)}
+    handlers = {}
+    for entry in dis._parse_exception_table(code):
+        for offset in range(entry.start, entry.end, 2):
+            handlers[offset] = short[where[entry.target]], entry.depth, entry.lasti
+    positions = list(code.co_positions())
+    found = []
+    for number, each in prefixed.items():
+        if number not in extra:
+            jump = short[where[each.argval]] if each.opcode in dis.hasjrel else each.arg
+            place = positions[each.offset // 2]
+            found.append((each.opname, jump, place, handlers.get(each.offset)))
+    return found, len(extra)
+
+
+def all_codes(code):
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from all_codes(constant)
+
+
+@by_injection
+@pytest.mark.parametrize(
+    "module", [json.decoder, logging, tarfile, tokenize, dis, asyncio.events, contextlib]
+)
+def test_nothing_in_the_byte_code_changes_but_for_the_calls(module):
+    from diagnose.internals.injection import _inject
+
+    with open(module.__file__) as file:
+        compiled = compile(file.read(), module.__file__, "exec", dont_inherit=True)
+    count = 0
+    for code in all_codes(compiled):
+        returns = sum(each.opname == "RETURN_VALUE" for each in dis.get_instructions(code))
+        wanted, _ = listing(code, injected=False)
+        found, extra = listing(_inject(code, hook), injected=True)
+        assert found == wanted, code
+        assert extra == 5 * returns
+        count += 1
+    assert count > 10
+
+
+@by_injection
+@pytest.mark.parametrize("size", [30, 120, 300, 12_000])
+def test_long_jumps_and_many_constants_are_kept(stage, size):
+    from diagnose.internals.injection import _inject
+
+    # Bodies around the sizes where a jump or a constant needs one more EXTENDED_ARG.
+    for extra in range(0, 24, 3):
+        body = "\n".join(f"            total += {1000 + n}" for n in range(size + extra))
+        module = stage.script(f"""
+        def work(x):
+            total = 0
+            for each in x:
+                if each == 2:
+                    return total
+                try:
+                    total += 10 // each
+                except ZeroDivisionError:
+                    continue
+                if each == 3:
+                    return -total
+{body.replace("            ", "                ")}
+            return total
+        """)
+        wanted, _ = listing(module.work.__code__, injected=False)
+        assert listing(_inject(module.work.__code__, hook), injected=True)[0] == wanted
+        bare = [module.work(each) for each in ([1, 0, 2], [1, 3], [0], [1, 1])]
+        with probed(f"{module.__name__}.work", "total", "end") as seen:
+            assert [module.work(each) for each in ([1, 0, 2], [1, 3], [0], [1, 1])] == bare
+        assert [abs(each) for each in seen.results] == [abs(each) for each in bare]
+        if size > 1000:
+            break
+
+
+@by_injection
+def test_code_without_columns_is_injected_too(stage):
+    from diagnose.internals.injection import _inject
+
+    code = logging.Formatter.format.__code__
+    bare = code.replace(co_linetable=bytes([0x80 | 13 << 3 | 7, 0] * (len(code.co_code) // 16 + 1)))
+    assert listing(_inject(bare, hook), injected=True)[0] == listing(bare, injected=False)[0]
+
+
+@by_injection
+def test_code_that_can_not_be_rewritten_is_watched_by_a_tracer(place, monkeypatch, caplog):
+    from diagnose.internals import injection
+
+    def refuse(code, function):
+        raise ValueError("odd code")
+
+    def work(x):
+        y = x * 2
+        return y
+
+    monkeypatch.setattr(injection, "_inject", refuse)
+    with probed(place(work), "y", "end") as seen:
+        assert work(4) == 8
+    assert seen.results == [8]
+    assert "odd code" in caplog.text
+
+
+# --- the tracer -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_tracer(monkeypatch):
+    monkeypatch.setattr(internals, "watch", tracing.make)
+
+
+def test_a_tracer_sees_ends_by_return_and_by_exception(place, by_tracer):
+    def work(x):
+        y = 10 // x
+        return y
+
+    path = place(work)
+    with probed(path, "x", "end") as all_ends, probed(path, "(x, y)", "end", when="x") as seen:
+        assert work(5) == 2
+        with pytest.raises(ZeroDivisionError):
+            work(0)
+        assert sys.gettrace() is None
+    assert all_ends.results == [5, 0]
+    assert seen.results == [(5, 2)]
+
+
+def test_a_tracer_does_not_see_what_the_function_calls(place, by_tracer):
+    def inner(x):
+        return x + 1
+
+    def work(x):
+        return inner(inner(x))
+
+    with probed(place(work), "x", "end") as seen:
+        assert work(1) == 3
+    assert seen.results == [1]
+
+
+def test_a_watch_that_is_disarmed_runs_the_body_untraced(by_tracer):
+    def work():
+        return sys.gettrace()
+
+    watch = tracing.make(work, work.__code__)
+    watch.arm(lambda _: None)
+    assert watch.original() is not None
+    watch.disarm()
+    assert watch.original() is None
+
+
+def test_every_way_of_watching_has_the_same_interface():
+    from diagnose.internals import injection, monitoring
+
+    def work():
+        return 1
+
+    ways = [tracing]
+    ways.append(monitoring if sys.version_info >= (3, 12) else injection)
+    for way in ways:
+        seen = []
+        watch = way.make(work, work.__code__)
+        assert isinstance(watch.original, types.FunctionType)
+        assert watch.original() == 1
+        watch.arm(lambda locals_, seen=seen: seen.append(dict(locals_)))
+        assert watch.original() == 1
+        watch.disarm()
+        assert watch.original() == 1
+        assert seen == [{}]

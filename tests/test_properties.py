@@ -1,0 +1,526 @@
+"""What holds for any function, any call and any order of changes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import threading
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stage import DEADLINE_SECONDS, Stage, events, outcome, timers_ran
+
+from diagnose import attach_to
+from diagnose.errors import DiagnoseError
+from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
+from diagnose.managers import InstrumentManager
+from diagnose.probes import active_probes
+
+# --- a probed function does what the bare one does --------------------------------------------
+#
+# Functions are made up: any signature, bodies with effects, exceptions, clean-up and loops,
+# of all four kinds. Then they are driven by a script, once bare and once with probes.
+
+NAMES = ["a", "b", "c", "d", "e", "f"]
+KINDS = ["plain", "generator", "coroutine", "asynchronous generator"]
+
+
+@st.composite
+def signatures(draw):
+    """Text of a signature, and the names in it."""
+    counts = [draw(st.integers(0, 2)) for _ in range(3)]
+    names = NAMES[: sum(counts)]
+    only, plain = names[: counts[0]], names[counts[0] : counts[0] + counts[1]]
+    keywords = names[counts[0] + counts[1] :]
+    positional = only + plain
+    without = draw(st.integers(0, len(positional)))
+    pieces = [
+        name if number < without else f"{name}={number * 11}"
+        for number, name in enumerate(positional)
+    ]
+    if only:
+        pieces.insert(len(only), "/")
+    has_star = draw(st.booleans())
+    if has_star:
+        pieces.append("*args")
+        names = [*names, "args"]
+    elif keywords:
+        pieces.append("*")
+    pieces += [f"{name}=7" if draw(st.booleans()) else name for name in keywords]
+    if draw(st.booleans()):
+        pieces.append("**kwargs")
+        names = [*names, "kwargs"]
+    return ", ".join(pieces), names
+
+
+ERRORS = ["KeyError", "ValueError", "StopIteration", "GeneratorExit", "Odd"]
+
+
+@st.composite
+def bodies(draw, kind, depth=0):
+    """Lines of a body."""
+    lines = []
+    suspends = {
+        "plain": [],
+        "generator": ["yield", "yield", "delegate"],
+        "coroutine": ["await", "await"],
+        "asynchronous generator": ["yield", "await"],
+    }[kind]
+    simple = ["note", "note", "raise", "chain", "comprehend", "return", *suspends]
+    nested = ["try", "finally", "with", "loop", "if"] if depth < 2 else []
+    for _ in range(draw(st.integers(1, 3))):
+        what = draw(st.sampled_from(simple + nested + nested))
+        number = draw(st.integers(0, 9))
+        error = draw(st.sampled_from(ERRORS))
+
+        def inner():
+            return ["    " + line for line in draw(bodies(kind, depth + 1))]
+
+        if what == "note":
+            lines.append(f"log.append(({number}, sorted(locals())))")
+        elif what == "raise":
+            lines.append(f"raise {error}({number})")
+        elif what == "chain":
+            lines += [
+                "try:",
+                f"    raise {error}({number})",
+                "except Exception as caught:",
+                f"    raise ValueError({number}) from {draw(st.sampled_from(['caught', 'None']))}",
+            ]
+        elif what == "comprehend":
+            lines.append(f"x = [[y * {number} for y in range(z)] for z in range(3)]")
+        elif what == "return":
+            bare = kind == "asynchronous generator"
+            lines.append("return" if bare else f"return ({number}, len(log))")
+        elif what == "yield":
+            lines.append(f"x = yield {number}")
+            lines.append("log.append(x)")
+        elif what == "delegate":
+            lines.append(f"x = yield from numbers({number % 3})")
+        elif what == "await":
+            lines.append(f"x = await pause({number})")
+            lines.append("log.append(x)")
+        elif what == "try":
+            lines += ["try:", *inner(), f"except {error} as caught:", "    log.append(caught.args)"]
+            lines += inner()
+        elif what == "finally":
+            lines += ["try:", *inner(), "finally:", "    log.append('finally')"]
+            if draw(st.booleans()):
+                lines += inner()
+        elif what == "with":
+            lines += [f"with manager({number % 2}):", *inner()]
+        elif what == "loop":
+            lines += [f"for x in range({number % 4}):", *inner()]
+            if draw(st.booleans()):
+                lines += ["else:", *inner()]
+        else:
+            lines += [f"if len(log) % 2 == {number % 2}:", *inner()]
+    return lines
+
+
+PRELUDE = """
+import contextlib, types
+
+log = []
+
+class Odd(BaseException):
+    pass
+
+@contextlib.contextmanager
+def manager(swallows):
+    log.append("enter")
+    try:
+        yield
+    except ValueError:
+        if not swallows:
+            raise
+    finally:
+        log.append("exit")
+
+@types.coroutine
+def pause(value):
+    return (yield value)
+
+def numbers(count):
+    try:
+        for number in range(count):
+            log.append((yield number))
+    finally:
+        log.append("numbers")
+    return count
+"""
+
+
+@st.composite
+def functions(draw, kind):
+    """Source text of a function."""
+    signature, names = draw(signatures())
+    head = "def" if kind in ("plain", "generator") else "async def"
+    lines = [f"log.append([{', '.join(names)}])", *draw(bodies(kind))]
+    if kind in ("generator", "asynchronous generator"):
+        lines.append("yield 'last'")
+    is_method = draw(st.booleans())
+    text = "\n".join("    " + line for line in lines)
+    if not is_method:
+        return f"{PRELUDE}\n{head} subject({signature}):\n{text}\n", "subject"
+    text = text.replace("\n", "\n    ")
+    signature = f"self, {signature}" if signature else "self"
+    source = f"{PRELUDE}\nclass C:\n    {head} subject({signature}):\n    {text}\n"
+    return f"{source}\nsubject = C().subject\n", "C.subject"
+
+
+values = st.integers(0, 3)
+calls = st.tuples(
+    st.lists(values, max_size=4), st.dictionaries(st.sampled_from([*NAMES, "g"]), values, max_size=3)
+)
+steps = st.lists(
+    st.one_of(
+        st.just(("next",)),
+        st.just(("next",)),
+        st.tuples(st.just("send"), values),
+        st.tuples(st.just("throw"), st.sampled_from(ERRORS)),
+        st.just(("close",)),
+    ),
+    max_size=7,
+)
+
+
+def run(module, kind, call, script):
+    """All that can be seen of a call and of what it made, step by step."""
+    module.log.clear()
+    args, kwargs = call
+    made = outcome(module.subject, *args, **kwargs)
+    seen = []
+    if made[0] == "raised" or kind == "plain":
+        return [made, list(module.log)]
+    thing = made[1]
+    for name, *rest in script:
+        argument = rest[0] if rest else None
+        if name == "throw":
+            argument = {"Odd": module.Odd}.get(argument) or getattr(
+                __import__("builtins"), argument
+            )
+            argument = argument(5)
+        if kind == "asynchronous generator":
+            seen.append(outcome(step_through, thing, name, argument))
+        else:
+            seen.append(outcome(step, thing, name, argument))
+    del thing
+    made = None
+    gc.collect(0)
+    return [seen, list(module.log)]
+
+
+def step(thing, name, argument):
+    if name == "close":
+        closed = thing.close()
+        # What a coroutine returns when it is closed is lost (3.13 hands it on).
+        return closed if hasattr(thing, "gi_code") else None
+    if name == "throw":
+        return thing.throw(argument)
+    return thing.send(argument)
+
+
+def step_through(thing, name, argument):
+    """One step of an asynchronous generator: all that it awaits on the way, and its outcome."""
+    if name == "close":
+        awaitable = thing.aclose()
+    elif name == "throw":
+        awaitable = thing.athrow(argument)
+    else:
+        awaitable = thing.asend(argument)
+    awaited = []
+    with contextlib.closing(awaitable) if hasattr(awaitable, "close") else contextlib.nullcontext():
+        for _ in range(50):
+            result = outcome(awaitable.send, None)
+            awaited.append(result)
+            if result[0] == "raised":
+                break
+    return awaited
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_probed_function_does_what_the_bare_one_does(kind, data):
+    source, name = data.draw(functions(kind))
+    given_calls = data.draw(st.lists(calls, min_size=1, max_size=3))
+    scripts = [data.draw(steps) for _ in given_calls]
+    if kind == "coroutine":
+        # A coroutine that refuses a GeneratorExit is a named limit: "await" closes.
+        scripts = [[each for each in script if each[-1] != "GeneratorExit"] for script in scripts]
+        assume("GeneratorExit" not in source)
+    with Stage() as stage:
+        module = stage.script(source)
+        bare = [run(module, kind, *each) for each in zip(given_calls, scripts, strict=True)]
+        names = data.draw(st.sampled_from([("call",), ("return",), ("end",), None]))
+        names = names or ("call", "return", "end")
+        code = module.subject.__code__
+        with events(f"{module.__name__}.{name}", names) as seen:
+            now = [run(module, kind, *each) for each in zip(given_calls, scripts, strict=True)]
+            gc.collect(0)
+        assert now == bare
+        assert module.subject.__code__ is code
+        counts = {each: seen.count(each) for each in names}
+        assert len(set(counts.values())) == 1, counts
+        event(f"{kind}: {max(counts.values())} hits")
+
+
+# --- any order of changes puts the code back --------------------------------------------------
+
+
+class Slot:
+    """What the machine knows of an instrument under a key."""
+
+    def __init__(self, instrument, *, is_attached):
+        self.instrument = instrument
+        self.is_attached = is_attached
+        self.fires = is_attached
+        self.hits = 0
+
+
+class Lives(RuleBasedStateMachine):
+    """Attach, start, replace, expire, fail, stop, detach: on shared functions, in any order."""
+
+    targets = st.sampled_from(["plain", "again", "closure", "numbers", "root"])
+    keys = st.sampled_from(["x", "y"])
+    events_ = st.sampled_from(["call", "return", "end"])
+    expressions = st.sampled_from(["1", "1", "1", "nowhere", "1 // 0"])
+    kinds = st.sampled_from([ProbeTestInstrument, HistogramInstrument])
+
+    def __init__(self):
+        super().__init__()
+        self.stage = Stage()
+
+        def plain(x):
+            return x
+
+        def make(y):
+            def closure(x):
+                return x + y
+
+            return closure
+
+        def numbers(x):
+            yield x
+
+        class Quiet(InstrumentManager):
+            def handle_error(self, probe=None, instrument=None):
+                pass
+
+        self.manager = Quiet()
+        self.module = self.stage.module(plain, numbers, closure=make(1), again=plain)
+        # A C function that nobody else uses meanwhile.
+        self.module.root = self.root = "".join
+        self.functions = {
+            name: getattr(self.module, name) for name in ("plain", "again", "closure", "numbers")
+        }
+        self.codes = {name: each.__code__ for name, each in self.functions.items()}
+        self.slots = {}
+        self.started = set()
+
+    def path(self, name):
+        return f"{self.module.__name__}.{name}"
+
+    def make(self, kind, expression, event_):
+        return kind("n", expression, event_, mgr=self.manager)
+
+    def fails_to_attach(self, name, instrument):
+        return instrument.value == "nowhere" or (name == "root" and instrument.event == "end")
+
+    def is_live(self, name):
+        slots = self.slots.get(name, {})
+        return name in self.started or any(slot.is_attached for slot in slots.values())
+
+    def forget_if_empty(self, name):
+        if not self.slots.get(name):
+            self.slots.pop(name, None)
+
+    def do(self, name, key, instrument, change):
+        """Let ``change`` attach an instrument, and note what that must come to."""
+        if self.fails_to_attach(name, instrument):
+            with pytest.raises(DiagnoseError):
+                change()
+        else:
+            change()
+            self.slots.setdefault(name, {})[key] = Slot(instrument, is_attached=True)
+
+    @rule(name=targets, key=keys, kind=kinds, expression=expressions, event_=events_)
+    def attach(self, name, key, kind, expression, event_):
+        instrument = self.make(kind, expression, event_)
+        probe = attach_to(self.path(name))
+        self.do(name, key, instrument, lambda: probe.attach(key, instrument))
+
+    @rule(name=targets, key=keys, kind=kinds, expression=expressions, event_=events_)
+    def put(self, name, key, kind, expression, event_):
+        instrument = self.make(kind, expression, event_)
+        probe = attach_to(self.path(name))
+        if self.is_live(name):
+            self.do(name, key, instrument, lambda: probe.instruments.__setitem__(key, instrument))
+        else:
+            probe.instruments[key] = instrument
+            self.slots.setdefault(name, {})[key] = Slot(instrument, is_attached=False)
+
+    @rule(name=targets, key=keys)
+    def attach_again(self, name, key):
+        slot = self.slots.get(name, {}).get(key)
+        if slot is not None and not self.fails_to_attach(name, slot.instrument):
+            attach_to(self.path(name)).attach(key, slot.instrument)
+            slot.is_attached = slot.fires = True
+
+    @rule(name=targets, key=keys, event_=events_)
+    def expire(self, name, key, event_):
+        finished = threading.Event()
+
+        class Expiring(ProbeTestInstrument):
+            def finish(self):
+                finished.set()
+
+        if name == "root" and event_ == "end":
+            return
+        instrument = Expiring("n", "1", event_, mgr=self.manager)
+        probe = attach_to(self.path(name))
+        probe.attach(key, instrument, lifespan=timedelta(seconds=0.001))
+        assert finished.wait(DEADLINE_SECONDS)
+        assert instrument.status.state == "expired"
+        self.slots.get(name, {}).pop(key, None)
+        if not self.slots.get(name):
+            self.started.discard(name)
+        self.forget_if_empty(name)
+
+    @rule(name=targets, key=keys)
+    def detach(self, name, key):
+        if name in self.slots or name in self.started:
+            attach_to(self.path(name)).detach(key)
+            self.slots.get(name, {}).pop(key, None)
+            self.forget_if_empty(name)
+
+    @rule(name=targets)
+    def start(self, name):
+        probe = attach_to(self.path(name))
+        slots = self.slots.get(name, {})
+        waiting = [slot for slot in slots.values() if not slot.is_attached]
+        if name not in self.started and any(
+            self.fails_to_attach(name, slot.instrument) for slot in waiting
+        ):
+            with pytest.raises(DiagnoseError):
+                probe.start()
+            self.slots.pop(name, None)
+            return
+        probe.start()
+        if name not in self.started:
+            self.started.add(name)
+            for slot in waiting:
+                slot.is_attached = slot.fires = True
+
+    @rule(name=targets)
+    def stop(self, name):
+        probe = attach_to(self.path(name))
+        probe.stop()
+        self.slots.pop(name, None)
+        self.started.discard(name)
+
+    @rule(name=targets, number=st.integers(0, 3))
+    def call(self, name, number):
+        if name == "root":
+            assert self.module.root(["a"] * number) == "a" * number
+        elif name == "numbers":
+            assert list(self.module.numbers(number)) == [number]
+        else:
+            function = getattr(self.module, name)
+            assert function(number) == number + (name == "closure")
+        for each in {"plain": ("plain", "again"), "again": ("plain", "again")}.get(name, (name,)):
+            for slot in self.slots.get(each, {}).values():
+                if slot.fires and slot.instrument.value == "1 // 0":
+                    assert slot.instrument.status.state == "error"
+                    slot.fires = False
+                elif slot.fires:
+                    slot.hits += 1
+
+    @precondition(lambda self: self.slots)
+    @rule()
+    def hits_are_exact(self):
+        for slots in self.slots.values():
+            for slot in slots.values():
+                slot.instrument.flush()
+                if slot.instrument.value == "1":
+                    assert slot.instrument.status.hits == slot.hits
+
+    @invariant()
+    def code_is_replaced_only_where_something_is_armed(self):
+        timers_ran()
+        for names in (("plain", "again"), ("closure",), ("numbers",)):
+            armed = any(
+                slot.fires for name in names for slot in self.slots.get(name, {}).values()
+            )
+            function = self.functions[names[0]]
+            assert (function.__code__ is not self.codes[names[0]]) == armed
+        armed = any(slot.fires for slot in self.slots.get("root", {}).values())
+        assert (self.module.root is not self.root) == armed
+
+    def teardown(self):
+        for name in ("plain", "again", "closure", "numbers", "root"):
+            attach_to(self.path(name)).stop()
+        assert active_probes == {}
+        timers_ran()
+        for name, function in self.functions.items():
+            assert function.__code__ is self.codes[name]
+        assert self.module.root is self.root
+        self.stage.__exit__()
+
+
+Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+test_any_order_of_changes_puts_the_code_back = Lives.TestCase
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(signature=signatures(), call=calls)
+def test_what_expressions_see_is_what_the_call_was(signature, call):
+    import inspect
+
+    text, names = signature
+    names = [name for name in names if name not in ("args", "kwargs")]
+    with Stage() as stage:
+        module = stage.script(f"def f({text}):\n    return None")
+        args, kwargs = call
+        try:
+            bound = inspect.signature(module.f).bind(*args, **kwargs)
+        except TypeError:
+            assume(False)
+        bound.apply_defaults()
+        value = f"({', '.join([*names, 'args', 'kwargs'])},)"
+        instruments = {each: ProbeTestInstrument("n", value, each) for each in ("call", "return")}
+        probe = attach_to(f"{module.__name__}.f")
+        probe.instruments.update(instruments)
+        probe.start()
+        try:
+            module.f(*args, **kwargs)
+        finally:
+            probe.stop()
+        wanted = (*(bound.arguments[name] for name in names), bound.args, bound.kwargs)
+        for instrument in instruments.values():
+            assert instrument.results == [wanted]
+
+
+if sys.version_info < (3, 12):
+
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck))
+    @given(source=st.sampled_from(KINDS).flatmap(functions))
+    def test_calls_are_written_into_any_code_without_changing_the_rest(source):
+        import test_internals
+        from diagnose.internals.injection import _inject
+
+        code = compile(source[0], "<test>", "exec")
+        for each in test_internals.all_codes(code):
+            wanted, _ = test_internals.listing(each, injected=False)
+            found, _ = test_internals.listing(_inject(each, test_internals.hook), injected=True)
+            assert found == wanted
