@@ -11,6 +11,7 @@ calls take. Prints a table; the exit code is 1 if a goal was missed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -166,7 +167,9 @@ class Fleet:
         """How long until ``is_so(spec, its applied)`` for every spec of the query."""
         began = time.monotonic()
         while True:
-            found = list(self.specs.find(query or {}))
+            found = []
+            with contextlib.suppress(pymongo.errors.AutoReconnect):
+                found = list(self.specs.find(query or {}))
             seconds = time.monotonic() - began
             if found and all(is_so(each, each.get("applied", {})) for each in found):
                 return seconds

@@ -185,8 +185,12 @@ class CodeSite:
 
         def on_error(error: BaseException) -> None:
             # The frame that raised last is the first of the traceback. It is over, but
-            # the traceback keeps its locals.
-            trace = error.__traceback__
+            # the traceback keeps its locals. A StopIteration that leaves a generator or
+            # coroutine is made a RuntimeError outside of the frame: its cause was inside.
+            found: BaseException | None = error
+            if type(error) is RuntimeError and error.__traceback__ is None:
+                found = error.__cause__
+            trace = None if found is None else found.__traceback__
             if trace is not None and trace.tb_frame.f_code is watched:
                 fire(trace.tb_frame.f_locals)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pty
 import re
@@ -23,6 +24,7 @@ from diagnose_mongo.demo import rollout, specs, workload
 from diagnose_mongo.demo.display import Picture, PlainDisplay
 from diagnose_mongo.demo.metrics import MetricsServer, parse, summarize
 from diagnose_mongo.demo.signals import Interrupted, StopSignals
+from diagnose_mongo.demo.worker import service_functions
 from diagnose_mongo.server import URI_VARIABLE
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60.0
 
+FUNCTIONS = len(list(service_functions()))
+AS_THEY_WERE = f"has ended, its {FUNCTIONS} functions as they were"
 HIDE_CURSOR = "\x1b[?25l"
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -160,7 +164,7 @@ def test_without_a_terminal_it_prints_plain_lines_and_none_twice_in_a_row(told):
     assert "\x1b" not in told.text
     assert "\r" not in told.text
     lines = told.text.splitlines()
-    assert not [a for a, b in zip(lines, lines[1:], strict=False) if a == b and a.strip("  })")]
+    assert not [line for line, after in itertools.pairwise(lines) if line == after]
 
 
 @pytest.mark.parametrize("spec_id", ["parse-time", "files-by-size", "longest-function"])
@@ -189,29 +193,31 @@ def test_an_error_is_told_once(told):
 
 def test_values_of_every_worker_are_measured(told):
     values = section(told, 4)
-    assert re.search(r"^ +parse\.seconds +all +\d[\d,]* .* ms +[\d.]+ ms +[\d.]+ ms$", values, re.M)
+    assert re.search(
+        r"^ +parse\.seconds +all +\d[\d,]* .* ms +[\d.]+ ms +[\d.]+ ms$", values, re.MULTILINE
+    )
     for worker in ("w1", "w2", "w3"):
-        assert re.search(rf"^ +{worker} +\d+ .* ms$", values, re.M)
+        assert re.search(rf"^ +{worker} +\d+ .* ms$", values, re.MULTILINE)
     for size in ("small", "medium", "large"):
-        assert re.search(rf"^ +files size={size} +all +\d+ +[\d.]+$", values, re.M)
+        assert re.search(rf"^ +files size={size} +all +\d+ +[\d.]+$", values, re.MULTILINE)
 
 
 def test_locals_of_a_function_are_logged_by_every_worker(told):
     lines = re.findall(
         r"^ +(w\d): Probe \(longest\)\[tags=\{\}\] = \('.*\.py', '\w+', (\d+)\)$",
         section(told, 4),
-        re.M,
+        re.MULTILINE,
     )
     assert {worker for worker, _ in lines} == {"w1", "w2", "w3"}
     assert all(int(length) > 100 for _, length in lines)
 
 
 def test_the_fleet_follows_a_change(told):
-    states = re.findall(r"s  docstring-length +(.*)$", section(told, 5), re.M)
+    states = re.findall(r"s  docstring-length +(.*)$", section(told, 5), re.MULTILINE)
     assert states[0] == "3 waiting"
     assert states[-1] == "3 emitting"
     assert not any("error" in state for state in states)
-    assert re.search(r"^ +docstring\.chars +all +\d", section(told, 5), re.M)
+    assert re.search(r"^ +docstring\.chars +all +\d", section(told, 5), re.MULTILINE)
 
 
 def test_the_fleet_follows_a_removal(told):
@@ -223,28 +229,16 @@ def test_the_fleet_follows_a_removal(told):
 
 
 def test_in_the_end_every_function_has_its_original_code(told):
-    count = len(list(functions_with_code()))
-    assert f"w1, w2, w3: {count} of {count} functions have their original code\n" in section(
-        told, 7
-    )
+    all_of_them = f"{FUNCTIONS} of {FUNCTIONS} functions have their original code\n"
+    assert f"w1, w2, w3: {all_of_them}" in section(told, 7)
     for worker in ("w1", "w2", "w3"):
-        assert re.search(
-            rf"^ +{worker} \(pid \d+\) has ended, its {count} functions as they were",
-            told.text,
-            re.M,
-        )
+        assert re.search(rf"^ +{worker} \(pid \d+\) {AS_THEY_WERE}", told.text, re.MULTILINE)
 
 
 @needs_proc
 def test_nothing_is_left_when_it_has_ended(told):
     assert re.search(r"MongoDB \(pid \d+\) has ended, and its data are removed", told.text)
     told.assert_nothing_is_left()
-
-
-def functions_with_code():
-    from diagnose_mongo.demo.worker import service_functions
-
-    return service_functions()
 
 
 # --- ended early ------------------------------------------------------------------------------
@@ -275,7 +269,7 @@ def test_ctrl_c_in_a_terminal_leaves_nothing_and_the_terminal_as_it_was(start):
     assert demo.wait() == 128 + signal.SIGINT, demo.text
     demo.assert_nothing_is_left()
     assert "Traceback" not in demo.text
-    assert "17 functions as they were" in demo.text
+    assert AS_THEY_WERE in demo.text
     assert demo.text.rindex(SHOW_CURSOR) > demo.text.rindex(HIDE_CURSOR)
 
 
@@ -299,7 +293,7 @@ def test_sigterm_ends_it_and_its_database_in_a_mongodb_that_was_there(start, mon
         assert not [name for name in client.list_database_names() if "diagnose_demo" in name]
     demo.assert_nothing_is_left()
     assert mongo_server.uri not in demo.text  # it could hold a password
-    assert "17 functions as they were" in demo.text
+    assert AS_THEY_WERE in demo.text
 
 
 @needs_proc
@@ -307,7 +301,9 @@ def test_the_live_demo_stays_until_ctrl_c_and_takes_specs_from_anybody(start):
     demo = start("--live", "--seconds", "1")
     demo.wait_for("ast.get_docstring.")
     uri = re.search(r'MongoClient\("(.*?)"\)\["demo"\]', demo.text)[1]
-    command = textwrap.dedent(re.search(r"^ +\$ (\S+ -c .*?\)')$", demo.text, re.M | re.DOTALL)[0])
+    command = textwrap.dedent(
+        re.search(r"^ +\$ (\S+ -c .*?\)')$", demo.text, re.MULTILINE | re.DOTALL)[0]
+    )
     done = subprocess.run(
         ["sh", "-c", command.strip("$ ")], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -318,7 +314,7 @@ def test_the_live_demo_stays_until_ctrl_c_and_takes_specs_from_anybody(start):
     demo.wait_for("7                  3 error")
     demo.process.send_signal(signal.SIGINT)
     assert demo.wait() == 0, demo.text
-    assert re.search(r"^ +characters +all +\d", demo.text, re.M)
+    assert re.search(r"^ +characters +all +\d", demo.text, re.MULTILINE)
     demo.assert_nothing_is_left()
 
 
@@ -381,7 +377,7 @@ def test_what_is_shown_as_typed_is_the_call_that_was_made(document):
     typed = specs.typed("insert", stamped)
     moment = stamped["lastmodified"]
 
-    class datetime:  # noqa: N801
+    class datetime:
         now = staticmethod(lambda zone: moment)
 
     calls = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -32,6 +34,8 @@ __all__ = ["perform"]
 
 _WORKERS = ["w1", "w2", "w3"]
 _SERVER_SELECTION_MS = 5_000
+_FAREWELL_SECONDS = 2.0
+_LONGEST_REASON = 300
 
 
 def perform(signals: StopSignals, *, seconds: float, live: bool) -> None:
@@ -70,7 +74,7 @@ def perform(signals: StopSignals, *, seconds: float, live: bool) -> None:
                 except Interrupted as exc:
                     # The workers are ended and looked at all the same.
                     interrupted = exc
-                    display.heading(f"{exc.signal.name}: the demo ends early")
+                    display.heading(f"{exc.signal.name}: end the workers and MongoDB")
                 else:
                     display.heading("8. End the workers and MongoDB")
                 story.end_workers()
@@ -101,10 +105,12 @@ def _specs(uri: str, database: str) -> Iterator[Collection[dict[str, Any]]]:
         try:
             yield client[database]["specs"]
         except PyMongoError as exc:
-            raise DemoError(f"MongoDB failed: {exc}; start the demo again") from exc
+            # The driver goes on to describe its settings and all servers.
+            reason = textwrap.shorten(str(exc).partition(", Timeout:")[0], _LONGEST_REASON)
+            raise DemoError(f"MongoDB failed: {reason}; see that it runs, and try again") from exc
         finally:
             # It may be the server that failed; then this is not the error to talk about.
-            with contextlib.suppress(PyMongoError):
+            with contextlib.suppress(PyMongoError), pymongo.timeout(_FAREWELL_SECONDS):
                 client.drop_database(database)
 
 

@@ -245,11 +245,14 @@ class Story:
                 if waited >= share * self.seconds:
                     return
             elif waited > _DEADLINE_SECONDS:
-                stands = "; ".join(f"{each.spec_id}: {each.summary()}" for each in found)
+                stands = [
+                    f"{each.spec_id}: {', '.join([each.summary(), *each.problems])}"
+                    for each in found
+                ]
                 raise DemoError(
                     f"{what}: that was not so after {_DEADLINE_SECONDS:g} s. The specs stand like "
-                    f"this: {stands or 'there are none'}. If this machine is very busy, try "
-                    f"again. {self.fleet.last_words()}"
+                    f"this: {'; '.join(stands) or 'there are none'}. If this machine is very busy, "
+                    f"try again. {self.fleet.last_words()}"
                 )
             self.fleet.check()
             self.signals.pause(_FRAME_SECONDS)

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from stage import DEADLINE_SECONDS, Stage, timers_ran
+from waiting import wait_until
+
+from diagnose import attach_to, handlers
+from diagnose.instruments import HistogramInstrument, Instrument, ProbeTestInstrument
+from diagnose.managers import InstrumentManager
+
+SECONDS = 1.2
+
+
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture
+def often():
+    """Threads take turns as often as the interpreter lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Quiet(InstrumentManager):
+    def handle_error(self, probe=None, instrument=None):
+        """Errors are wanted here."""
+
+
+def run_together(*workers, seconds=SECONDS):
+    """Run each worker again and again in a thread of its own; how often each one ran."""
+    stop, errors, counts = threading.Event(), [], [0] * len(workers)
+
+    def loop(number, worker):
+        try:
+            while not stop.is_set():
+                worker()
+                counts[number] += 1
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=loop, args=each, daemon=True) for each in enumerate(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    stop.wait(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+    return counts
+
+
+def shop_of(stage):
+    def plain(x, y=2):
+        z = x * y
+        return z
+
+    def failing(x):
+        raise KeyError(x)
+
+    def numbers(x):
+        total = 0
+        for each in range(x):
+            total += yield each
+        return total
+
+    async def work(x):
+        await asyncio.sleep(0)
+        return x + 1
+
+    def recursive(x):
+        return x and recursive(x - 1) + 1
+
+    return stage.module(plain, failing, numbers, work, recursive)
+
+
+def caller_of(shop):
+    def call():
+        assert shop.plain(3) == 6
+        assert shop.plain(3, y=5) == 15
+        try:
+            shop.failing(4)
+        except KeyError as error:
+            assert error.args == (4,)
+        generator = shop.numbers(2)
+        assert next(generator) == 0
+        assert generator.send(5) == 1
+        try:
+            generator.send(6)
+        except StopIteration as stop:
+            assert stop.value == 11
+        coroutine = shop.work(1)
+        coroutine.send(None)
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            assert stop.value == 2
+        assert shop.recursive(5) == 5
+
+    return call
+
+
+NAMES = ["plain", "failing", "numbers", "work", "recursive"]
+
+
+def changer_of(shop, made, number):
+    """Starts, changes, fails, expires and stops probes, as fast as it can."""
+    chance = random.Random(number)
+    key = f"key {number}"
+
+    def change():
+        name = chance.choice(NAMES)
+        probe = probes[name]
+        kind = chance.choice([ProbeTestInstrument, HistogramInstrument, Everything])
+        event = chance.choice(["call", "return", "end"])
+        value = chance.choice(["1", "len(str(x))", "x", "1 // 0"])
+        instrument = kind("n", value, event, mgr=manager, when=chance.choice([None, "x"]))
+        lifespan = chance.choice([None, None, timedelta(seconds=0.0005)])
+        probe.attach(key, instrument, lifespan=lifespan)
+        made.append((value, instrument))
+        del made[:-50]
+        if chance.random() < 0.5:
+            probe.detach(key)
+        if chance.random() < 0.1:
+            for each in probes.values():
+                each.detach(key)
+
+    manager = Quiet()
+    probes = {name: attach_to(f"{shop.__name__}.{name}") for name in NAMES}
+    return change
+
+
+class Everything(Instrument):
+    def fire(self, _globals, _locals):
+        assert _globals["__name__"]
+        self.emit(self.name, self.evaluate(self.value, _globals, _locals), {})
+
+
+def test_calls_are_right_while_probes_change_thousands_of_times(stage, often):
+    shop = shop_of(stage)
+    codes = {name: getattr(shop, name).__code__ for name in NAMES}
+    probes = [attach_to(f"{shop.__name__}.{name}") for name in NAMES]
+    for probe in probes:
+        probe.start()
+    made = []
+    call = caller_of(shop)
+    changers = [changer_of(shop, made, number) for number in range(3)]
+    counts = run_together(*[call] * 8, *changers)
+    for probe in probes:
+        probe.stop()
+    timers_ran()
+    assert {name: getattr(shop, name).__code__ for name in NAMES} == codes
+    for name, code in codes.items():
+        assert getattr(shop, name).__code__ is code
+    assert sum(counts[8:]) > 100
+    assert min(counts) > 0
+    assert handlers.BUSY == set()
+    wrong = [each for value, each in made if value == "1" and each.status.error]
+    assert wrong == []
+
+
+def test_no_call_falls_between_an_instrument_and_its_replacement(stage, often):
+    def work(x):
+        return x
+
+    path = stage.place(work)
+    counted, replaced = [], [0]
+    probe = attach_to(path)
+    calls = [0]
+
+    class Counting(Instrument):
+        def emit(self, name, value, tags):
+            counted.append(1)
+
+    probe.attach("k", Counting("n", "x"))
+
+    def call():
+        for _ in range(20):
+            work(1)
+            calls[0] += 1
+
+    def replace():
+        probe.attach("k", Counting("n", "x"))
+        replaced[0] += 1
+
+    run_together(call, replace, seconds=0.5)
+    probe.stop()
+    # The old one goes on until the new one is there; a call on its way out then counts
+    # nowhere, as the old one is silent by now. So at most one for each replacement is missed.
+    assert replaced[0] > 10
+    assert calls[0] - replaced[0] <= len(counted) <= calls[0]
+
+
+def test_closures_and_references_are_put_back_amid_calls(stage, often):
+    def make(y):
+        def add(x):
+            return x + y
+
+        return add
+
+    one, other = make(1), make(10)
+    shop = stage.module(one=one, other=other, root="-".join)
+    code, root = one.__code__, shop.root
+    paths = [f"{shop.__name__}.{name}" for name in ("one", "other", "root")]
+
+    def call():
+        assert (one(1), other(1)) == (2, 11)
+        assert shop.root(["a", "b"]) == "a-b"
+
+    def changer(path):
+        def change():
+            probe = attach_to(path)
+            probe.attach("k", HistogramInstrument("n", "elapsed"))
+            probe.detach("k")
+
+        return change
+
+    counts = run_together(call, call, *map(changer, paths), seconds=0.6)
+    assert min(counts) > 0
+    assert one.__code__ is other.__code__ is code
+    assert shop.root is root
+
+
+def test_values_of_all_threads_arrive_once(stage, often):
+    def work(x):
+        return x
+
+    class Sink:
+        def histogram(self, name, values, tags):
+            got.extend(values)
+
+        def close(self):
+            pass
+
+    got = []
+    manager = InstrumentManager()
+    manager.sinks.append(Sink())
+    metric = HistogramInstrument("n", "x", mgr=manager)
+    probe = attach_to(stage.place(work))
+    probe.attach("k", metric)
+    threads = [
+        threading.Thread(target=lambda first=first: [work(first + n) for n in range(2000)])
+        for first in range(0, 16_000, 2000)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        metric.flush()
+    probe.stop()
+    assert sorted(got) == list(range(16_000))
+    assert metric.status.hits == 16_000
+
+
+def test_starts_and_stops_of_many_probes_at_once(stage, often):
+    functions = {}
+    for number in range(8):
+        exec(f"def f{number}(x): return x + {number}", functions)
+    del functions["__builtins__"]
+    shop = stage.module(**functions)
+    codes = {name: each.__code__ for name, each in functions.items()}
+
+    def worker(name):
+        def work():
+            probe = attach_to(f"{shop.__name__}.{name}")
+            seen = probe.instruments["k"] = ProbeTestInstrument("n", "x", "end")
+            probe.start()
+            assert functions[name](1) == 1 + int(name[1:])
+            probe.stop()
+            assert seen.results == [1]
+            assert functions[name].__code__ is codes[name]
+
+        return work
+
+    counts = run_together(*map(worker, functions), seconds=0.6)
+    assert min(counts) > 2
+
+
+def test_threads_inside_a_function_come_out_right_when_its_probes_change(stage):
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    def work(x):
+        local = x * 2
+        entered.release()
+        leave.wait(DEADLINE_SECONDS)
+        if x % 3 == 0:
+            raise ValueError(local)
+        return local
+
+    path = stage.place(work)
+    code = work.__code__
+    results = {}
+
+    def call(x):
+        try:
+            results[x] = work(x)
+        except ValueError as error:
+            results[x] = error.args
+
+    probe = attach_to(path)
+    threads, x = [], 0
+    instruments = []
+    for event in ("call", "return", "end", None, "end", "return", None):
+        if event is None:
+            probe.stop()
+        else:
+            instruments.append(ProbeTestInstrument("n", "x", event))
+            probe.attach(f"k{len(instruments)}", instruments[-1])
+        for _ in range(2):
+            threads.append(threading.Thread(target=call, args=(x,)))
+            threads[-1].start()
+            x += 1
+            assert entered.acquire(timeout=DEADLINE_SECONDS)
+    leave.set()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert results == {n: (n * 2,) if n % 3 == 0 else n * 2 for n in range(x)}
+    assert work.__code__ is code
+    # Those that were stopped while calls were inside had only their "call" hits.
+    assert [len(each.results) for each in instruments] == [6, 0, 0, 0, 0]
+
+
+def test_a_thread_that_dies_inside_an_instrument_silences_no_other(stage):
+    def work(x):
+        return x
+
+    class Dying(ProbeTestInstrument):
+        def emit(self, name, value, tags):
+            super().emit(name, value, tags)
+            if value == 0:
+                raise SystemExit
+
+    seen = Dying("n", "x")
+    probe = attach_to(stage.place(work))
+    probe.attach("k", seen)
+    thread = threading.Thread(target=work, args=(0,))
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    assert handlers.BUSY == set()
+    for number in range(1, 4):
+        thread = threading.Thread(target=work, args=(number,))
+        thread.start()
+        thread.join(DEADLINE_SECONDS)
+    probe.stop()
+    assert seen.results == [0, 1, 2, 3]
+
+
+def test_expiry_amid_calls_puts_the_code_back(stage, often):
+    def work(x):
+        return x
+
+    path = stage.place(work)
+    code = work.__code__
+    probe = attach_to(path)
+    deadline = time.monotonic() + 0.5
+
+    def expire():
+        probe.attach("k", HistogramInstrument("n", "x"), lifespan=timedelta(seconds=0.0001))
+        wait_until(lambda: work.__code__ is code)
+
+    def call():
+        assert work(1) == 1
+
+    counts = run_together(call, call, expire, seconds=0.5)
+    assert time.monotonic() >= deadline
+    assert counts[2] > 1
+    assert work.__code__ is code
