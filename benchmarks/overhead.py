@@ -58,8 +58,6 @@ print(json.dumps({
 IMPORTS = """
 import sys
 import diagnose, hunter
-if sys.version_info < (3, 12):
-    import bytecode
 """
 
 # case, variant, what the row says

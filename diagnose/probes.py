@@ -257,6 +257,8 @@ class FunctionProbe:
             _update(site, new)
         except DiagnoseError:
             status.state, status.code, status.error = was
+            # Code objects take no part in garbage collection: this breaks the cycle.
+            handlers.disarm(new.hook)
             raise
         self._resolved = target
         self._attachments[key] = new
@@ -453,8 +455,8 @@ base._Defaults.attach = staticmethod(_decorate)
 
 
 os.register_at_fork(
-    before=lambda: _lock.acquire(),
+    before=_lock.acquire,
     # In the child too: its only thread is the one that took it.
-    after_in_parent=lambda: _lock.release(),
-    after_in_child=lambda: _lock.release(),
+    after_in_parent=_lock.release,
+    after_in_child=_lock.release,
 )

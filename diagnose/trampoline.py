@@ -10,8 +10,8 @@ Handlers, the copy and the clock are constants of the trampoline's code, so a pr
 call looks up no global and no closure. For plain functions the trampoline's frame is
 invisible: CPython (3.11 to 3.14) takes a frame for complete once it is past its first
 ``RESUME`` instruction, and leaves incomplete frames out of ``sys._getframe``,
-tracebacks, ``inspect`` and trace functions. Ours has no ``RESUME``. That is a detail of
-CPython, so :func:`hides_frames` tries it once at import, and visible frames are used
+tracebacks and ``inspect``. Ours has none before it calls the original. That is a detail
+of CPython, so :func:`hides_frames` tries it once at import, and visible frames are used
 where it does not hold.
 """
 
@@ -40,7 +40,16 @@ ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
 EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end"})
 """What a ``return`` can name besides what a ``call`` can."""
 
+# Tracers and profilers written in C (coverage, cProfile) keep a stack of frames. They are
+# told of the end of a frame without a RESUME although they were not told of its begin: on
+# 3.11 of every one, on 3.12 of every one that was instrumented before, later of those that
+# an exception leaves. So there is a RESUME there, at the very end, which makes a begin.
+_BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
+_BEGIN_LINE = 2
 _RESUME = dis.opmap["RESUME"]
+_RETURN = dis.opmap["RETURN_VALUE"]
+_RERAISE = dis.opmap["RERAISE"]
+_POP_EXCEPT = dis.opmap["POP_EXCEPT"]
 _NOP = dis.opmap["NOP"]
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
@@ -222,7 +231,7 @@ Shape = tuple[tuple[str, ...], bool, tuple[str, ...]]
 
 
 @lru_cache(maxsize=512)
-def _template(
+def _template(  # noqa: PLR0917  (all of it is the key of the cache)
     parameters: Parameters,
     kind: int,
     before: tuple[Shape, ...],
@@ -254,7 +263,7 @@ def _template(
     module = compile(tree, "<diagnose>", "exec", dont_inherit=True)
     code = _inner(_inner(module) if free else module)
     if not kind and _frames_hide:
-        return _without_resume(code)
+        return _hidden(code)
     return code
 
 
@@ -274,6 +283,15 @@ class _Namer(ast.NodeTransformer):
             node.lineno = node.end_lineno = 1  # type: ignore[attr-defined]
             node.col_offset = node.end_col_offset = 0  # type: ignore[attr-defined]
         return super().visit(node)  # type: ignore[no-any-return]
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if isinstance(node.value, ast.Name) and node.value.id == "d·begin":
+            # A constant on a line of its own is compiled to one NOP.
+            node.value = ast.copy_location(ast.Constant(None), node)
+            for part in (node, node.value):
+                part.lineno = part.end_lineno = _BEGIN_LINE
+            return node
+        return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id.startswith("C·"):
@@ -301,13 +319,29 @@ class _Namer(ast.NodeTransformer):
         return "@" + name[2:] if name.startswith("d·") else name
 
 
-def _without_resume(code: CodeType) -> CodeType:
+def _hidden(code: CodeType) -> CodeType:
+    """Make the frame incomplete, and without lines, until it comes to a begin."""
     raw = bytearray(code.co_code)
+    begins = {
+        start
+        for start, _, line in code.co_lines()
+        if line == code.co_firstlineno + _BEGIN_LINE - 1 and raw[start] == _NOP
+    }
+    first = next(index for index in range(0, len(raw), 2) if raw[index] == _RESUME)
+    raw[first : first + 2] = bytes((_NOP, 0))
+    table = bytearray()
+    shown = False
     for index in range(0, len(raw), 2):
-        if raw[index] == _RESUME:
-            raw[index : index + 2] = bytes((_NOP, 0))
-            break
-    return code.replace(co_code=bytes(raw))
+        if index in begins:
+            # As after an await: there no signal is looked for.
+            raw[index : index + 2] = bytes((_RESUME, 2))
+            shown = True
+        # Objects/locations.md of CPython: one unit on the line of the
+        # "def" without columns, or without any location.
+        table += bytes((0x80 | 13 << 3, 0)) if shown else bytes((0x80 | 15 << 3,))
+        if raw[index] == _RETURN or (raw[index] == _RERAISE and raw[index - 2] == _POP_EXCEPT):
+            shown = False
+    return code.replace(co_code=bytes(raw), co_linetable=bytes(table))
 
 
 def _signature(parameters: Parameters) -> str:
@@ -421,25 +455,26 @@ def _body(
 
     call = _call(parameters)
     visible = bool(kind) or not _frames_hide
-    if not (after or ends or visible):
-        return [*head, f"return {call}"]
+    begin = [] if visible else ["d·begin"]
     failed = []
     if visible:
         # A bare ``raise`` does not add our frame to the traceback again.
         failed.append("C·forget_frame(d·error)")
     # The clock is read before anything else is done, so that no handler is measured.
     failed = tail + failed + (["C·on_error(d·error)"] if ends else [])
-    failed += [*calls("after", after, raising), "raise"]
+    failed += [*calls("after", after, raising), *begin, "raise"]
     passed = [*tail, *calls("after", after, leaving)]
     if not kind & inspect.CO_ASYNC_GENERATOR:
-        passed.append("return d·result")
+        passed += [*(begin if _BEGINS_BEFORE_RETURN else []), "return d·result"]
     return [
         *head,
         "try:",
         *_indented(_delegate(call, kind)),
         "except C·BaseException as d·error:",
         *_indented(failed),
-        *passed,
+        # Here and not behind it, for so it stands before the except clause on 3.11 too.
+        "else:",
+        *_indented(passed or ["pass"]),
     ]
 
 
@@ -450,46 +485,51 @@ def _indented(lines: list[str]) -> list[str]:
 def _delegate(call: str, kind: int) -> list[str]:
     """Run the original to its end, whatever kind it is."""
     if kind & inspect.CO_ASYNC_GENERATOR:
-        # There is no "async yield from": values, throws and closes are handed on by hand.
-        # Nothing is awaited inside an except block, where the original's exceptions would
-        # get ours as their context; and a close is thrown like any other exception, for
-        # the original may refuse it.
+        # There is no "async yield from": values, throws and closes are handed on by hand. A
+        # close is thrown like any other exception, for the original may refuse it. What is
+        # handed on is never in a variable while the generator waits: it would live longer
+        # than it did. Nothing is run inside an except block, where it would see our
+        # exception as the one being handled.
         return [
             f"d·agen = {call}",
-            "d·step = C·first_step(d·agen)",
+            "d·box = [C·first_step(d·agen)]",
             "try:",
             "    while True:",
-            "        d·value = await d·step",
             "        try:",
-            "            d·sent = yield d·value",
+            "            d·sent = yield await d·box.pop()",
+            "            d·box.append(d·agen.asend(d·sent))",
+            "            d·sent = None",
             "        except C·BaseException as d·error:",
+            "            if d·agen.ag_frame is None:",
+            "                raise",
             "            C·forget_frame(d·error)",
-            "            d·step = d·agen.athrow(d·error)",
-            "        else:",
-            "            d·step = d·agen.asend(d·sent)",
+            "            d·box.append(d·agen.athrow(d·error))",
             "except C·StopAsyncIteration:",
             "    d·result = None",
         ]
     if kind & inspect.CO_GENERATOR:
         # Not "yield from": that turns a GeneratorExit into a close, which the original
-        # can't refuse, and whose result is lost. As above, nothing is run inside an
-        # except block.
+        # can't refuse, and whose result is lost. The rest as above.
         return [
             f"d·gen = {call}",
-            "d·send = d·gen.send",
+            "d·send = d·step = d·gen.send",
+            "d·box = []",
+            "d·sent = None",
             "try:",
-            "    d·value = d·send(None)",
             "    while True:",
             "        try:",
-            "            d·sent = yield d·value",
+            "            if d·sent is None:",
+            "                d·sent = yield d·send(None)",
+            "            else:",
+            "                d·box.append(d·step(d·sent))",
+            "                d·sent, d·step = None, d·send",
+            "                d·sent = yield d·box.pop()",
             "        except C·BaseException as d·error:",
+            "            if d·gen.gi_frame is None:",
+            "                d·sent = None  # maybe this very exception: they would keep each other",
+            "                raise",
             "            C·forget_frame(d·error)",
-            "            d·thrown = d·error",
-            "        else:",
-            "            d·value = d·send(d·sent)",
-            "            continue",
-            "        d·value = d·gen.throw(d·thrown)",
-            "        d·thrown = None",
+            "            d·sent, d·step = d·error, d·gen.throw",
             "except C·StopIteration as d·stop:",
             "    d·result = d·stop.value",
         ]

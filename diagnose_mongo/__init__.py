@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diagnose.sinks import Sink
     from diagnose_mongo.manager import MongoInstrumentManager
 
 __all__ = ["MongoInstrumentManager", "start"]
@@ -30,6 +33,7 @@ def start(
     database: str = "diagnose",
     *,
     collection: str = documents.COLLECTION,
+    sinks: Sequence[Sink] = (),
     **options: Any,
 ) -> MongoInstrumentManager:
     """Make a manager with a small MongoDB client of its own, and start it.
@@ -41,6 +45,7 @@ def start(
             of this machine.
         database: the one with the specs.
         collection: of spec documents.
+        sinks: where metrics go; ``manager.sinks`` can be changed at any time.
         options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
             ``version``, ``labels``, ``process_id``, ``period``, ``expression_policy``.
 
@@ -56,6 +61,7 @@ def start(
 
     store = connect(uri or os.environ.get(URI_VARIABLE) or _LOCAL_URI, database, collection)
     manager = manager_class(store, **options)
+    manager.sinks.extend(sinks)
     manager.start()
     return manager
 

@@ -170,9 +170,10 @@ def test_without_a_terminal_it_prints_plain_lines_and_none_twice_in_a_row(told):
 @pytest.mark.parametrize("spec_id", ["parse-time", "files-by-size", "longest-function"])
 def test_every_process_installs_the_specs_and_emits(told, spec_id):
     states = re.findall(rf"^ +[\d.]+ s  {spec_id} +(.*)$", section(told, 2), re.MULTILINE)
-    assert states[0] == "3 waiting"
-    assert any("installed" in state for state in states)
     assert states[-1] == "3 emitting"
+    # What a state was before depends on when the picture was taken.
+    assert len(states) > 1
+    assert all(re.fullmatch(r"(\d (emitting|installed|waiting)(, )?)+", each) for each in states)
 
 
 def test_a_typo_in_a_target_is_an_error_with_the_right_name(told):
@@ -214,7 +215,6 @@ def test_locals_of_a_function_are_logged_by_every_worker(told):
 
 def test_the_fleet_follows_a_change(told):
     states = re.findall(r"s  docstring-length +(.*)$", section(told, 5), re.MULTILINE)
-    assert states[0] == "3 waiting"
     assert states[-1] == "3 emitting"
     assert not any("error" in state for state in states)
     assert re.search(r"^ +docstring\.chars +all +\d", section(told, 5), re.MULTILINE)
@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_nothing(start, moment):
 @needs_proc
 def test_ctrl_c_in_a_terminal_leaves_nothing_and_the_terminal_as_it_was(start):
     demo = start(terminal=True)
-    demo.wait_for("installed")
+    demo.wait_for(" emitting")
     assert HIDE_CURSOR in demo.text  # it draws
     os.write(demo.output, b"\x03")
     assert demo.wait() == 128 + signal.SIGINT, demo.text
@@ -276,7 +276,7 @@ def test_ctrl_c_in_a_terminal_leaves_nothing_and_the_terminal_as_it_was(start):
 @needs_proc
 def test_it_leaves_nothing_when_its_terminal_is_closed(start):
     demo = start("--live", terminal=True)
-    demo.wait_for("installed")
+    demo.wait_for(" emitting")
     demo.hang_up()  # the system sends SIGHUP, and writing fails
     assert demo.process.wait(SECONDS) != 0
     demo.assert_nothing_is_left()
@@ -285,7 +285,7 @@ def test_it_leaves_nothing_when_its_terminal_is_closed(start):
 @needs_proc
 def test_sigterm_ends_it_and_its_database_in_a_mongodb_that_was_there(start, mongo_server):
     demo = start("--seconds", "1", DIAGNOSE_MONGODB_URI=mongo_server.uri)
-    demo.wait_for("3 waiting")
+    demo.wait_for(" waiting")
     with pymongo.MongoClient(mongo_server.uri) as client:
         assert [name for name in client.list_database_names() if "diagnose_demo" in name]
         demo.process.send_signal(signal.SIGTERM)
@@ -321,7 +321,7 @@ def test_the_live_demo_stays_until_ctrl_c_and_takes_specs_from_anybody(start):
 @needs_proc
 def test_it_ends_when_nobody_reads_what_it_prints(start):
     demo = start("--live")
-    demo.wait_for("3 waiting")
+    demo.wait_for(" waiting")
     demo.hang_up()
     assert demo.process.wait(SECONDS) != 0
     demo.assert_nothing_is_left()
@@ -330,7 +330,7 @@ def test_it_ends_when_nobody_reads_what_it_prints(start):
 @needs_proc
 def test_a_demo_that_is_killed_takes_its_workers_and_its_mongodb_with_it(start):
     demo = start("--live")
-    demo.wait_for("3 waiting")
+    demo.wait_for(" waiting")
     watches = [os.pidfd_open(pid) for pid in demo.processes()]
     assert len(watches) == 6  # itself, three workers, mongod and its guardian
     demo.process.kill()
@@ -344,7 +344,7 @@ def test_a_demo_that_is_killed_takes_its_workers_and_its_mongodb_with_it(start):
 @needs_proc
 def test_a_worker_that_dies_ends_the_demo_with_a_message(start):
     demo = start("--live")
-    demo.wait_for("3 waiting")
+    demo.wait_for(" waiting")
     os.kill(int(re.search(r"w2 \(pid (\d+)\)", demo.text)[1]), signal.SIGKILL)
     assert demo.wait() == 1
     assert "The demo failed: worker w2" in demo.text

@@ -395,7 +395,7 @@ def test_standard_output_is_what_it_is_at_the_hit(shop, monkeypatch):
     [
         "x" * 100_000,
         list(range(1_000_000)),
-        {n: "v" * 100 for n in range(10_000)},
+        dict.fromkeys(range(10000), "v" * 100),
         ["y" * 50_000] * 3,
         tuple(range(3000)),
         set(range(5000)),
@@ -585,7 +585,13 @@ def test_an_override_on_the_instance_counts(shop):
 @pytest.mark.parametrize("policy", ["python", "restricted"])
 @pytest.mark.parametrize(
     "value",
-    ["(x, len(x))", "sorted(n + 1 for n in x)", "{k: 1 for k in x}", "f'{x}'", "max(x) if x else 0"],
+    [
+        "(x, len(x))",
+        "sorted(n + 1 for n in x)",
+        "{k: 1 for k in x}",
+        "f'{x}'",
+        "max(x) if x else 0",
+    ],
 )
 def test_both_policies_evaluate_the_same(shop, policy, value):
     seen = ProbeTestInstrument("n", value, policy=policy)

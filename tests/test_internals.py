@@ -1,3 +1,4 @@
+# ruff: noqa: F841 - probes look at locals that nobody else uses
 from __future__ import annotations
 
 import asyncio
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import tokenize
 import types
+from pathlib import Path
 from types import CodeType
 
 import pytest
@@ -45,8 +47,7 @@ def test_every_local_is_there_at_the_end(place):
 
         def work(a, *rest, b=2, **more):
             local = a + b
-            for index in range(3):
-                pass
+            index = 2
             shared = [free + each for each in rest]
             later = lambda: shared
             return later() and local
@@ -274,7 +275,10 @@ def test_generators_and_coroutines_end_once(place):
         next(generator)
         generator.close()
     assert seen.results == [(3, 18), (2, 0)]
-    with probed(place(work), "(n, total)", "end") as ends, probed(place(ticks), "tick", "end") as last:
+    with (
+        probed(place(work), "(n, total)", "end") as ends,
+        probed(place(ticks), "tick", "end") as last,
+    ):
         asyncio.run(main())
     assert ends.results == [(1, 1), (9, 9)]
     assert last.results == [2, 0]
@@ -393,7 +397,6 @@ def test_frames_and_locals_are_not_kept_alive(place):
         died.append(weakref.ref(thing))
         if fail:
             raise ValueError
-        return None
 
     died = []
     with probed(place(work), "type(thing).__name__", "end") as seen:
@@ -565,8 +568,8 @@ def all_codes(code):
 def test_nothing_in_the_byte_code_changes_but_for_the_calls(module):
     from diagnose.internals.injection import _inject
 
-    with open(module.__file__) as file:
-        compiled = compile(file.read(), module.__file__, "exec", dont_inherit=True)
+    text = Path(module.__file__).read_text()
+    compiled = compile(text, module.__file__, "exec", dont_inherit=True)
     count = 0
     for code in all_codes(compiled):
         returns = sum(each.opname == "RETURN_VALUE" for each in dis.get_instructions(code))

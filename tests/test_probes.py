@@ -607,7 +607,9 @@ def test_an_error_in_an_instrument_does_not_become_the_context_of_the_programs(p
     def fail(x):
         raise KeyError(x)
 
-    with attached(place(fail), Failing("value", mgr=Noted()), Failing("emit", event="end", mgr=Noted())):
+    with attached(
+        place(fail), Failing("value", mgr=Noted()), Failing("emit", event="end", mgr=Noted())
+    ):
         with pytest.raises(KeyError) as raised:
             fail(1)
     assert raised.value.__context__ is None
@@ -739,7 +741,10 @@ def test_an_expression_may_call_what_it_is_on(shop):
     manager = InstrumentManager()
     manager.global_namespace["double"] = shop.double
     quick = HistogramInstrument("n", "double(x)", mgr=manager)
-    with attached(shop.path, quick), probed(shop.path, "double(x)", when="double(x)", mgr=manager) as seen:
+    with (
+        attached(shop.path, quick),
+        probed(shop.path, "double(x)", when="double(x)", mgr=manager) as seen,
+    ):
         shop.double(2)
     assert seen.results == [4]
     assert quick.status.hits == 1
@@ -803,7 +808,7 @@ def test_a_call_that_was_inside_when_the_probe_started_is_not_seen(place):
 def test_a_generator_goes_on_as_it_began_when_probes_change(place):
     def numbers(n):
         for number in range(n):
-            yield number
+            yield number * 1
         return "done"
 
     path = place(numbers)

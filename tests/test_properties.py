@@ -180,7 +180,8 @@ def functions(draw, kind):
 
 values = st.integers(0, 3)
 calls = st.tuples(
-    st.lists(values, max_size=4), st.dictionaries(st.sampled_from([*NAMES, "g"]), values, max_size=3)
+    st.lists(values, max_size=4),
+    st.dictionaries(st.sampled_from([*NAMES, "g"]), values, max_size=3),
 )
 steps = st.lists(
     st.one_of(
@@ -464,9 +465,7 @@ class Lives(RuleBasedStateMachine):
     def code_is_replaced_only_where_something_is_armed(self):
         timers_ran()
         for names in (("plain", "again"), ("closure",), ("numbers",)):
-            armed = any(
-                slot.fires for name in names for slot in self.slots.get(name, {}).values()
-            )
+            armed = any(slot.fires for name in names for slot in self.slots.get(name, {}).values())
             function = self.functions[names[0]]
             assert (function.__code__ is not self.codes[names[0]]) == armed
         armed = any(slot.fires for slot in self.slots.get("root", {}).values())
@@ -483,7 +482,9 @@ class Lives(RuleBasedStateMachine):
         self.stage.__exit__()
 
 
-Lives.TestCase.settings = settings(max_examples=EXAMPLES // 2, stateful_step_count=30, deadline=None)
+Lives.TestCase.settings = settings(
+    max_examples=EXAMPLES // 2, stateful_step_count=30, deadline=None
+)
 test_any_order_of_changes_puts_the_code_back = Lives.TestCase
 
 
@@ -494,13 +495,17 @@ test_any_order_of_changes_puts_the_code_back = Lives.TestCase
 @given(signature=signatures(), call=calls)
 def test_what_expressions_see_is_what_the_call_was(signature, call):
     text, names = signature
-    names = [name for name in names if name not in ("args", "kwargs")]
+    parameters = inspect.signature(eval(f"lambda {text}: 0")).parameters.values()
+    by_keyword = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    by_place = [name for name in names if name not in {"args", "kwargs", *by_keyword}]
+    names = [*by_place, *by_keyword]
     with Stage() as stage:
-        module = stage.script(f"def f({text}):\n    return None")
+        module = stage.script(f"def f({text}):\n    return locals()")
         args, kwargs = call
-        assume(outcome(module.f, *args, **kwargs)[0] == "returned")
-        bound = inspect.signature(module.f).bind(*args, **kwargs)
-        bound.apply_defaults()
+        kind, bound = outcome(module.f, *args, **kwargs)
+        assume(kind == "returned")
+        every = (*(bound[name] for name in by_place), *bound.get("args", ()))
+        keywords = {**{name: bound[name] for name in by_keyword}, **bound.get("kwargs", {})}
         value = f"({', '.join([*names, 'args', 'kwargs'])},)"
         instruments = {each: ProbeTestInstrument("n", value, each) for each in ("call", "return")}
         probe = attach_to(f"{module.__name__}.f")
@@ -510,7 +515,7 @@ def test_what_expressions_see_is_what_the_call_was(signature, call):
             module.f(*args, **kwargs)
         finally:
             probe.stop()
-        wanted = (*(bound.arguments[name] for name in names), bound.args, bound.kwargs)
+        wanted = (*(bound[name] for name in names), every, keywords)
         for instrument in instruments.values():
             assert instrument.results == [wanted]
 
@@ -521,6 +526,7 @@ if sys.version_info < (3, 12):
     @given(source=st.sampled_from(KINDS).flatmap(functions))
     def test_calls_are_written_into_any_code_without_changing_the_rest(source):
         import test_internals
+
         from diagnose.internals.injection import _inject
 
         code = compile(source[0], "<test>", "exec")

@@ -46,7 +46,7 @@ def test_a_builtin_is_seen_through_every_module_and_class_that_refers_to_it(stag
     class Made(metaclass=Meta):
         plain = math.sqrt
 
-    class Abstract(abc.ABC):
+    class Abstract(abc.ABC):  # noqa: B024
         plain = math.sqrt
 
     user = stage.module(Circle, Made, Abstract, sqrt=math.sqrt, other=math.floor)
@@ -109,7 +109,10 @@ def test_names_are_the_signatures_parameters_where_there_is_one(stage):
 
 
 def test_events_and_exceptions_are_those_of_a_call():
-    with probed("math.sqrt", "args", "call") as calls, probed("math.sqrt", "type(exception)") as ends:
+    with (
+        probed("math.sqrt", "args", "call") as calls,
+        probed("math.sqrt", "type(exception)") as ends,
+    ):
         with pytest.raises(ValueError) as raised:
             math.sqrt(-1)
         names = [entry.name for entry in raised.traceback]
@@ -182,7 +185,7 @@ def test_cached_methods_bind_to_instances(place):
     class Cart:
         factor = 2
 
-        @functools.lru_cache
+        @functools.lru_cache  # noqa: B019
         def total(self, x):
             return x * self.factor
 
@@ -219,7 +222,11 @@ def test_what_does_not_bind_to_instances_does_not_with_a_probe_either(place):
     holder = Holder()
     bare = look()
     path = place(Holder)
-    with probed(f"{path}.attribute") as a, probed(f"{path}.partial") as b, probed(f"{path}.builtin") as c:
+    with (
+        probed(f"{path}.attribute") as a,
+        probed(f"{path}.partial") as b,
+        probed(f"{path}.builtin") as c,
+    ):
         assert look() == bare
     assert [len(each.results) for each in (a, b, c)] == [1, 1, 1]
     assert look() == bare

@@ -169,7 +169,7 @@ def test_zero_argument_super_and_class_cells_work(place):
 
 def test_private_names_are_written_as_python_mangles_them(place):
     class C:
-        def check(self, __x, *, __flag=1):
+        def check(self, __x, *, __flag=1):  # noqa: PYI063
             return __x, __flag
 
     with probed(f"{place(C)}.check", "(_C__x, _C__flag, kwargs)") as seen:
@@ -284,7 +284,9 @@ def test_parameters_of_any_name_reach_the_body(stage, names, shape):
             return [{listed}]
     """)
     parameters = inspect.signature(module.subject).parameters.values()
-    plain = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    plain = [
+        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
     values = list(range(len(names)))
     if plain[0].kind is plain[0].KEYWORD_ONLY:
         args, kwargs = (), {each.name: value for each, value in zip(plain, values, strict=True)}
@@ -343,7 +345,9 @@ def test_defaults_are_those_of_the_function_also_when_they_change(place):
         f.__kwdefaults__ = {"c": 7}
         assert f() == (5, 6, 7)
         f.__defaults__ = None
-        with pytest.raises(TypeError, match=r"missing 2 required positional arguments: 'a' and 'b'"):
+        with pytest.raises(
+            TypeError, match=r"missing 2 required positional arguments: 'a' and 'b'"
+        ):
             f()
     assert seen.results == [(0, 1, 2), (5, 6, 7)]
     f.__defaults__ = (8, 9)
@@ -520,7 +524,7 @@ def test_a_generator_that_runs_already_says_so(place):
 def test_stop_iteration_out_of_a_generator_is_a_runtime_error(place):
     def stops():
         yield 1
-        raise StopIteration(2)
+        raise StopIteration(2)  # noqa: PLR1708
 
     def drive():
         return list(stops())
@@ -649,7 +653,7 @@ def test_a_coroutine_that_is_never_awaited_is_warned_about(place, is_probed):
         pass
 
     def forget():
-        with pytest.warns(RuntimeWarning) as caught:
+        with pytest.warns(RuntimeWarning) as caught:  # noqa: PT031
             forgotten()
             gc.collect()
         return [str(each.message) for each in caught]
@@ -798,7 +802,9 @@ def test_hooks_for_asynchronous_generators_are_called_once_for_each(place):
     def drive():
         first, last = [], []
         hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(first.append, lambda generator: last.append(generator.ag_code.co_name))
+        sys.set_asyncgen_hooks(
+            first.append, lambda generator: last.append(generator.ag_code.co_name)
+        )
         try:
             generator = one()
             with pytest.raises(StopIteration):
@@ -877,7 +883,9 @@ def test_parameters_go_before_entry_names_and_exit_names_before_parameters(place
     assert seen[6] > 1e9
 
 
-@pytest.mark.parametrize("signature", ["args, kwargs", "*args, **kwargs", "kwargs, *args", "*kwargs, args"])
+@pytest.mark.parametrize(
+    "signature", ["args, kwargs", "*args, **kwargs", "kwargs, *args", "*kwargs, args"]
+)
 def test_args_and_kwargs_are_always_all_arguments(stage, signature):
     module = stage.script(f"def f({signature}): pass")
     bound = inspect.signature(module.f).bind
@@ -931,7 +939,9 @@ def test_other_names_are_the_namespaces_then_the_modules_then_builtins(stage):
     manager.global_namespace["limit"] = "namespace"
     manager.global_namespace["x"] = "namespace"
     module = stage.script("limit = x = 'module'\nrate = 1\nsum = max\ndef f(x): pass")
-    with probed(f"{module.__name__}.f", "(x, limit, rate, sum([1, 2]), min(1, 2))", mgr=manager) as seen:
+    with probed(
+        f"{module.__name__}.f", "(x, limit, rate, sum([1, 2]), min(1, 2))", mgr=manager
+    ) as seen:
         module.f("parameter")
         module.rate = 2
         manager.global_namespace["limit"] = "changed"
@@ -979,7 +989,7 @@ def test_names_of_comprehensions_and_lambdas_are_their_own(place):
 
 
 def test_nothing_that_a_user_names_collides_with_the_engines_own_names(place):
-    def f(ident, error, all, value, began, result_, step, agen, send, C, d, E, D):
+    def f(ident, error, all, value, began, result_, step, agen, send, C, d, E, D):  # noqa: A002
         return ident
 
     names = "ident, error, all, value, began, result_, step, agen, send, C, d, E, D"
@@ -1069,7 +1079,7 @@ def test_trampolines_and_handlers_can_be_keys_of_dicts(place):
         f(1)
         frames.append(f.__code__)
     assert len(frames) == 4
-    assert len({code: True for code in frames}) == 4
+    assert len(dict.fromkeys(frames, True)) == 4
 
 
 def test_text_of_trampolines_is_compiled_once_for_each_shape(place):

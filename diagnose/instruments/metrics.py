@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import weakref
 from collections import deque
 from datetime import timedelta
 from itertools import repeat, starmap
@@ -36,7 +35,6 @@ DRAIN_SECONDS = 0.1
 BUFFERED_VALUES = 1 << 18
 
 _clockwork = Clockwork("diagnose-metrics")
-_all: weakref.WeakSet[_Metric] = weakref.WeakSet()
 
 
 class _Drain:
@@ -83,9 +81,8 @@ class _Drain:
         self._lock = threading.Lock()
         self._scheduled = False
         self._process = os.getpid()
-        for instrument in list(_all):
-            instrument.forget()
         for instrument in list(self._instruments):
+            instrument.forget()
             self.add(instrument)
 
 
@@ -130,7 +127,6 @@ class _Metric(Instrument):
         self._flushing = threading.RLock()
         self._overflowed = False
         self._broken: set[int] = set()
-        _all.add(self)
 
     @property
     def warnings(self) -> tuple[str, ...]:

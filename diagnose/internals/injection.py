@@ -16,7 +16,7 @@ from __future__ import annotations
 import opcode
 from dataclasses import dataclass
 from sys import _getframe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diagnose.errors import ProbeError
 from diagnose.trampoline import copy_function
@@ -154,7 +154,7 @@ def _locations(listing: list[_Instruction], line: int) -> Iterator[int]:
 
 
 def _little(value: int) -> Iterator[int]:
-    while value > 0x3F:
+    while value >> 6:
         yield 0x40 | value & 0x3F
         value >>= 6
     yield value
@@ -187,6 +187,11 @@ def _big(value: int, *, first: int = 0) -> Iterator[int]:
     yield first | value & 0x3F
 
 
+@dataclass(slots=True)
+class _Box:
+    fire: Fire | None = None
+
+
 class InjectionWatch:
     """See :class:`diagnose.internals.Watch`."""
 
@@ -194,10 +199,12 @@ class InjectionWatch:
     coverage: str | None = None
 
     def __init__(self, function: FunctionType, code: CodeType) -> None:
-        self._fire: Fire | None = None
+        # A box, and not this object: code objects take no part in garbage collection, and
+        # this one would lead back to itself.
+        box = self._box = _Box()
 
         def at_return() -> None:
-            fire = self._fire
+            fire = box.fire
             if fire is not None:
                 fire(_getframe(1).f_locals)
 
@@ -209,10 +216,10 @@ class InjectionWatch:
         self.original = copy_function(function, injected)
 
     def arm(self, fire: Fire) -> None:
-        self._fire = fire
+        self._box.fire = fire
 
     def disarm(self) -> None:
-        self._fire = None
+        self._box.fire = None
 
 
 def make(function: FunctionType, code: CodeType) -> Watch:

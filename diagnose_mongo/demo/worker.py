@@ -39,7 +39,6 @@ def main(name: str, database: str, statsd_port: str) -> int:
     indexer.start()
     # Where MongoDB is, is in the environment: DIAGNOSE_MONGODB_URI.
     manager = diagnose_mongo.start(database=database, period=1.0)
-    manager.sinks.append(StatsdSink(port=int(statsd_port), tags={"worker": name}))
 
     answer(originals, files=len(indexer.files))
     stdin = sys.stdin.fileno()
