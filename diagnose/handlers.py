@@ -23,6 +23,7 @@ import builtins
 import itertools
 import os
 import random
+import re
 import secrets
 import threading
 import time
@@ -32,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, guards, trampoline
 from diagnose.errors import ProbeError, UnknownNameError
+from diagnose.guards import Limits
 
 if TYPE_CHECKING:
     import inspect
     from collections.abc import Callable, Mapping
 
     from diagnose.expressions import Expression
-    from diagnose.guards import Limits
 
 __all__ = ["BUSY", "Plan", "Quiet", "Scope", "Tally", "disarm", "write"]
 
@@ -325,8 +326,37 @@ class _Writer:
             prelude = self.function(
                 ["args", "kwargs"], _statements(text), _statements("return C·check(args, kwargs)")
             )
+        inline = self.inline() if quick else ""
         return trampoline.Hook(
-            handler, tuple(self.arguments), prelude, ("args", "kwargs") if prelude else ()
+            handler,
+            tuple(self.arguments),
+            prelude,
+            ("args", "kwargs") if prelude else (),
+            inline,
+            {name: self.constants[name] for name in re.findall(r"C·(\w+)", inline)},
+        )
+
+    def inline(self) -> str:
+        """The handler as statements of the trampoline, if it can neither fail nor stop.
+
+        So it is for clocks and literals. It can't be disarmed: what calls that are inside
+        when it is taken off still append is dropped by the instrument.
+        """
+        plan, value = self.plan, self.plan.value
+        if value is None or self.scope.event == "end" or plan.limits != Limits():
+            return ""
+        tree = value.tree
+        if isinstance(tree, ast.Name) and tree.id in self.clocks():
+            number = f"N·{tree.id}"
+        elif isinstance(tree, ast.Constant) and type(tree.value) in {int, float}:
+            number = repr(tree.value)
+            if number == "inf":  # of 1e999: no literal
+                return ""
+        else:
+            return ""
+        return (
+            "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\nelse:\n "
+            + plan.deliver.replace("E·number", number)
         )
 
     def guards(self) -> list[ast.stmt]:

@@ -20,9 +20,10 @@ from __future__ import annotations
 import ast
 import dis
 import inspect
+import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.errors import ProbeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 
 __all__ = ["ENTRY_NAMES", "EXIT_NAMES", "Hook", "Parameters", "copy_function", "write"]
 
@@ -70,12 +71,23 @@ class Hook:
         prelude: if given, called with the values of ``prelude_names`` before the body;
             what it returns is handed to ``handler`` as one more, first argument.
         prelude_names: as ``names``, without :data:`EXIT_NAMES`.
+        inline: if given, statements to be run in place of a call of ``handler`` (which saves
+            a third of what a metric costs). In it ``C·x`` stands for ``constants["x"]``, and
+            ``N·x`` for the value of the name ``x``.
+        constants: for ``inline``.
     """
 
     handler: Callable[..., object]
     names: tuple[str, ...] = ()
     prelude: Callable[..., object] | None = None
     prelude_names: tuple[str, ...] = ()
+    inline: str = ""
+    constants: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """What the text of a trampoline depends on."""
+        return self.names, self.prelude is not None, self.prelude_names, self.inline
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +174,8 @@ def write(
     shape = (
         parameters,
         code.co_flags & _KINDS,
-        tuple((hook.names, hook.prelude is not None, hook.prelude_names) for hook in before),
-        tuple((hook.names, hook.prelude is not None, hook.prelude_names) for hook in after),
+        tuple(hook.shape for hook in before),
+        tuple(hook.shape for hook in after),
         on_error is not None,
         len(code.co_freevars),
     )
@@ -185,6 +197,8 @@ def write(
         for number, hook in enumerate(hooks):
             constants[f"@{kind}{number}"] = hook.handler
             constants[f"@prelude_{kind}{number}"] = hook.prelude
+            for name, value in hook.constants.items():
+                constants[f"@{name}·{kind}{number}"] = value
     flags = template.co_flags | (code.co_flags & _MARKS)
     return template.replace(
         co_name=code.co_name,
@@ -227,7 +241,7 @@ def _first_step(agen: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
         sys.set_asyncgen_hooks(*hooks)
 
 
-Shape = tuple[tuple[str, ...], bool, tuple[str, ...]]
+Shape = tuple[tuple[str, ...], bool, tuple[str, ...], str]
 
 
 @lru_cache(maxsize=512)
@@ -393,9 +407,9 @@ def _body(
     *,
     ends: bool,
 ) -> list[str]:
-    at_entry = {name for names, _, prelude in before for name in (*names, *prelude)}
-    at_entry |= {name for _, _, prelude in after for name in prelude}
-    at_exit = {name for names, _, _ in after for name in names}
+    at_entry = {name for names, _, prelude, _ in before for name in (*names, *prelude)}
+    at_entry |= {name for _, _, prelude, _ in after for name in prelude}
+    at_exit = {name for names, _, _, _ in after for name in names}
     # "args" and "kwargs" are always all of the arguments; every other parameter hides the
     # entry name it is spelled like, while names of the exit hide parameters.
     plain = set(parameters) - {"args", "kwargs"}
@@ -428,7 +442,12 @@ def _body(
 
     def calls(what: str, shapes: tuple[Shape, ...], extra: dict[str, str]) -> list[str]:
         lines = []
-        for number, (names, prelude, _) in enumerate(shapes):
+        for number, (names, prelude, _, inline) in enumerate(shapes):
+            if inline:
+                text = re.sub(r"C·(\w+)", rf"C·\1·{what}{number}", inline)
+                text = re.sub(r"N·(\w+)", lambda match: spell((match[1],), extra), text)
+                lines += text.splitlines()
+                continue
             first = f"d·prelude_{what}{number}, " if prelude else ""
             lines.append(f"C·{what}{number}({first}{spell(names, extra)})")
         return lines
@@ -439,7 +458,7 @@ def _body(
     if "now" in wanted and "now" not in plain:
         head.append("d·now = C·now()")
     for what, shapes in (("before", before), ("after", after)):
-        for number, (_, prelude, names) in enumerate(shapes):
+        for number, (_, prelude, names, _) in enumerate(shapes):
             if prelude:
                 target = f"d·prelude_{what}{number}"
                 head.append(f"{target} = C·prelude_{what}{number}({spell(names, {})})")

@@ -157,6 +157,9 @@ class _Metric(Instrument):
     def _deliver(self, tags: str, constants: dict[str, object]) -> str:
         if getattr(self.emit, "__func__", None) is not _Metric.emit:
             return super()._deliver(tags, constants)
+        if not self.status.attachments:
+            # Calls that were inside when it was taken off may have appended since.
+            self._buffer.clear()
         constants["append"] = self._buffer.append
         constants["number"] = as_number
         if tags == "{}":

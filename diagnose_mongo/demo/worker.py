@@ -38,7 +38,8 @@ def main(name: str, database: str, statsd_port: str) -> int:
     indexer = workload.Indexer.of_standard_library()
     indexer.start()
     # Where MongoDB is, is in the environment: DIAGNOSE_MONGODB_URI.
-    manager = diagnose_mongo.start(database=database, period=1.0)
+    sink = StatsdSink(port=int(statsd_port), tags={"worker": name})
+    manager = diagnose_mongo.start(database=database, period=1.0, sinks=[sink])
 
     answer(originals, files=len(indexer.files))
     stdin = sys.stdin.fileno()
