@@ -36,7 +36,8 @@ active_probes: dict[str, FunctionProbe] = {}
 
 _timers = Clockwork("diagnose-timers")
 # Guards every change of what is probed. Held for microseconds, never while user code or
-# the network is waited for; a fork waits for it, so that a child finds no half-made probe.
+# the network is waited for (so probes are silent in its holder, who may itself call what is
+# probed); a fork waits for it, so that a child finds no half-made probe.
 _lock = threading.RLock()
 
 
@@ -95,7 +96,7 @@ class _Attachment:
         return True
 
     def _leave_site(self) -> None:
-        with _lock:
+        with handlers.Quiet(), _lock:
             _update(self.site)
 
 
@@ -193,7 +194,7 @@ class FunctionProbe:
 
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
-        with _lock:
+        with handlers.Quiet(), _lock:
             self.started = False
             gone = self._take_off(list(self._attachments), "stopped")
             self._resolved = None
@@ -227,7 +228,7 @@ class FunctionProbe:
         target = self._resolved
         try:
             target = target or targets.resolve(self.target, import_modules=False)
-            with _lock:
+            with handlers.Quiet(), _lock:
                 gone = self._put_on(key, instrument, self._resolved or target, seconds)
         except DiagnoseError:
             self._leave_if_empty()
@@ -236,7 +237,7 @@ class FunctionProbe:
 
     def detach(self, key: str) -> None:
         """Disarm what is under ``key``, if anything is; the last one puts the code back."""
-        with _lock:
+        with handlers.Quiet(), _lock:
             gone = self._take_off([key], "stopped")
             self._items.pop(key, None)
             if not self.started:
@@ -275,7 +276,7 @@ class FunctionProbe:
         return gone
 
     def _expire(self, attachment: _Attachment) -> None:
-        with _lock:
+        with handlers.Quiet(), _lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
             gone = self._take_off([attachment.key], "expired")

@@ -665,6 +665,24 @@ def test_what_the_first_hit_says_is_not_lost(shop):
             thread.join(DEADLINE_SECONDS)
 
 
+@pytest.mark.parametrize(
+    "path", ["ast.parse", "inspect.signature", "ast.NodeVisitor.generic_visit"]
+)
+def test_the_engines_own_work_is_not_probed(shop, path):
+    # It is done while a lock is held, and what an instrument does may need that lock.
+    class Attaching(ProbeTestInstrument):
+        def emit(self, name, value, tags):
+            super().emit(name, value, tags)
+            in_thread(lambda: attach_to(f"{shop.__name__}.triple").stop())
+
+    attaching = Attaching("n", "1", mgr=Noted())
+    with attached(path, attaching):
+        with probed(shop.path, "x"), probed(shop.path, "x", "end"):
+            shop.double(1)
+        assert attaching.results == []
+    assert attaching.status.error is None
+
+
 def test_a_call_that_is_refused_is_not_served(shop):
     class Picky(InstrumentManager):
         def check_call(self, probe, instrument, *args, **kwargs):
