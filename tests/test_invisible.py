@@ -7,7 +7,6 @@ import contextlib
 import copy
 import cProfile
 import faulthandler
-import gc
 import inspect
 import io
 import linecache
@@ -20,12 +19,13 @@ import threading
 import traceback
 import typing
 import warnings
+from decimal import Decimal
 
 import pytest
 from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
 
 from diagnose import handlers, trampoline
-from diagnose.instruments import HistogramInstrument
+from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
 
 # The subjects look around in every way that a wrapper's frame would show in. What they see
 # without a probe is what they have to see with one, on whatever events.
@@ -666,42 +666,41 @@ def test_signals_interrupt_the_body_and_leave_nothing_behind(place, names):
     assert handlers.BUSY == set()
 
 
-@pytest.mark.parametrize("value", ["len(x)", "x"])
-def test_an_interrupt_within_an_instrument_reaches_the_program_and_probes_go_on(place, value):
-    def work(x):
-        return x
-
-    # Timers interrupt at any instruction: of the body, the trampoline, the handler.
+@pytest.mark.parametrize("kind", [ProbeTestInstrument, HistogramInstrument])
+@pytest.mark.parametrize("event", ["call", "return", "end"])
+def test_an_interrupt_within_an_instrument_reaches_the_program_and_probes_go_on(place, kind, event):
     class Interrupted(BaseException):
         pass
 
     def interrupt(*_):
         raise Interrupted
 
+    def work(x):
+        return x
+
+    # A timer interrupts at any instruction: of the body, the trampoline, the handler.
     before = signal.signal(signal.SIGALRM, interrupt)
-    # What is raised in a callback of the garbage collector (hypothesis has one) is lost.
-    gc.disable()
-    count = 0
-    with probed(place(work), value, "return", when="True") as seen:
+    instrument = kind("n", "x", event)
+    count, one = 0, Decimal(1)
+    with attached(place(work), instrument):
         try:
-            for number in range(1, 150):
+            for number in range(300):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 1e-6)
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 3e-7)
                     for _ in range(10_000_000):
-                        work([1])
+                        work(one)
                 except Interrupted:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    seen.log.clear()
                     count += 1
+                assert handlers.BUSY == set()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-            gc.enable()
-        assert handlers.BUSY == set()
-        seen.log.clear()
-        work([1])
-        assert len(seen.results) == 1
-    assert count == 149
+        instrument.flush()
+        hits = instrument.status.hits
+        work(one)
+        instrument.flush()
+        assert instrument.status.hits == hits + 1
+    assert count == 300
 
 
 def test_a_fault_report_can_be_written_inside(place, names, tmp_path):

@@ -17,7 +17,7 @@ from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diagnose.clockwork import Clockwork
-from diagnose.handlers import Quiet
+from diagnose.handlers import BUSY, Quiet
 from diagnose.instruments.base import Instrument
 
 if TYPE_CHECKING:
@@ -102,8 +102,16 @@ def as_number(value: Any) -> float:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if not isinstance(value, str | bytes) and hasattr(kind, "__float__"):
-        with Quiet():
+        # Not a context manager: a signal handler may raise at the begin of its __exit__, and
+        # then probes would be silent in this thread for good.
+        ident = threading.get_ident()
+        is_outermost = ident not in BUSY
+        try:
+            BUSY.add(ident)
             return int(value) if isinstance(value, int) else float(value)
+        finally:
+            if is_outermost:
+                BUSY.discard(ident)
     with Quiet():
         message = (
             f"the value is {value!r:.100} ({kind.__name__}), and a metric needs a number; "
