@@ -5,7 +5,9 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 import weakref
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -245,9 +247,6 @@ def test_a_function_and_its_module_can_be_collected_after_stop(event):
 
 
 def test_a_probe_that_expired_keeps_nothing_alive():
-    import threading
-    from datetime import timedelta
-
     finished = threading.Event()
 
     class Expiring(ProbeTestInstrument):
@@ -267,14 +266,17 @@ def test_a_probe_that_expired_keeps_nothing_alive():
     assert died() is None
 
 
-def test_an_instrument_that_is_dropped_is_collected(stage):
+@pytest.mark.parametrize("lifespan", [None, timedelta(hours=1)])
+def test_an_instrument_that_is_dropped_is_collected(stage, lifespan):
     def work(x):
         return x
 
     metric = HistogramInstrument("n", "x")
     died = weakref.ref(metric)
-    with attached(stage.place(work), metric):
-        work(1)
+    probe = attach_to(stage.place(work))
+    probe.attach("k", metric, lifespan=lifespan)
+    work(1)
+    probe.detach("k")
     del metric
     timers_ran()
     gc.collect()
