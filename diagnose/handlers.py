@@ -53,11 +53,13 @@ class _Busy(set[int]):
 BUSY: set[int] = _Busy()
 """Idents of the threads in which an instrument runs just now: probes don't fire there."""
 
-os.register_at_fork(after_in_child=BUSY.clear)
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
 _clock, _random = time.perf_counter, random.random
+
+# Of the threads in it a forked child has only the one that forked, maybe in an instrument.
+os.register_at_fork(after_in_child=lambda: BUSY.intersection_update((_ident(),)))
 
 
 class Quiet:
@@ -297,7 +299,8 @@ class _Writer:
 
         check = plan.check if scope.event != "end" else None
         quick = self.quick()
-        head = "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\n return\n"
+        # Bound to a name first: the truth of a constant is decided by the compiler.
+        head = "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\n return\n"
         if not quick:
             # Asked for only once, and before anything is entered: between the start of the
             # finally clause and the call in it no signal handler can raise.
@@ -355,7 +358,7 @@ class _Writer:
         else:
             return ""
         return (
-            "if C·busy and C·ident() in C·busy:\n C·reject_reentrant()\nelse:\n "
+            "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\nelse:\n "
             + plan.deliver.replace("E·number", number)
         )
 

@@ -87,7 +87,7 @@ def test_hits_leave_nothing_behind(stage):
                 for each in instruments:
                     each.flush()
 
-            blocks, objects = growth(hits, 200, warm=20)
+            blocks, objects = growth(hits, 50, warm=20)
     assert objects < 100
     assert blocks < 500
 
@@ -116,7 +116,7 @@ def test_starting_and_stopping_leaves_nothing_behind(stage, kind):
         probe.attach("l", ProbeTestInstrument("n", "args" if event == "return" else "x", event))
         probe.stop()
 
-    blocks, objects = growth(cycle, 40 if kind == "reference" else 400, warm=20)
+    blocks, objects = growth(cycle, 10 if kind == "reference" else 100, warm=20)
     assert objects < 100
     assert blocks < 500
     assert probes._on_site == {}

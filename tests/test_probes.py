@@ -738,9 +738,13 @@ def test_an_instrument_may_call_what_it_is_on(shop, event):
             super().emit(name, (value, shop.double(value + 1), shop.triple(1)), tags)
 
     calling, other = Calling("n", "x", event), recorder()
-    with attached(shop.path, calling), attached(f"{shop.__name__}.triple", other):
+    quick = [HistogramInstrument("n", value) for value in ("elapsed", "1", "x")]
+    with attached(shop.path, calling, *quick), attached(f"{shop.__name__}.triple", other):
         assert shop.double(1) == 2
         assert shop.triple(5) == 15
+    # Those that are after it in line, and that run no code of anybody, are called all the same.
+    assert [each.status.hits for each in quick] == [1, 1, 1]
+    assert [each.status.suppressed for each in quick] == [{"reentrant": 1}] * 3
     assert calling.results == [(1, 4, 3)]
     if event != "end" or sys.version_info < (3, 12):  # sys.monitoring is silent in its callbacks
         assert calling.status.suppressed == {"reentrant": 1}
@@ -775,9 +779,18 @@ def test_other_threads_fire_while_an_instrument_runs(shop):
     assert seen.status.suppressed == {}
 
 
-@pytest.mark.parametrize("event", ["return", "end"])
-@pytest.mark.parametrize("instrument", [ProbeTestInstrument, HistogramInstrument])
-def test_a_call_that_is_inside_when_the_probe_stops_does_not_emit(place, event, instrument):
+@pytest.mark.parametrize(
+    ("kind", "value", "event"),
+    [
+        (ProbeTestInstrument, "x", "return"),
+        (ProbeTestInstrument, "x", "end"),
+        (HistogramInstrument, "x", "return"),
+        (HistogramInstrument, "x", "end"),
+        (HistogramInstrument, "elapsed", "return"),
+        (HistogramInstrument, "1", "return"),
+    ],
+)
+def test_a_call_that_is_inside_when_the_probe_stops_does_not_emit(place, kind, value, event):
     entered, leave = threading.Event(), threading.Event()
 
     def work(x):
@@ -786,7 +799,7 @@ def test_a_call_that_is_inside_when_the_probe_stops_does_not_emit(place, event, 
         return x
 
     code = work.__code__
-    seen, stays = instrument("n", "x", event), instrument("n", "x", event)
+    seen, stays = kind("n", value, event), kind("n", value, event)
     probe = attach_to(place(work))
     probe.attach("seen", seen)
     probe.attach("stays", stays)
@@ -798,6 +811,11 @@ def test_a_call_that_is_inside_when_the_probe_stops_does_not_emit(place, event, 
     thread.join(DEADLINE_SECONDS)
     stays.flush()
     assert (seen.status.hits, stays.status.hits) == (0, 1)
+    # Nor is it counted later, when the same instrument is put on again.
+    probe.attach("seen", seen)
+    work(1)
+    seen.flush()
+    assert seen.status.hits == 1
     probe.stop()
     assert work.__code__ is code
 
@@ -1051,20 +1069,37 @@ def test_a_fork_within_an_instrument_leaves_both_sides_working(shop):
         def emit(self, name, value, tags):
             super().emit(name, value, tags)
             if value == 1:
-                answers.append(in_child(lambda: "in the child"))
-
-    answers = []
-    with attached(shop.path, Forking("n", "x")):
-        shop.double(1)
-    assert answers == ["in the child"]
-    assert threading.get_ident() not in handlers.BUSY
+                answers.append(in_child(child))
 
     def child():
-        with probed(shop.path) as seen:
-            shop.double(1)
-        return seen.results
+        shop.double(2)  # the instrument still runs
+        return len(forking.results), forking.status.suppressed["reentrant"]
 
-    assert in_child(child) == "[2]"
+    answers, forking = [], Forking("n", "x")
+    with attached(shop.path, forking):
+        shop.double(1)
+        shop.double(3)
+    assert answers == ["(1, 1)"]
+    assert forking.results == [1, 3]
+    assert threading.get_ident() not in handlers.BUSY
+
+
+def test_threads_that_a_fork_left_behind_in_an_instrument_silence_nobody(shop):
+    inside, leave = threading.Event(), threading.Event()
+
+    class Waiting(ProbeTestInstrument):
+        def emit(self, name, value, tags):
+            inside.set()
+            leave.wait(DEADLINE_SECONDS)
+
+    with attached(shop.path, Waiting("n", "x")):
+        thread = threading.Thread(target=shop.double, args=(1,))
+        thread.start()
+        assert inside.wait(DEADLINE_SECONDS)
+        assert len(handlers.BUSY) >= 1
+        assert in_child(lambda: len(handlers.BUSY)) == "0"
+        leave.set()
+        thread.join(DEADLINE_SECONDS)
 
 
 def test_probes_are_gone_with_the_process_also_when_it_ends_amid_calls(tmp_path):

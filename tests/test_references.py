@@ -15,7 +15,7 @@ import types
 import warnings
 
 import pytest
-from stage import Stage, attached, in_thread, probed
+from stage import Stage, attached, events, in_thread, probed, timers_ran
 
 from diagnose import attach_to
 from diagnose.errors import ProbeError, TargetKindError
@@ -434,6 +434,158 @@ def test_library_functions_that_instruments_use_can_be_probed(path, value, caplo
     with attached(path, Chatty("chatty", value), HistogramInstrument("n", "elapsed")):
         assert in_thread(work)
     assert in_thread(work)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "clockwork.Clockwork.after",
+        "clockwork.Clockwork._next_due",
+        "clockwork.Timer.run",
+        "handlers.Quiet.__enter__",
+        "handlers.Quiet.__exit__",
+        "handlers.disarm",
+        "handlers.write",
+        "instruments.base.Instrument.evaluate",
+        "instruments.base.Instrument.plan",
+        "instruments.log.LogInstrument.emit",
+        "instruments.metrics._Metric.flush",
+        "instruments.metrics.as_number",
+        "instruments.metrics.freeze",
+        "internals.watch",
+        "managers.InstrumentManager.handle_error",
+        "probes.FunctionProbe.attach",
+        "probes.FunctionProbe.detach",
+        "probes._Attachment.fail",
+        "probes._update",
+        "sites.CodeSite.update",
+        "sites._fan_out",
+        "trampoline._forget_frame",
+        "trampoline.copy_function",
+        "trampoline.write",
+    ],
+)
+@pytest.mark.parametrize("value", ["elapsed", "1 // 0", "Decimal(len(args))"])
+def test_the_engine_itself_can_be_probed(stage, path, value, caplog):
+    from decimal import Decimal
+
+    from diagnose.managers import InstrumentManager
+
+    manager = InstrumentManager()
+    manager.global_namespace["Decimal"] = Decimal
+
+    def work(x):
+        yield x
+
+    shop = stage.module(work)
+    code = work.__code__
+
+    def use():
+        tags = {"tags": "{'x': x}"}
+        instruments = [
+            HistogramInstrument("n", "Decimal(x)", mgr=manager, custom=tags),
+            HistogramInstrument("n", "x", "end"),
+            LogInstrument("n", "x"),
+            ProbeTestInstrument("n", "1 // 0"),
+        ]
+        with attached(f"{shop.__name__}.work", *instruments):
+            assert list(shop.work(1)) == [1]
+            with pytest.raises(ValueError):
+                shop.work(1).throw(ValueError)
+        assert instruments[1].status.hits == 1
+        return work.__code__ is code
+
+    on_engine = [
+        HistogramInstrument("n", value, mgr=manager),
+        LogInstrument("n", "repr(args)[:9]", "call"),
+        ProbeTestInstrument("n", "1", "end"),
+    ]
+    with attached(f"diagnose.{path}", *on_engine):
+        assert in_thread(use)
+    assert in_thread(use)
+    timers_ran()
+
+
+SPECIAL = """
+    import dataclasses, enum
+
+    class Meta(type):
+        def __call__(cls, *args):
+            return super().__call__(*args)
+
+    class Thing(metaclass=Meta):
+        def __new__(cls, *args):
+            return super().__new__(cls)
+        def __init__(self, size=1):
+            self.size = size
+            self.closed = False
+        def __len__(self):
+            return self.size
+        def __eq__(self, other):
+            return self.size == other.size
+        def __hash__(self):
+            return hash(self.size)
+        def __getattr__(self, name):
+            if name != "made_up":
+                raise AttributeError(name)
+            return name
+        def __getitem__(self, index):
+            return range(self.size)[index]
+        def __call__(self, x):
+            return x + self.size
+        def __enter__(self):
+            return self
+        def __exit__(self, *error):
+            return error[0] is KeyError
+        def __iter__(self):
+            yield from range(self.size)
+        def __repr__(self):
+            return f"Thing({self.size})"
+        def __bool__(self):
+            return True
+        @property
+        def double(self):
+            return self.size * 2
+        @double.setter
+        def double(self, value):
+            self.size = value // 2
+
+    @dataclasses.dataclass(order=True)
+    class Point:
+        x: int
+        y: int = 2
+
+    def look():
+        thing = Thing(3)
+        seen = [len(thing), thing == Thing(3), {thing: 1}[Thing(3)], thing.made_up, list(thing)]
+        seen += [thing[1], thing(4), repr(thing), bool(thing), hasattr(thing, "other"), thing.double]
+        thing.double = 10
+        with thing as same:
+            seen.append((thing is same, thing.size))
+            raise KeyError
+        try:
+            thing[99]
+        except IndexError as error:
+            seen.append(str(error))
+        return seen, Point(1), Point(1) < Point(2), Point(1) == Point(1, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"Thing.__{name}__"
+        for name in "new init len eq hash getattr getitem call enter exit iter".split()
+    ]
+    + ["Thing.__repr__", "Thing.__bool__", "Thing.double", "Thing.double.fset", "Meta.__call__"]
+    + ["Point.__init__", "Point.__eq__", "Point.__lt__", "Point.__repr__"],
+)
+def test_methods_that_python_itself_calls_can_be_probed(stage, name):
+    module = stage.script(SPECIAL)
+    bare = repr(module.look())
+    with events(f"{module.__name__}.{name}") as seen:
+        assert repr(module.look()) == bare
+    assert set(seen) == {"call", "return", "end"}
 
 
 def test_clocks_are_read_directly_also_while_they_are_probed():
