@@ -1,12 +1,12 @@
 """Writes the function that serves one instrument's hits on one function.
 
-A trampoline calls one handler per instrument. The instrument's expressions are written
+The code of a probed function calls one handler per instrument. The instrument's expressions are written
 into the handler itself, so a hit costs one call: no look-up of code, no dict of locals,
 no loop. The names that the expressions use become the handler's parameters, or are
 fetched by it where they come from elsewhere:
 
-- names of the call: parameters, and those of ``trampoline.ENTRY_NAMES`` / ``EXIT_NAMES``;
-  for ``end``, the frame's locals;
+- names of the call: parameters, and those of ``weaving.ENTRY_NAMES`` / ``EXIT_NAMES``; for
+  ``end`` and lines, the frame's variables;
 - for a function that stands before another (``functools.wraps``), the parameters of that
   other one, bound from ``args`` and ``kwargs``; entries of ``**kwargs``;
 - the manager's ``global_namespace``, the function's module globals, builtins.
@@ -23,15 +23,16 @@ import builtins
 import itertools
 import os
 import random
-import re
 import secrets
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from diagnose import expressions, guards, trampoline
+from diagnose import expressions, guards
+from diagnose.bytecode import weaving
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
 
@@ -56,7 +57,7 @@ BUSY: set[int] = _Busy()
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
-_clock, _random = time.perf_counter, random.random
+_clock, _random, _getframe = time.perf_counter, random.random, sys._getframe
 
 # Of the threads in it a forked child has only the one that forked, maybe in an instrument.
 os.register_at_fork(after_in_child=lambda: BUSY.intersection_update((_ident(),)))
@@ -101,8 +102,8 @@ class Scope:
     """What the names in an expression can mean where a handler is called.
 
     Attributes:
-        event: ``"call"``, ``"return"`` or ``"end"``.
-        names: parameters (``call``, ``return``) or local variables (``end``).
+        event: ``"call"``, ``"return"``, ``"end"`` or ``"line"``.
+        names: parameters (``call``, ``return``) or local variables (``end``, ``line``).
         globals_: of the function; names are looked up in it at each hit.
         namespace: the manager's, looked up at each hit as well.
         signature: of the function that this one stands before, or None.
@@ -115,6 +116,11 @@ class Scope:
     namespace: Mapping[str, object]
     signature: inspect.Signature | None = None
     keywords: str | None = None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the frame's variables are there."""
+        return self.event in {"end", "line"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +152,7 @@ class Plan:
 _PLACE = f"diagnose {secrets.token_hex(8)} "
 
 
-def write(plan: Plan, scope: Scope, name: str) -> trampoline.Hook:
+def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
     """Write the handler of ``plan`` for hits in ``scope``.
 
     Args:
@@ -155,8 +161,7 @@ def write(plan: Plan, scope: Scope, name: str) -> trampoline.Hook:
         name: shown as the file in tracebacks out of expressions.
 
     Returns:
-        A hook for :func:`trampoline.write`. For ``end`` its handler takes one argument, a
-        mapping of the frame's locals.
+        A hook for :func:`diagnose.bytecode.weaving.weave`.
 
     Raises:
         UnknownNameError: an expression uses a name that means nothing there.
@@ -171,18 +176,27 @@ def _nothing(*_: object, **__: object) -> None:
 _NOTHING = _nothing.__code__
 
 
-def disarm(hook: trampoline.Hook) -> None:
+def disarm(hook: weaving.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
-    for function in (hook.handler, hook.prelude):
+    for function in (hook.handler, hook.prelude, hook.absent):
         if isinstance(function, FunctionType):
             function.__code__ = _NOTHING
+            function.__kwdefaults__ = None
 
 
 class _Writer:
-    def __init__(self, plan: Plan, scope: Scope, name: str) -> None:
+    """Writes one handler.
+
+    Args:
+        by_mapping: let it take one argument, a mapping of the frame's variables, and read
+            from it what it comes to: for calls in which not every variable has a value.
+    """
+
+    def __init__(self, plan: Plan, scope: Scope, name: str, *, by_mapping: bool = False) -> None:
         self.plan = plan
         self.scope = scope
         self.name = name
+        self.by_mapping = by_mapping
         self.arguments: list[str] = []
         self.constants: dict[str, object] = {
             "busy": BUSY,
@@ -203,8 +217,8 @@ class _Writer:
             **plan.constants,
         }
         self.call_names = {
-            "call": trampoline.ENTRY_NAMES,
-            "return": trampoline.ENTRY_NAMES | trampoline.EXIT_NAMES,
+            "call": weaving.ENTRY_NAMES,
+            "return": weaving.ENTRY_NAMES | weaving.EXIT_NAMES,
         }.get(scope.event, frozenset())
 
     # --- names ---
@@ -235,7 +249,7 @@ class _Writer:
     def source(self, name: str) -> ast.expr | None:
         """Where a name's value comes from; None: it is an argument or a global."""
         scope = self.scope
-        if scope.event == "end":
+        if self.by_mapping:
             if name in scope.names:
                 return _item("d·locals", name)
         elif name in scope.names or name in self.call_names:
@@ -250,15 +264,17 @@ class _Writer:
             return ast.parse(f"C·namespace({name!r})", mode="eval").body
         if name in scope.globals_ or hasattr(builtins, name):
             return None
-        if scope.keywords is not None and scope.event != "end":
+        if scope.keywords is not None and not scope.is_inside:
             self.argument(scope.keywords)
             return _item(scope.keywords, name)
         known = {*scope.names, *self.call_names, *scope.namespace, *scope.globals_}
         if scope.signature is not None:
             known |= set(scope.signature.parameters)
         public = [word for word in known if not word.startswith("__")]
+        inside = "a local variable of the function or a global of its module"
         where = {
-            "end": "a local variable of the function or a global of its module",
+            "end": inside,
+            "line": inside,
             "call": "a parameter, or one of start, now, args, kwargs, frame",
         }.get(
             scope.event,
@@ -277,8 +293,28 @@ class _Writer:
 
     # --- code ---
 
-    def hook(self) -> trampoline.Hook:
-        plan, scope = self.plan, self.scope
+    def hook(self) -> weaving.Hook:
+        check = None if self.scope.is_inside else self.plan.check
+        handler = self.handler(has_verdict=check is not None)
+        prelude = absent = None
+        if check is not None:
+            self.constants["check"] = check
+            body = _statements("return C·check(args, kwargs)")
+            prelude = self.function(["args", "kwargs"], _statements(self.frame()), body)
+        elif self.scope.is_inside and self.arguments:
+            absent = self.absent()
+        return weaving.Hook(
+            handler,
+            tuple(self.arguments),
+            prelude,
+            ("args", "kwargs") if prelude else (),
+            self.quick(),
+            absent,
+        )
+
+    def handler(self, *, has_verdict: bool = False) -> FunctionType:
+        """The function that serves a hit."""
+        plan = self.plan
         fetched: set[str] = set()
         before: list[ast.stmt] = []
         if plan.when is not None:
@@ -296,71 +332,69 @@ class _Writer:
         body = [*before, *fetches, *deliver]
         if plan.limits.hits is not None:
             body += _statements("if not d·more:\n C·done()")
+        if plan.check is not None and not has_verdict:
+            self.constants["check"] = plan.check
+            body = _statements("if not C·check():\n C·reject_check()\n return") + body
+        frame = self.frame(has_verdict=has_verdict, is_safe=self.is_safe())
+        parameters = ["d·verdict"] if has_verdict else []
+        parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
+        if self.by_mapping:
+            parameters = ["d·locals"]
+        return self.function(parameters, _statements(frame), body)
 
-        check = plan.check if scope.event != "end" else None
-        quick = self.quick()
+    def frame(self, *, has_verdict: bool = False, is_safe: bool = False) -> str:
+        """What stands around the body: nobody's probe fires in it, and no error leaves it."""
         # Bound to a name first: the truth of a constant is decided by the compiler.
         head = "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\n return\n"
-        if not quick:
+        if not is_safe:
             # Asked for only once, and before anything is entered: between the start of the
             # finally clause and the call in it no signal handler can raise.
             head = "d·ident = C·ident()\n" + head.replace("C·ident() in", "d·ident in")
-        if check is not None:
+        if has_verdict:
             head += "if not d·verdict:\n C·reject_check()\n return\n"
-        elif plan.check is not None:
-            self.constants["check"] = plan.check
-            body = _statements("if not C·check():\n C·reject_check()\n return") + body
         # What serves an error may itself meet the recursion limit.
         guarded = (
             "try:\n E·body\n"
             "except C·Exception as d·error:\n"
             " try:\n  C·fail(d·error)\n except C·Exception:\n  pass\n"
         )
-        if not quick:
+        if not is_safe:
             guarded = guarded.replace("try:\n", "try:\n C·enter(d·ident)\n", 1)
             guarded += "finally:\n C·leave(d·ident)\n"
-        parameters = ["d·verdict"] if check is not None else []
-        parameters += ["d·locals"] if scope.event == "end" else self.arguments
-        handler = self.function(parameters, _statements(head + guarded), body)
-        prelude = None
-        if check is not None:
-            self.constants["check"] = check
-            text = head.split("if not d·verdict")[0] + guarded
-            prelude = self.function(
-                ["args", "kwargs"], _statements(text), _statements("return C·check(args, kwargs)")
-            )
-        inline = self.inline() if quick else ""
-        return trampoline.Hook(
-            handler,
-            tuple(self.arguments),
-            prelude,
-            ("args", "kwargs") if prelude else (),
-            inline,
-            {name: self.constants[name] for name in re.findall(r"C·(\w+)", inline)},
-        )
+        return head + guarded
 
-    def inline(self) -> str:
-        """The handler as statements of the trampoline, if it can neither fail nor stop.
+    def absent(self) -> FunctionType:
+        """What serves a hit in which a variable has no value; written when there is one."""
+
+        def make() -> FunctionType:
+            return _Writer(self.plan, self.scope, self.name, by_mapping=True).handler()
+
+        # No free variables, so that it can be disarmed like the others.
+        def absent(*, made: list[FunctionType], make: Callable[[], FunctionType]) -> None:
+            if not made:
+                with Quiet():
+                    made.append(make())
+            made[0](_getframe(1).f_locals)
+
+        absent.__kwdefaults__ = {"made": [], "make": make}
+        return absent
+
+    def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
+        """What stands for the handler where it can neither fail nor run user code.
 
         So it is for clocks and literals. It can't be disarmed: what calls that are inside
         when it is taken off still append is dropped by the instrument.
         """
-        plan, value = self.plan, self.plan.value
-        if value is None or self.scope.event == "end" or plan.limits != Limits():
-            return ""
-        tree = value.tree
+        plan = self.plan
+        if not self.is_safe() or plan.value is None or plan.limits != Limits():
+            return None
+        append: Any = self.constants["append"]
+        tree = plan.value.tree
         if isinstance(tree, ast.Name) and tree.id in self.clocks():
-            number = f"N·{tree.id}"
-        elif isinstance(tree, ast.Constant) and type(tree.value) in {int, float}:
-            number = repr(tree.value)
-            if number == "inf":  # of 1e999: no literal
-                return ""
-        else:
-            return ""
-        return (
-            "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\nelse:\n "
-            + plan.deliver.replace("E·number", number)
-        )
+            return append, tree.id
+        if isinstance(tree, ast.Constant) and type(tree.value) in {int, float}:
+            return append, tree.value  # type: ignore[return-value]
+        return None
 
     def guards(self) -> list[ast.stmt]:
         """Statements that turn hits away, the cheapest first."""
@@ -378,7 +412,7 @@ class _Writer:
             texts.append("if d·more is None:\n C·reject_hits()\n return")
         return _statements("\n".join(texts))
 
-    def quick(self) -> bool:
+    def is_safe(self) -> bool:
         """Whether nothing in the handler can run user code: then it need not be guarded.
 
         So it is for a bare name (what is not a number is made one under a guard of its
@@ -397,7 +431,7 @@ class _Writer:
     def clocks(self) -> set[str]:
         """The names that are floats whatever the call was."""
         clocks = {"elapsed", "end"} if self.scope.event == "return" else set()
-        if self.scope.event != "end" and "start" not in self.scope.names:
+        if not self.scope.is_inside and "start" not in self.scope.names:
             clocks.add("start")
         return clocks
 
@@ -417,7 +451,9 @@ class _Writer:
         return ast.parse(text, mode="eval").body
 
     def whole_locals(self) -> list[ast.stmt]:
-        if self.scope.event == "end":
+        if self.scope.is_inside:
+            if not self.by_mapping:
+                self.argument(weaving.LOCALS)
             return _statements("d·all = C·dict(d·locals)")
         names = sorted({*self.call_names, *self.scope.names})
         for name in names:
@@ -540,7 +576,13 @@ def _absent_keyword(name: str) -> None:
     raise NameError(message) from None
 
 
-_ABSENT = {"call": _absent_keyword, "return": _absent_keyword, "end": _absent_local}
+_ABSENT = {
+    "call": _absent_keyword,
+    "return": _absent_keyword,
+    "end": _absent_local,
+    "line": _absent_local,
+}
+_PARAMETERS = {weaving.LOCALS: "d·locals"}
 
 
 def _statements(text: str) -> list[ast.stmt]:

@@ -72,7 +72,7 @@ class _Attachment:
             )
             instrument.status.state = "error"
             _call_hook(instrument, "handle_error", self.probe)
-        # The trampoline is made anew elsewhere: this thread has a program to go on with.
+        # The code is made anew elsewhere: this thread has a program to go on with.
         _timers.after(0, self._leave_site)
 
     def done(self) -> None:

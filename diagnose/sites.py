@@ -1,32 +1,33 @@
 """The place where a function is probed: one per function, shared by all its probes.
 
-A :class:`CodeSite` swaps the code of a Python function. A :class:`ReferenceSite` stands
-for a callable that has no code to swap (a C builtin, an ``lru_cache`` wrapper): it puts a
-stand-in wherever modules and classes refer to it.
+A :class:`CodeSite` gives a Python function other code. A :class:`ReferenceSite` stands for a
+callable that has no code (a C builtin, an ``lru_cache`` wrapper): it puts a stand-in wherever
+modules and classes refer to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import linecache
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import internals, trampoline
+from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
-from diagnose.handlers import Scope
+from diagnose.handlers import BUSY, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diagnose.internals import Fire, Watch
+    from diagnose.bytecode.weaving import Hook
     from diagnose.targets import Target
-    from diagnose.trampoline import Hook
 
-__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "site_of"]
+__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "site_of"]
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +86,6 @@ def _select(armed: Sequence[Armed], event: str) -> tuple[Hook, ...]:
     return tuple(one.hook for one in armed if one.event == event)
 
 
-def _fan_out(hooks: tuple[Hook, ...]) -> Fire:
-    handlers = tuple(hook.handler for hook in hooks)
-    if len(handlers) == 1:
-        return handlers[0]
-
-    def fire(locals_: Mapping[str, Any]) -> None:
-        for handler in handlers:
-            handler(locals_)
-
-    return fire
-
-
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
@@ -105,35 +94,34 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 class CodeSite:
-    """Probes a Python function by swapping its code."""
+    """Probes a Python function by giving it other code."""
 
     coverage = "code"
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, function: FunctionType) -> None:
         self._function = function
         self._base = function.__code__
-        self._plain: FunctionType | None = None
-        self._watch: Watch | None = None
         self._ours: CodeType | None = None
-        self.warnings: tuple[str, ...] = ()
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`."""
         code = self._function.__code__
         if code is self._ours:
             code = self._base
-        if event == "end":
-            names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
-        else:
-            names = tuple(trampoline.Parameters.of(code))
-        wraps = hasattr(self._function, "__wrapped__") and event != "end"
+        parameters = weaving.Parameters.of(code)
+        kind = event.partition(":")[0]
+        is_inside = kind in {"end", "line"}
+        if kind == "line":
+            _line(code, event)
+        wraps = hasattr(self._function, "__wrapped__") and not is_inside
         return Scope(
-            event=event,
-            names=names,
+            event=kind,
+            names=weaving.variables(code) if is_inside else parameters.names,
             globals_=self._function.__globals__,
             namespace=namespace,
             signature=_signature(self._function) if wraps else None,
-            keywords=trampoline.Parameters.of(code).double_star,
+            keywords=parameters.double_star,
         )
 
     def update(self, armed: Sequence[Armed]) -> None:
@@ -141,76 +129,107 @@ class CodeSite:
         if not armed:
             self._restore()
             return
+        base = self._base
         if self._ours is None or self._function.__code__ is not self._ours:
             # New here, or somebody else put code over ours: theirs is the base now.
-            self._rebase()
-        ends = _select(armed, "end")
-        original, on_error = self._original(ends)
-        code = trampoline.write(
-            self._base,
-            original,
-            before=_select(armed, "call"),
-            after=_select(armed, "return"),
-            on_error=on_error,
-        )
-        if self._watch is not None:
-            if ends:
-                self._watch.arm(_fan_out(ends))
-            else:
-                self._watch.disarm()
+            base = self._function.__code__
+        try:
+            code = weaving.weave(
+                base,
+                before=_select(armed, "call"),
+                after=_select(armed, "return"),
+                ends=_select(armed, "end"),
+                lines=[
+                    (_line(base, one.event), one.hook)
+                    for one in armed
+                    if one.event.startswith("line:")
+                ],
+                busy=BUSY,
+            )
+        except (ValueError, KeyError) as error:
+            message = (
+                f"{error.args[0]}: the code of {self._function!r} was replaced while it was "
+                "probed; take the instruments that name it off, or change them"
+            )
+            raise ProbeError(message) from error
+        self._base = base
         _sites[id(self._function)] = self
         self._function.__code__ = self._ours = code
 
-    def _rebase(self) -> None:
-        if self._watch is not None:
-            self._watch.disarm()
-        self._base = self._function.__code__
-        self._plain = self._watch = None
-
-    def _original(
-        self, ends: tuple[Hook, ...]
-    ) -> tuple[FunctionType, Callable[[BaseException], object] | None]:
-        if not ends:
-            if self._plain is None:
-                self._plain = trampoline.copy_function(self._function, self._base.replace())
-            self.warnings = ()
-            return self._plain, None
-        if self._watch is None:
-            self._watch = internals.watch(self._function, self._base)
-        watch = self._watch
-        self.warnings = () if watch.coverage is None else (watch.coverage,)
-        if watch.sees_errors:
-            return watch.original, None
-        watched, fire = watch.original.__code__, _fan_out(ends)
-
-        def on_error(error: BaseException) -> None:
-            # The frame that raised last is the first of the traceback. It is over, but
-            # the traceback keeps its locals. A StopIteration that leaves a generator or
-            # coroutine is made a RuntimeError outside of the frame: its cause was inside.
-            found: BaseException | None = error
-            if type(error) is RuntimeError and error.__traceback__ is None:
-                found = error.__cause__
-            trace = None if found is None else found.__traceback__
-            if trace is not None and trace.tb_frame.f_code is watched:
-                fire(trace.tb_frame.f_locals)
-
-        return watch.original, on_error
-
     def _restore(self) -> None:
-        if self._watch is not None:
-            self._watch.disarm()
         if self._ours is not None:
             if self._function.__code__ is self._ours:
                 self._function.__code__ = self._base
             else:
                 log.warning(
                     "the code of %r was replaced by somebody else while it was probed; it is "
-                    "left as it is, and calls may go through a trampoline that does nothing",
+                    "left as it is, and may go on calling handlers that do nothing",
                     self._function,
                 )
         self._ours = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+
+
+# --- lines --------------------------------------------------------------------------------
+
+_DEF = re.compile(r"\s*(async\s+)?def\s")
+
+
+def _line(code: CodeType, event: str) -> int:
+    """The number in the file of the line that an event ``line:N`` or ``line:+K`` is on.
+
+    Raises:
+        ProbeError: no code of the function begins there.
+    """
+    number = event.partition(":")[2]
+    line = int(number)
+    if number.startswith("+"):
+        line += _def_line(code)
+    starts = flow.line_starts(assembly.read(code))
+    if line in starts:
+        return line
+    inside = [
+        f"{nested.co_qualname} (line {nested.co_firstlineno})"
+        for nested in _nested(code)
+        if line in flow.line_starts(assembly.read(nested))
+    ]
+    what = f"line {line} of {code.co_filename!r}"
+    if inside:
+        message = (
+            f"{what} is not run by {code.co_qualname!r} itself, but by functions made in it: "
+            f"{', '.join(inside)}; probe one of them by a path of its own, or take a line that "
+            f"{code.co_qualname!r} runs: {_nearest(starts, line)}"
+        )
+        raise ProbeError(message, code="line-elsewhere")
+    message = (
+        f"{what} has no code of {code.co_qualname!r}; the nearest lines that have some: "
+        f"{_nearest(starts, line)}"
+    )
+    raise ProbeError(message, code="line-without-code")
+
+
+def _def_line(code: CodeType) -> int:
+    """The line of the ``def``: a code object knows only that of its first decorator."""
+    first = code.co_firstlineno
+    last = min(flow.line_starts(assembly.read(code)), default=first)
+    for number in range(first, last + 1):
+        if _DEF.match(linecache.getline(code.co_filename, number)):
+            return number
+    return first
+
+
+def _nested(code: CodeType) -> list[CodeType]:
+    found = []
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            found += [value, *_nested(value)]
+    return found
+
+
+def _nearest(starts: Mapping[int, object], line: int) -> str:
+    nearest = sorted(sorted(starts, key=lambda each: (abs(each - line), each))[:4])
+    return ", ".join(map(str, nearest)) or "there are none"
 
 
 class _Standin:
@@ -298,9 +317,9 @@ class ReferenceSite:
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`; there is no ``end`` in what has no frame."""
-        if event == "end":
+        if event.partition(":")[0] in {"end", "line"}:
             message = (
-                f"{self._target.path!r} has no Python code, so there is no event 'end' in it; "
+                f"{self._target.path!r} has no Python code, so there is no event {event!r} in it; "
                 "use 'return'"
             )
             raise ProbeError(message, code="end-unavailable")
@@ -320,14 +339,12 @@ class ReferenceSite:
             _sites.pop(id(self._found), None)
             self._call.__code__ = self._plain
             return
-        self._call.__code__ = trampoline.write(
+        self._call.__code__ = weaving.weave(
             self._plain,
-            self._found,
             before=_select(armed, "call"),
             after=_select(armed, "return"),
-            parameters=trampoline.Parameters(
-                positional_only=("d·self",), star="args", double_star="kwargs"
-            ),
+            busy=BUSY,
+            hidden=_frames_hide,
         )
         if not self._placed:
             owner: Any = self._target.owner
@@ -360,3 +377,46 @@ class ReferenceSite:
                     # their own, which may raise anything.
                     with contextlib.suppress(Exception):
                         setattr(owner, name, new)
+
+
+# --- does this interpreter hide frames without RESUME? ---------------------------------
+
+
+def _hides_frames() -> bool:
+    """Try on a small function whether frames without ``RESUME`` stay unseen."""
+    seen: list[object] = []
+
+    def look(*, flag: bool) -> object:
+        seen.append(sys._getframe(1).f_code)
+        if flag:
+            raise LookupError
+        return None
+
+    def call(_self: object, /, *args: Any, **kwargs: Any) -> object:
+        return look(*args, **kwargs)
+
+    hook = weaving.Hook(lambda _result: None, ("result",))
+    try:
+        call.__code__ = weaving.weave(call.__code__, after=(hook,), hidden=True)
+        here = sys._getframe().f_code
+        call(None, flag=False)
+        try:
+            call(None, flag=True)
+        except LookupError as error:
+            trace: Any = error.__traceback__
+            depth = 0
+            while trace is not None:
+                depth, trace = depth + 1, trace.tb_next
+            if depth != 2:  # noqa: PLR2004  (this function and `look`: no third)
+                return False
+        return seen == [here, here]
+    except Exception:  # noqa: BLE001  (whatever it is: use what surely works)
+        return False
+
+
+_frames_hide = sys.implementation.name == "cpython" and _hides_frames()
+
+
+def hides_frames() -> bool:
+    """Whether the frames of stand-ins are invisible on this interpreter."""
+    return _frames_hide

@@ -23,9 +23,8 @@ ORDER = """
     diagnose.capture
     diagnose.guards
     diagnose.clockwork
-    diagnose.trampoline
+    diagnose.bytecode
     diagnose.handlers
-    diagnose.internals
     diagnose.sites
     diagnose.sinks
     diagnose.instruments

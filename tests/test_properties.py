@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stage import DEADLINE_SECONDS, Stage, events, outcome, timers_ran
 
 from diagnose import attach_to
+from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
@@ -520,17 +521,17 @@ def test_what_expressions_see_is_what_the_call_was(signature, call):
             assert instrument.results == [wanted]
 
 
-if sys.version_info < (3, 12):
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(source=st.sampled_from(KINDS).flatmap(functions))
+def test_any_code_is_read_written_and_woven_into(source):
+    import test_inside
 
-    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-    @given(source=st.sampled_from(KINDS).flatmap(functions))
-    def test_calls_are_written_into_any_code_without_changing_the_rest(source):
-        import test_internals
-
-        from diagnose.internals.injection import _inject
-
-        code = compile(source[0], "<test>", "exec")
-        for each in test_internals.all_codes(code):
-            wanted, _ = test_internals.listing(each, injected=False)
-            found, _ = test_internals.listing(_inject(each, test_internals.hook), injected=True)
-            assert found == wanted
+    code = compile(source[0], "<test>", "exec")
+    for each in test_inside.all_codes(code):
+        written = assembly.write(each, assembly.read(each))
+        assert test_inside.listing(written) == test_inside.listing(each)
+        lines = flow.line_starts(assembly.read(each))
+        hook = test_inside.HOOK
+        weaving.weave(
+            each, before=[hook], after=[hook], ends=[hook], lines=[(n, hook) for n in lines]
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,7 +28,10 @@ log = logging.getLogger(__name__)
 
 EVENTS = ("call", "return", "end")
 """The events an instrument can be on: before the body; after it returned or raised; inside
-its frame, just before it returns or raises."""
+its frame, just before it returns or raises. Also ``line:N`` and ``line:+K``: just before a line
+of the file runs, by its number, or counted from the line of the ``def``."""
+
+_LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
 REASONS = ("condition", "sample", "rate", "hits", "reentrant", "check", "error")
 
@@ -168,10 +172,11 @@ class Instrument:
             if not isinstance(given, kind):
                 message = f"an instrument's {field} has to be {words}, not {given!r:.200}"
                 raise InstrumentError(message)
-        if event not in EVENTS:
+        if event not in EVENTS and not _LINE_EVENT.fullmatch(event):
             message = (
                 f"there is no event {event!r}{expressions.suggest(event, EVENTS)}; "
-                f"use one of {', '.join(EVENTS)}"
+                f"use one of {', '.join(EVENTS)}, line:N (a line of the file) or line:+K (K "
+                "lines after the def)"
             )
             raise InstrumentError(message, code="unknown-event")
         self.name = name

@@ -16,15 +16,11 @@ from types import CodeType
 import pytest
 from stage import Stage, attached, outcome, probed
 
-from diagnose import attach_to, internals
+from diagnose import attach_to
+from diagnose.bytecode import assembly, weaving
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.instruments import ProbeTestInstrument
-from diagnose.internals import tracing
 
-by_monitoring = pytest.mark.skipif(
-    sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12"
-)
-by_injection = pytest.mark.skipif(sys.version_info >= (3, 12), reason="for 3.11 only")
 
 
 @pytest.fixture
@@ -409,149 +405,47 @@ def test_frames_and_locals_are_not_kept_alive(place):
     assert seen.results == ["Thing", "Thing"]
 
 
-# --- 3.12 and later: sys.monitoring -----------------------------------------------------------
+# --- the byte code ----------------------------------------------------------------------------
 
 
-def tools():
-    return [sys.monitoring.get_tool(number) for number in range(6)]
-
-
-@by_monitoring
-def test_a_tool_id_is_held_only_while_an_end_is_armed(place):
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+def test_no_tool_id_is_taken(place):
     def work(x):
         return x
 
-    before = tools()
-    assert "diagnose" not in before
-    path = place(work)
-    with probed(path, "x", "call"):
-        assert tools() == before
-        with probed(path, "x", "end"):
-            assert tools().count("diagnose") == 1
-            with probed(place(work), "x", "end"):
-                assert tools().count("diagnose") == 1
-        assert tools() == before
-    assert tools() == before
-
-
-@by_monitoring
-def test_a_failed_attach_holds_no_tool_id(stage, place):
-    def work(x):
-        return x
-
-    work.__code__ = work.__code__.replace(co_varnames=("not a name",))
-    with pytest.raises(ProbeError):
-        with probed(place(work), "1", "end"):
-            pass
-    assert "diagnose" not in tools()
-
-
-@pytest.fixture
-def busy_tools():
-    """Other tools have taken all ids."""
     taken = [number for number in range(6) if sys.monitoring.get_tool(number) is None]
     for number in taken:
         sys.monitoring.use_tool_id(number, f"other {number}")
-    yield
-    for number in taken:
-        sys.monitoring.free_tool_id(number)
-
-
-@by_monitoring
-def test_other_tools_ids_are_left_alone(place, busy_tools):
-    def work(x):
-        return x
-
-    sys.monitoring.free_tool_id(1)
     try:
         with probed(place(work), "x", "end") as seen:
-            assert sys.monitoring.get_tool(1) == "diagnose"
             work(3)
         assert seen.results == [3]
-        assert sys.monitoring.get_tool(1) is None
-    finally:  # what the fixture expects
-        sys.monitoring.use_tool_id(1, "other 1")
+    finally:
+        for number in taken:
+            sys.monitoring.free_tool_id(number)
 
 
-@by_monitoring
-def test_a_tracer_serves_where_no_tool_id_is_free_and_a_warning_says_so(place, busy_tools, caplog):
-    def work(x):
-        y = x * 2
-        return y
-
-    with probed(place(work), "y", "end") as seen:
-        assert work(4) == 8
-        probe = next(iter(attach_to.__globals__["active_probes"].values()))
-        assert any("tens of times slower" in text for text in probe.warnings)
-    assert seen.results == [8]
-    assert "all six tool ids" in caplog.text
 
 
-@by_monitoring
-def test_a_generator_can_not_be_watched_where_no_tool_id_is_free(place, busy_tools):
-    def numbers(x):
-        yield x
-
-    code = numbers.__code__
-    with pytest.raises(ProbeError, match="use the event 'return'") as raised:
-        with probed(place(numbers), "x", "end"):
-            pass
-    assert raised.value.code == "end-unavailable"
-    assert numbers.__code__ is code
-
-
-@by_monitoring
-def test_only_the_probed_function_pays_for_its_ends(place):
-    def make():
-        def work(x):
-            return x
-
-        return work
-
-    one, other = make(), make()
-    with probed(place(one), "x", "end"):
-        tool = tools().index("diagnose")
-        assert sys.monitoring.get_events(tool) == 0
-        assert sys.monitoring.get_local_events(tool, other.__code__) == 0
-        assert one(1) == other(1) == 1
-
-
-# --- 3.11: calls written into the byte code ---------------------------------------------------
-
-
-def hook():
+def nothing():
     pass
 
 
-def listing(code, *, injected):
+HOOK = weaving.Hook(nothing)
+
+
+def listing(code):
     """Operations, where they jump, their places in the text, what handles their exceptions."""
-    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
-    extra = set()
-    if injected:
-        for number, each in enumerate(instructions):
-            if each.argval is hook:
-                extra |= set(range(number - 1, number + 4))
-    where, count, prefixed = {}, 0, {}
-    for each in dis.get_instructions(code):
-        where[each.offset] = count
-        if each.opname != "EXTENDED_ARG":
-            prefixed[count] = each
-            count += 1
-    where[len(code.co_code)] = count
-    # What is injected counts as part of the return that it stands before.
-    short = {n: n - sum(each < n for each in extra) for n in range(count + 1)}
-    handlers = {}
-    for entry in dis._parse_exception_table(code):
-        for offset in range(entry.start, entry.end, 2):
-            handlers[offset] = short[where[entry.target]], entry.depth, entry.lasti
-    positions = list(code.co_positions())
     found = []
-    for number, each in prefixed.items():
-        if number not in extra:
-            jump = short[where[each.argval]] if each.opcode in dis.hasjrel else each.arg
-            place = positions[each.offset // 2]
-            found.append((each.opname, jump, place, handlers.get(each.offset)))
-    return found, len(extra)
+    instructions = assembly.read(code)
+    numbers = {id(each): number for number, each in enumerate(instructions)}
+    for each in instructions:
+        handler = each.handler
+        if handler is not None:
+            handler = numbers[id(handler.target)], handler.depth, handler.keeps_place
+        jump = each.argument if each.target is None else numbers[id(each.target)]
+        found.append((dis.opname[each.opcode], jump, each.location, handler))
+    return found
 
 
 def all_codes(code):
@@ -561,31 +455,24 @@ def all_codes(code):
             yield from all_codes(constant)
 
 
-@by_injection
 @pytest.mark.parametrize(
     "module", [json.decoder, logging, tarfile, tokenize, dis, asyncio.events, contextlib]
 )
-def test_nothing_in_the_byte_code_changes_but_for_the_calls(module):
-    from diagnose.internals.injection import _inject
-
+def test_code_that_is_read_and_written_is_the_same(module):
     text = Path(module.__file__).read_text()
     compiled = compile(text, module.__file__, "exec", dont_inherit=True)
     count = 0
     for code in all_codes(compiled):
-        returns = sum(each.opname == "RETURN_VALUE" for each in dis.get_instructions(code))
-        wanted, _ = listing(code, injected=False)
-        found, extra = listing(_inject(code, hook), injected=True)
-        assert found == wanted, code
-        assert extra == 5 * returns
+        written = assembly.write(code, assembly.read(code))
+        assert written.co_code == code.co_code
+        assert list(written.co_positions()) == list(code.co_positions())
+        assert listing(written) == listing(code)
         count += 1
     assert count > 10
 
 
-@by_injection
 @pytest.mark.parametrize("size", [30, 120, 300, 12_000])
 def test_long_jumps_and_many_constants_are_kept(stage, size):
-    from diagnose.internals.injection import _inject
-
     # Bodies around the sizes where a jump or a constant needs one more EXTENDED_ARG.
     for extra in range(0, 24, 3):
         body = "\n".join(f"            total += {1000 + n}" for n in range(size + extra))
@@ -604,104 +491,21 @@ def test_long_jumps_and_many_constants_are_kept(stage, size):
 {body.replace("            ", "                ")}
             return total
         """)
-        wanted, _ = listing(module.work.__code__, injected=False)
-        assert listing(_inject(module.work.__code__, hook), injected=True)[0] == wanted
         bare = [module.work(each) for each in ([1, 0, 2], [1, 3], [0], [1, 1])]
-        with probed(f"{module.__name__}.work", "total", "end") as seen:
+        with (
+            probed(f"{module.__name__}.work", "total", "end") as seen,
+            probed(f"{module.__name__}.work", "elapsed"),
+            probed(f"{module.__name__}.work", "total", "line:+2") as lines,
+        ):
             assert [module.work(each) for each in ([1, 0, 2], [1, 3], [0], [1, 1])] == bare
         assert [abs(each) for each in seen.results] == [abs(each) for each in bare]
+        assert len(lines.results) >= 4
         if size > 1000:
             break
 
 
-@by_injection
-def test_code_without_columns_is_injected_too(stage):
-    from diagnose.internals.injection import _inject
-
+def test_code_without_columns_is_woven_too():
     code = logging.Formatter.format.__code__
     bare = code.replace(co_linetable=bytes([0x80 | 13 << 3 | 7, 0] * (len(code.co_code) // 16 + 1)))
-    assert listing(_inject(bare, hook), injected=True)[0] == listing(bare, injected=False)[0]
-
-
-@by_injection
-def test_code_that_can_not_be_rewritten_is_watched_by_a_tracer(place, monkeypatch, caplog):
-    from diagnose.internals import injection
-
-    def refuse(code, function):
-        raise ValueError("odd code")
-
-    def work(x):
-        y = x * 2
-        return y
-
-    monkeypatch.setattr(injection, "_inject", refuse)
-    with probed(place(work), "y", "end") as seen:
-        assert work(4) == 8
-    assert seen.results == [8]
-    assert "odd code" in caplog.text
-
-
-# --- the tracer -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def by_tracer(monkeypatch):
-    monkeypatch.setattr(internals, "watch", tracing.make)
-
-
-def test_a_tracer_sees_ends_by_return_and_by_exception(place, by_tracer):
-    def work(x):
-        y = 10 // x
-        return y
-
-    path = place(work)
-    with probed(path, "x", "end") as all_ends, probed(path, "(x, y)", "end", when="x") as seen:
-        assert work(5) == 2
-        with pytest.raises(ZeroDivisionError):
-            work(0)
-        assert sys.gettrace() is None
-    assert all_ends.results == [5, 0]
-    assert seen.results == [(5, 2)]
-
-
-def test_a_tracer_does_not_see_what_the_function_calls(place, by_tracer):
-    def inner(x):
-        return x + 1
-
-    def work(x):
-        return inner(inner(x))
-
-    with probed(place(work), "x", "end") as seen:
-        assert work(1) == 3
-    assert seen.results == [1]
-
-
-def test_a_watch_that_is_disarmed_runs_the_body_untraced(by_tracer):
-    def work():
-        return sys.gettrace()
-
-    watch = tracing.make(work, work.__code__)
-    watch.arm(lambda _: None)
-    assert watch.original() is not None
-    watch.disarm()
-    assert watch.original() is None
-
-
-def test_every_way_of_watching_has_the_same_interface():
-    from diagnose.internals import injection, monitoring
-
-    def work():
-        return 1
-
-    ways = [tracing]
-    ways.append(monitoring if sys.version_info >= (3, 12) else injection)
-    for way in ways:
-        seen = []
-        watch = way.make(work, work.__code__)
-        assert isinstance(watch.original, types.FunctionType)
-        assert watch.original() == 1
-        watch.arm(lambda locals_, seen=seen: seen.append(dict(locals_)))
-        assert watch.original() == 1
-        watch.disarm()
-        assert watch.original() == 1
-        assert seen == [{}]
+    assert assembly.write(bare, assembly.read(bare)).co_code == code.co_code
+    weaving.weave(bare, after=[HOOK], ends=[HOOK])

@@ -1,0 +1,155 @@
+"""Writes instructions behind each other, in the form that this CPython wants.
+
+Calls are written in three steps (``begin_call``, values, ``end_call``), since the place of
+the NULL that goes with the callable is another one in each version.
+"""
+
+from __future__ import annotations
+
+import opcode
+import sys
+from typing import TYPE_CHECKING
+
+from diagnose.bytecode.assembly import Handler, Instruction
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from diagnose.bytecode.assembly import Location
+
+__all__ = ["NOWHERE", "Constants", "Emitter"]
+
+NOWHERE: Location = (None, None, None, None)
+"""The location of what stands on no line: tracers and debuggers pass over it."""
+
+_NULL_COMES_FIRST = sys.version_info < (3, 13)
+_op = opcode.opmap
+_CALL, _PRECALL, _PUSH_NULL = _op["CALL"], _op.get("PRECALL"), _op["PUSH_NULL"]
+_COPY, _SWAP, _POP_TOP = _op["COPY"], _op["SWAP"], _op["POP_TOP"]
+_LOAD_CONST, _LOAD_DEREF = _op["LOAD_CONST"], _op["LOAD_DEREF"]
+_LOAD_FAST = _op["LOAD_FAST"]
+# On 3.11 LOAD_FAST is the one that looks whether there is a value.
+_LOAD_FAST_CHECK = _op.get("LOAD_FAST_CHECK", _LOAD_FAST)
+_TO_BOOL, _NOT_TAKEN = _op.get("TO_BOOL"), _op.get("NOT_TAKEN")
+_JUMP_IF_TRUE = _op.get("POP_JUMP_IF_TRUE") or _op["POP_JUMP_FORWARD_IF_TRUE"]
+# Signals are not looked for on the way back.
+_JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
+_BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
+_BUILD_TUPLE = _op["BUILD_TUPLE"]
+
+
+class Constants:
+    """The objects that are added to a code object's constants."""
+
+    def __init__(self, code: CodeType) -> None:
+        self._first = len(code.co_consts)
+        self._places: dict[int, int] = {}
+        self.added: list[object] = []
+
+    def place(self, value: object) -> int:
+        """The number of a constant, by identity."""
+        place = self._places.get(id(value))
+        if place is None:
+            place = self._places[id(value)] = self._first + len(self.added)
+            self.added.append(value)
+        return place
+
+
+class Emitter:
+    """Instructions one after the other, and how deep the stack is after them.
+
+    Attributes:
+        out: what was written.
+        depth: of the stack, now.
+        deepest: that it was.
+        location, handler: of what is written next.
+    """
+
+    def __init__(
+        self, constants: Constants, depth: int, location: Location, handler: Handler | None = None
+    ) -> None:
+        self.constants = constants
+        self.out: list[Instruction] = []
+        self.depth = self.deepest = depth
+        self.location = location
+        self.handler = handler
+
+    def add(self, operation: int, argument: int = 0, change: int = 0) -> Instruction:
+        """One instruction that changes the stack's depth by ``change``."""
+        one = Instruction(operation, argument, self.location, self.handler)
+        self.out.append(one)
+        self.depth += change
+        self.deepest = max(self.deepest, self.depth)
+        return one
+
+    def constant(self, value: object) -> None:
+        """Push an object, as it is."""
+        self.add(_LOAD_CONST, self.constants.place(value), 1)
+
+    def local(self, index: int, *, is_cell: bool, is_sure: bool) -> None:
+        """Push a variable; where it is not sure to have a value, that may raise."""
+        if is_cell:
+            self.add(_LOAD_DEREF, index, 1)
+        else:
+            self.add(_LOAD_FAST if is_sure else _LOAD_FAST_CHECK, index, 1)
+
+    def copy(self, position: int) -> None:
+        """Push what stands at ``position``, counted from the bottom of the stack."""
+        self.add(_COPY, self.depth - position, 1)
+
+    def pop(self) -> None:
+        """Drop the topmost value."""
+        self.add(_POP_TOP, 0, -1)
+
+    def drop_second(self) -> None:
+        """Drop the value below the topmost one."""
+        self.swap()
+        self.pop()
+
+    def swap(self) -> None:
+        """Let the two topmost values change places."""
+        self.add(_SWAP, 2)
+
+    def begin_call(self, function: object) -> None:
+        """Begin to call ``function``; its arguments are pushed next."""
+        if _NULL_COMES_FIRST:
+            self.add(_PUSH_NULL, 0, 1)
+            self.constant(function)
+        else:
+            self.constant(function)
+            self.add(_PUSH_NULL, 0, 1)
+
+    def end_call(self, count: int = 0) -> None:
+        """Call with the ``count`` topmost values; the result takes their place."""
+        if _PRECALL is not None:
+            self.add(_PRECALL, count)
+        self.add(_CALL, count, -count - 1)
+
+    def call(self, function: object) -> None:
+        """Push the result of a call without arguments."""
+        self.begin_call(function)
+        self.end_call()
+
+    def subtract(self) -> None:
+        """Replace the two topmost values by their difference."""
+        self.add(_BINARY_OP, _SUBTRACT, -1)
+
+    def concatenate(self) -> None:
+        """Replace the two topmost values by their sum."""
+        self.add(_BINARY_OP, _ADD, -1)
+
+    def tuple_of(self, count: int) -> None:
+        """Replace the ``count`` topmost values by a tuple of them."""
+        self.add(_BUILD_TUPLE, count, 1 - count)
+
+    def jump_if(self, target: Instruction) -> None:
+        """Drop the topmost value, and go on at ``target``, further on, if it is true."""
+        if _TO_BOOL is not None:
+            self.add(_TO_BOOL)
+        self.add(_JUMP_IF_TRUE, 0, -1).target = target
+        if _NOT_TAKEN is not None:
+            self.add(_NOT_TAKEN)
+
+    def jump_back(self, target: Instruction) -> None:
+        """Go on at ``target``, further up."""
+        self.add(_JUMP_BACK).target = target

@@ -1,0 +1,615 @@
+"""Puts the calls of probes into a function's own code.
+
+A probe does not wrap a function and does not look for references to it. It gives the
+function object another code object: the same instructions, with calls of the instruments'
+handlers between them. Whoever holds the function (an alias, a bound method, a partial, a
+closure) runs that code from then on; putting the saved code back undoes it. No frame is
+added, so there is nothing to hide: callers, tracebacks, generators, coroutines, ``super()``,
+``locals()`` and debuggers are what they were.
+
+What is put in::
+
+    RESUME
+    + values to be kept until the end  -> the bottom of the stack, where nothing else looks
+    + calls for ``call``
+    the function's instructions
+      + before each return:   calls for ``end`` and ``return``, then the kept values are dropped
+      + before a line:        calls for ``line:N``
+    + where no handler takes an exception: calls for ``end`` and ``return``, raise it again
+
+Kept values are on the stack since nobody sees it: a local variable would be in ``locals()``.
+The function's own instructions count from the top of the stack and do not notice.
+
+What is raised again keeps its traceback and its place: a ``RERAISE`` adds no entry and sets
+the frame back to the instruction that raised.
+"""
+
+from __future__ import annotations
+
+import inspect
+import opcode
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from diagnose.bytecode import assembly
+from diagnose.bytecode.assembly import Handler, Instruction
+from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
+from diagnose.bytecode.flow import depths, line_starts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from types import CodeType
+
+    from diagnose.bytecode.assembly import Location
+
+__all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "Hook", "Parameters", "variables", "weave"]
+
+ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
+"""What a ``call`` can name besides the parameters."""
+
+EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end"})
+"""What a ``return`` can name besides what a ``call`` can."""
+
+LOCALS = "@locals"
+"""A hook's name for a mapping of all of the frame's variables."""
+
+_op = opcode.opmap
+_RESUME, _NOP = _op["RESUME"], _op["NOP"]
+_RETURN, _RETURN_CONST, _LOAD_CONST = _op["RETURN_VALUE"], _op.get("RETURN_CONST"), _op["LOAD_CONST"]
+_RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
+_PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
+_MAKE_CELL = _op["MAKE_CELL"]
+_CHANGES = frozenset(
+    number
+    for name, number in _op.items()
+    if name.startswith(("STORE_FAST", "DELETE_FAST", "LOAD_FAST_AND_CLEAR"))
+)
+_TWO_NAMES = frozenset(
+    number for name, number in _op.items() if name.startswith("STORE_FAST_") and "MAYBE" not in name
+)
+
+# Tracers and profilers written in C (coverage, cProfile) keep a stack of frames. They are told of
+# the end of a hidden frame although they were not told of its begin: on 3.11 of every one, on
+# 3.12 of every one that was instrumented before, later of those that an exception leaves. So
+# there is a RESUME at the very end, which makes a begin.
+_BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
+_AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
+
+# Taken now: one of them may itself be probed, and then its module has a stand-in for it.
+_clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hook:
+    """One handler's calls.
+
+    Attributes:
+        handler: called with the values of ``names``, by position. It must not raise an
+            ``Exception``.
+        names: at ``call`` and ``return`` parameters of the function, or names of
+            :data:`ENTRY_NAMES` and :data:`EXIT_NAMES`; at ``end`` and at a line the
+            variables of its frame, or :data:`LOCALS` alone.
+        prelude: if given, called with the values of ``prelude_names`` before the body; what
+            it returns is handed to ``handler`` as one more, first argument.
+        prelude_names: as ``names``, without :data:`EXIT_NAMES`.
+        quick: if given, what is called in place of ``handler`` as long as no instrument
+            runs anywhere: a function that runs no user code, and its only argument: one of
+            ``names``, or a number.
+        absent: for ``end`` and lines: called in place of ``handler`` where one of ``names``
+            has no value.
+    """
+
+    handler: Callable[..., object]
+    names: tuple[str, ...] = ()
+    prelude: Callable[..., object] | None = None
+    prelude_names: tuple[str, ...] = ()
+    quick: tuple[Callable[[Any], object], str | float] | None = None
+    absent: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A signature without its defaults (those stay on the function object)."""
+
+    positional: tuple[str, ...] = ()
+    keyword_only: tuple[str, ...] = ()
+    star: str | None = None
+    double_star: str | None = None
+
+    @classmethod
+    def of(cls, code: CodeType) -> Parameters:
+        """Read the signature off a code object."""
+        names, count = code.co_varnames, code.co_argcount
+        rest = count + code.co_kwonlyargcount
+        star = double_star = None
+        keyword_only = names[count:rest]
+        if code.co_flags & inspect.CO_VARARGS:
+            star = names[rest]
+            rest += 1
+        if code.co_flags & inspect.CO_VARKEYWORDS:
+            double_star = names[rest]
+        return cls(names[:count], keyword_only, star, double_star)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        stars = tuple(name for name in (self.star, self.double_star) if name is not None)
+        return (*self.positional, *self.keyword_only, *stars)
+
+
+def variables(code: CodeType) -> tuple[str, ...]:
+    """What ``end`` and lines can name: local variables, those of closures included."""
+    return tuple(_places(code, assembly.read(code)))
+
+
+def _places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[int, bool]]:
+    """By variable: its number in the frame, and whether it is a cell."""
+    made = {one.argument for one in listing[: _begin(listing)] if one.opcode == _MAKE_CELL}
+    names = (*code.co_varnames, *(c for c in code.co_cellvars if c not in code.co_varnames))
+    places = {}
+    for number, name in enumerate(names):
+        is_cell = name in code.co_cellvars
+        # Since 3.12 those of comprehensions are there too, and have a cell only in it.
+        if not is_cell or number in made:
+            places[name] = number, is_cell
+    for number, name in enumerate(code.co_freevars, len(names)):
+        places[name] = number, True
+    return places
+
+
+def _begin(listing: Sequence[Instruction]) -> int:
+    """Where the body begins."""
+    return 1 + next(
+        number
+        for number, one in enumerate(listing)
+        if one.opcode == _RESUME and not one.argument & 3
+    )
+
+
+def weave(
+    code: CodeType,
+    *,
+    before: Sequence[Hook] = (),
+    after: Sequence[Hook] = (),
+    ends: Sequence[Hook] = (),
+    lines: Iterable[tuple[int, Hook]] = (),
+    busy: Collection[object] = (),
+    hidden: bool = False,
+) -> CodeType:
+    """Put hooks into a function's code.
+
+    Args:
+        code: the function's own.
+        before: hooks to be called before the body.
+        after: hooks to be called when it has returned or raised: with ``result``.
+        ends: hooks to be called just before, with the frame's variables.
+        lines: hooks to be called before a line of the file runs.
+        busy: as long as it is empty, ``quick`` of a hook stands for its handler.
+        hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
+
+    Raises:
+        ValueError: a line has no code, or a hook names what the function does not have.
+    """
+    return _Weaver(code, busy, hidden=hidden).weave(before, after, ends, tuple(lines))
+
+
+class _Weaver:
+    def __init__(self, code: CodeType, busy: Collection[object], *, hidden: bool) -> None:
+        self.code = code
+        self.busy = busy
+        self.hidden = hidden
+        self.constants = Constants(code)
+        self.listing = assembly.read(code)
+        self.parameters = Parameters.of(code)
+        begin = _begin(self.listing)
+        self.prologue, self.body = self.listing[:begin], self.listing[begin:]
+        self.index = _places(code, self.listing)
+        self.changed = self._changed()
+        self.kept: dict[str, int] = {}
+        self.stubs: list[Emitter] = []
+        self.deepest = code.co_stacksize
+
+    def _changed(self) -> set[int]:
+        """The local variables that the body gives another value, or none."""
+        changed: set[int] = set()
+        for one in self.body:
+            if one.opcode in _CHANGES:
+                if one.opcode in _TWO_NAMES:
+                    changed |= {one.argument >> 4, one.argument & 15}
+                else:
+                    changed.add(one.argument)
+        return changed
+
+    def weave(
+        self,
+        before: Sequence[Hook],
+        after: Sequence[Hook],
+        ends: Sequence[Hook],
+        lines: Sequence[tuple[int, Hook]],
+    ) -> CodeType:
+        # On the first line of the body: tracers, debuggers and coverage see it begin once.
+        first = next((one.location for one in self.body if one.location[0] is not None), NOWHERE)
+        entry = Emitter(self.constants, 0, (first[0], first[0], None, None))
+        if self.hidden or first[0] is None:
+            entry.location = NOWHERE
+        self._enter(entry, before, after)
+        depth = depths(self.listing) if lines else {}
+        leaving = None
+        woven: dict[int, list[Instruction]] = {}
+        if after or ends:
+            leaving = self._leave_by_exception(after, ends)
+            self._watch_exceptions(leaving.out[0])
+        self._weave_lines(lines, depth, woven)
+        if after or ends:
+            self._weave_returns(after, ends, woven)
+        listing = [*self.prologue, *entry.out]
+        for one in self.body:
+            if id(one) in woven:
+                listing += woven[id(one)]
+            listing.append(one)
+        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs):
+            self.deepest = max(self.deepest, emitter.deepest + 1)
+            if emitter is not entry:
+                listing += emitter.out
+        if self.hidden:
+            self._hide(listing)
+        return assembly.write(
+            self.code,
+            listing,
+            constants=self.constants.added,
+            # What is kept lies below all that the function has there.
+            stack_size=max(self.deepest, self.code.co_stacksize + len(self.kept)),
+        )
+
+    # --- the begin ---
+
+    def _enter(self, emit: Emitter, before: Sequence[Hook], after: Sequence[Hook]) -> None:
+        parameters = set(self.parameters.names) - {"args", "kwargs"}
+        exit_names = dict.fromkeys(name for hook in after for name in hook.names)
+        for name in exit_names:
+            if name in EXIT_NAMES or (name == "frame" and name not in parameters):
+                continue
+            if name in parameters and not self._may_change(name):
+                continue
+            position = emit.depth
+            self._entry_value(emit, name)
+            self.kept[name] = position
+        for hooks in (before, after):
+            for hook in hooks:
+                if hook.prelude is not None:
+                    position = emit.depth
+                    emit.begin_call(hook.prelude)
+                    for name in hook.prelude_names:
+                        self._entry_value(emit, name)
+                    emit.end_call(len(hook.prelude_names))
+                    self.kept[_prelude(hook)] = position
+        for hook in before:
+            self._call_hook(emit, hook, self._entry_value)
+        if "elapsed" in exit_names:
+            position = emit.depth
+            emit.call(_clock)
+            self.kept["@began"] = position
+
+    def _may_change(self, name: str) -> bool:
+        index, is_cell = self.index[name]
+        return is_cell or index in self.changed
+
+    def _entry_value(self, emit: Emitter, name: str) -> None:
+        if name in self.kept:
+            emit.copy(self.kept[name])
+        elif name in self.parameters.names and name not in {"args", "kwargs"}:
+            self._parameter(emit, name)
+        elif name == "args":
+            self._all_args(emit)
+        elif name == "kwargs":
+            self._all_keywords(emit)
+        elif name == "start":
+            emit.call(_time)
+        elif name == "now":
+            emit.call(_utcnow)
+        elif name == "frame":
+            # Number 0 is the function's own.
+            emit.begin_call(_getframe)
+            emit.constant(1)
+            emit.end_call(1)
+        else:
+            message = f"the function has no parameter {name!r}"
+            raise ValueError(message)
+
+    def _all_args(self, emit: Emitter) -> None:
+        given = self.parameters.positional
+        if self.hidden:
+            given = given[1:]  # a stand-in's "self" is not handed on
+        star = self.parameters.star
+        if given or star is None:
+            for name in given:
+                self._parameter(emit, name)
+            emit.tuple_of(len(given))
+        if star is not None:
+            self._parameter(emit, star)
+            if given:
+                emit.concatenate()
+
+    def _all_keywords(self, emit: Emitter) -> None:
+        names, more = self.parameters.keyword_only, self.parameters.double_star
+        emit.begin_call(_keywords)
+        emit.constant(names)
+        for name in names:
+            self._parameter(emit, name)
+        emit.tuple_of(len(names))
+        if more is None:
+            emit.constant(())
+        else:
+            self._parameter(emit, more)
+        emit.end_call(3)
+
+    def _parameter(self, emit: Emitter, name: str) -> None:
+        index, is_cell = self.index[name]
+        emit.local(index, is_cell=is_cell, is_sure=True)
+
+    # --- hooks ---
+
+    def _call_hook(
+        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
+    ) -> None:
+        if hook.quick is None:
+            self._call_handler(emit, hook, push)
+            return
+        begin = emit.depth
+        handled = Emitter(self.constants, begin, emit.location, emit.handler)
+        self._call_handler(handled, hook, push)
+        self.stubs.append(handled)
+        emit.constant(self.busy)
+        emit.jump_if(handled.out[0])
+        function, argument = hook.quick
+        emit.begin_call(function)
+        if isinstance(argument, str):
+            push(emit, argument)
+        else:
+            emit.constant(argument)
+        emit.end_call(1)
+        emit.pop()
+        handled.jump_back(self._meet(emit))
+
+    @staticmethod
+    def _meet(emit: Emitter) -> Instruction:
+        """A place that can be jumped to, behind what was written."""
+        return emit.add(_NOP)
+
+    def _call_handler(
+        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
+    ) -> None:
+        emit.begin_call(hook.handler)
+        count = len(hook.names)
+        if hook.prelude is not None:
+            emit.copy(self.kept[_prelude(hook)])
+            count += 1
+        for name in hook.names:
+            push(emit, name)
+        emit.end_call(count)
+        emit.pop()
+
+    def _look(self, emit: Emitter, hook: Hook) -> None:
+        """Call a hook with the values that the frame's variables have now."""
+        unsure = [name for name in hook.names if not self._is_sure(name)]
+        if not unsure or hook.absent is None:
+            self._call_hook(emit, hook, self._variable)
+            return
+        # What a missing value raises is taken by a stub, which calls ``absent``.
+        begin, around = emit.depth, emit.handler
+        stub = Emitter(self.constants, begin + 1, emit.location, around)
+        stub.call(hook.absent)
+        stub.pop()
+        stub.pop()
+        self.stubs.append(stub)
+        emit.begin_call(hook.handler)
+        emit.handler = Handler(stub.out[0], begin, keeps_place=False)
+        for name in hook.names:
+            self._variable(emit, name)
+        emit.handler = around
+        emit.end_call(len(hook.names))
+        emit.pop()
+        stub.jump_back(self._meet(emit))
+
+    def _is_sure(self, name: str) -> bool:
+        """Whether a variable has a value everywhere."""
+        if name == LOCALS:
+            return True
+        index, is_cell = self.index[name]
+        return name in self.parameters.names and not is_cell and index not in self.changed
+
+    def _variable(self, emit: Emitter, name: str) -> None:
+        if name == LOCALS:
+            emit.call(_locals)
+            return
+        if name not in self.index:
+            message = f"the function has no variable {name!r}"
+            raise ValueError(message)
+        index, is_cell = self.index[name]
+        emit.local(index, is_cell=is_cell, is_sure=self._is_sure(name))
+
+    # --- the end ---
+
+    def _leave(
+        self, emit: Emitter, after: Sequence[Hook], ends: Sequence[Hook], *, raised: bool
+    ) -> None:
+        """Call what is to be called at the end; the result or exception is topmost."""
+        places = dict(self.kept)
+        places["result"] = emit.depth - 1
+        wanted = {name for hook in after for name in hook.names}
+        # Read before anything else is done, so that no handler is measured.
+        if "elapsed" in wanted:
+            places["elapsed"] = emit.depth
+            emit.call(_clock)
+            emit.copy(self.kept["@began"])
+            emit.subtract()
+        if "end" in wanted:
+            places["end"] = emit.depth
+            emit.call(_time)
+        if raised:
+            places["exception"] = places["result"]
+
+        def push(out: Emitter, name: str) -> None:
+            if name in places:
+                out.copy(places[name])
+            elif name == "exception":
+                out.constant(None)
+            else:
+                self._entry_value(out, name)
+
+        for hook in ends:
+            self._look(emit, hook)
+        for hook in after:
+            self._call_hook(emit, hook, push)
+        for name in ("elapsed", "end"):
+            if name in wanted:
+                emit.pop()
+
+    def _weave_returns(
+        self, after: Sequence[Hook], ends: Sequence[Hook], woven: dict[int, list[Instruction]]
+    ) -> None:
+        for one in self.body:
+            if one.opcode == _RETURN_CONST:
+                emit = Emitter(self.constants, len(self.kept), one.location)
+                emit.add(_LOAD_CONST, one.argument, 1)
+                one.opcode, one.argument, one.prefixes = _RETURN, 0, 0
+            elif one.opcode == _RETURN:
+                emit = Emitter(self.constants, len(self.kept) + 1, one.location)
+            else:
+                continue
+            if self.hidden:
+                emit.location = NOWHERE
+            self._leave(emit, after, ends, raised=False)
+            for _ in self.kept:
+                emit.drop_second()
+            if self.hidden and _BEGINS_BEFORE_RETURN:
+                self._show(emit)
+            self._put(woven, one, emit)
+
+    def _put(self, woven: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
+        """Put what was written in front of an instruction, for those who jump there too."""
+        self.deepest = max(self.deepest, emit.deepest)
+        there = woven.setdefault(id(one), [])
+        there += emit.out
+        if there:
+            one.entry = there[0]
+
+    def _leave_by_exception(self, after: Sequence[Hook], ends: Sequence[Hook]) -> Emitter:
+        """What is done with an exception that nobody in the function takes."""
+        kept = len(self.kept)
+        # On the stack: what is kept, the place that raised, the exception.
+        emit = Emitter(self.constants, kept + 2, NOWHERE)
+        emit.add(_PUSH_EXC_INFO, 0, 1)
+        # Where a handler is interrupted: another exception is on its way out.
+        interrupted = Emitter(self.constants, kept + 4, NOWHERE)
+        interrupted.swap()
+        interrupted.add(_POP_EXCEPT, 0, -1)
+        interrupted.add(_RERAISE, 0, -1)
+        self.stubs.append(interrupted)
+        emit.handler = Handler(interrupted.out[0], kept + 2, keeps_place=False)
+        self._leave(emit, after, ends, raised=True)
+        emit.handler = None
+        emit.swap()
+        emit.add(_POP_EXCEPT, 0, -1)
+        if self.hidden:
+            self._show(emit)
+            emit.add(_RERAISE, 0, -1)
+        else:
+            emit.add(_RERAISE, 1, -1)
+        return emit
+
+    def _watch_exceptions(self, leaving: Instruction) -> None:
+        """Send what nobody takes to ``leaving``; let all handlers keep what is kept."""
+        kept = len(self.kept)
+        last = Handler(leaving, kept, keeps_place=True)
+        deeper: dict[int, Handler] = {}
+        for one in self.body:
+            handler = one.handler
+            if handler is None:
+                one.handler = last
+            elif kept:
+                moved = deeper.get(id(handler))
+                if moved is None:
+                    moved = deeper[id(handler)] = handler._replace(depth=handler.depth + kept)
+                one.handler = moved
+        if self.code.co_flags & _SUSPENDABLE:
+            self._let_close()
+
+    def _let_close(self) -> None:
+        """Let ``close()`` of a suspended frame raise in it, as it did before 3.12.
+
+        Since then it drops the frame at once where no ``try`` is around the ``yield``, but
+        for the one that the compiler puts around all: ``RESUME`` (3.12: ``YIELD_VALUE``) says
+        so.
+        """
+        for one in self.body:
+            if one.opcode == _RESUME:
+                one.argument &= 3
+            elif one.opcode == _YIELD and sys.version_info[:2] == (3, 12) and one.argument == 1:
+                one.argument = 2
+
+    # --- lines ---
+
+    def _weave_lines(
+        self,
+        lines: Sequence[tuple[int, Hook]],
+        depth: dict[int, int],
+        woven: dict[int, list[Instruction]],
+    ) -> None:
+        starts = line_starts(self.listing) if lines else {}
+        for line, hook in lines:
+            if line not in starts:
+                message = f"there is no code on line {line}"
+                raise ValueError(message)
+            for one in starts[line]:
+                if id(one) not in depth:
+                    continue  # it is never reached
+                begin = depth[id(one)] + len(self.kept)
+                emit = Emitter(self.constants, begin, one.location, one.handler)
+                self._look(emit, hook)
+                self._put(woven, one, emit)
+
+    # --- hidden frames ---
+
+    def _show(self, emit: Emitter) -> None:
+        emit.location = (self.code.co_firstlineno, self.code.co_firstlineno, None, None)
+        emit.add(_RESUME, _AFTER_AWAIT)
+
+    def _hide(self, listing: Sequence[Instruction]) -> None:
+        """Let the frame never be complete, as CPython has it, until its very end.
+
+        A frame is complete once it is past the first RESUME of its code (3.11 to 3.14);
+        ``sys._getframe``, tracebacks and ``inspect`` leave out what is not. Verified at
+        import by :mod:`diagnose.sites`.
+        """
+        self.prologue[-1].opcode = _NOP
+        for one in listing:
+            if one.opcode != _RESUME and one.location[1:] != (self.code.co_firstlineno, None, None):
+                one.location = NOWHERE
+
+
+_SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _prelude(hook: Hook) -> str:
+    return f"@prelude {id(hook)}"
+
+
+# --- what is called from inside the code ---
+
+
+def _utcnow() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _keywords(
+    names: tuple[str, ...], values: tuple[object, ...], more: Any
+) -> dict[str, object]:
+    return {**dict(zip(names, values, strict=True)), **dict(more)}
+
+
+def _locals() -> Any:
+    return _getframe(1).f_locals
