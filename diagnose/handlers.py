@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import itertools
 import os
 import random
@@ -29,7 +30,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import expressions, guards
 from diagnose.bytecode import weaving
@@ -38,7 +39,7 @@ from diagnose.guards import Limits
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from diagnose.expressions import Expression
 
@@ -142,8 +143,24 @@ class Plan:
     reject: Mapping[str, Callable[[], object]]
     limits: Limits
     check: Callable[..., object] | None = None
+    watch: Watch | None = None
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
+
+
+class Watch(Protocol):
+    """Is told how long hits took: each that took too long, and some of the others.
+
+    Attributes:
+        longest_seconds: what a hit may take.
+        pending: as long as there is something in it, the next hit is told of too.
+    """
+
+    longest_seconds: float
+    pending: list[object]
+
+    def note(self, seconds: float) -> None:
+        """Take note of a hit that took so long; called in the program's thread."""
 
 
 # "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
@@ -178,7 +195,8 @@ _NOTHING = _nothing.__code__
 
 def disarm(hook: weaving.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
-    for function in (hook.handler, hook.prelude, hook.absent):
+    sift = None if hook.sift is None else hook.sift[0]
+    for function in (hook.handler, hook.prelude, hook.absent, sift):
         if isinstance(function, FunctionType):
             function.__code__ = _NOTHING
             function.__kwdefaults__ = None
@@ -300,7 +318,7 @@ class _Writer:
         if check is not None:
             self.constants["check"] = check
             body = _statements("return C·check(args, kwargs)")
-            prelude = self.function(["args", "kwargs"], _statements(self.frame()), body)
+            prelude = self.function(["args", "kwargs"], self.frame(), body)
         elif self.scope.is_inside and self.arguments:
             absent = self.absent()
         return weaving.Hook(
@@ -310,64 +328,118 @@ class _Writer:
             ("args", "kwargs") if prelude else (),
             self.quick(),
             absent,
+            self.sift(),
         )
 
     def handler(self, *, has_verdict: bool = False) -> FunctionType:
         """The function that serves a hit."""
         plan = self.plan
         fetched: set[str] = set()
-        before: list[ast.stmt] = []
-        if plan.when is not None:
-            before += self.fetch(plan.when, fetched)
-            before += _statements("if not E·when:\n C·reject_condition()\n return")
-        before += self.guards()
-        whole = "D·locals" in plan.deliver
-        deliver = _statements(plan.deliver.replace("D·globals", "C·globals()"))
-        fetches: list[ast.stmt] = []
-        for expression in (plan.value, plan.tags):
-            if expression is not None and not whole:
-                fetches += self.fetch(expression, fetched)
-        if whole:
-            fetches = self.whole_locals()
-        body = [*before, *fetches, *deliver]
-        if plan.limits.hits is not None:
-            body += _statements("if not d·more:\n C·done()")
+        ahead, body = [], []
         if plan.check is not None and not has_verdict:
             self.constants["check"] = plan.check
-            body = _statements("if not C·check():\n C·reject_check()\n return") + body
-        frame = self.frame(has_verdict=has_verdict, is_safe=self.is_safe())
+            body += _statements("if not C·check():\n C·reject_check()\n return")
+        if plan.when is None:
+            ahead += self.guards()
+        else:
+            condition = self.fetch(plan.when, fetched)
+            condition += _statements("if not E·when:\n C·reject_condition()\n return")
+            if self.plain_condition:
+                ahead += _statements(_PLAIN_CHECK.replace("P·plain", self.plain_condition))
+                first = ast.If(ast.parse("not d·passed", mode="eval").body, condition, [])
+                condition = [first]
+            body += condition + self.guards()
+        whole = "D·locals" in plan.deliver
+        deliver = _statements(plan.deliver.replace("D·globals", "C·globals()"))
+        if whole:
+            body += self.whole_locals()
+        else:
+            for expression in (plan.value, plan.tags):
+                if expression is not None:
+                    body += self.fetch(expression, fetched)
+        body += deliver
+        if plan.limits.hits is not None:
+            body += _statements("if not d·more:\n C·done()")
         parameters = ["d·verdict"] if has_verdict else []
         parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
         if self.by_mapping:
             parameters = ["d·locals"]
-        return self.function(parameters, _statements(frame), body)
+        frame = self.frame(ahead, has_verdict=has_verdict, is_safe=self.is_safe())
+        return self.function(parameters, frame, body)
 
-    def frame(self, *, has_verdict: bool = False, is_safe: bool = False) -> str:
-        """What stands around the body: nobody's probe fires in it, and no error leaves it."""
+    def frame(
+        self, ahead: Sequence[ast.stmt] = (), *, has_verdict: bool = False, is_safe: bool = False
+    ) -> list[ast.stmt]:
+        """What stands around the body: nobody's probe fires in it, and no error leaves it.
+
+        Args:
+            ahead: statements that can do no harm, to be run before anything is entered.
+            has_verdict: the first argument says whether the call is to be served.
+            is_safe: so can the body.
+        """
         # Bound to a name first: the truth of a constant is decided by the compiler.
-        head = "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\n return\n"
-        if not is_safe:
-            # Asked for only once, and before anything is entered: between the start of the
-            # finally clause and the call in it no signal handler can raise.
-            head = "d·ident = C·ident()\n" + head.replace("C·ident() in", "d·ident in")
+        text = "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\n return\n"
         if has_verdict:
-            head += "if not d·verdict:\n C·reject_check()\n return\n"
+            text += "if not d·verdict:\n C·reject_check()\n return\n"
+        head = [*_statements(text), *ahead]
         # What serves an error may itself meet the recursion limit.
-        guarded = (
+        text = (
             "try:\n E·body\n"
             "except C·Exception as d·error:\n"
             " try:\n  C·fail(d·error)\n except C·Exception:\n  pass\n"
         )
-        if not is_safe:
-            guarded = guarded.replace("try:\n", "try:\n C·enter(d·ident)\n", 1)
-            guarded += "finally:\n C·leave(d·ident)\n"
-        return head + guarded
+        if is_safe:
+            return [*head, *_statements(text)]
+        # The thread is asked for before anything is entered: between the start of the
+        # finally clause and the call in it no signal handler can raise.
+        text = text.replace("try:\n", "d·ident = C·ident()\ntry:\n C·enter(d·ident)\n", 1)
+        text += "finally:\n C·leave(d·ident)\n"
+        watch = self.plan.watch
+        if watch is not None:
+            self.constants |= {"clock": _clock, "note": watch.note, "pending": watch.pending}
+            self.constants["longest"] = watch.longest_seconds
+            text = "d·began = C·clock()\n" + text
+            text += (
+                " d·spent = C·clock() - d·began\n"
+                " if d·spent > C·longest or (d·pending := C·pending):\n  C·note(d·spent)\n"
+            )
+        return [*head, *_statements(text)]
+
+    @functools.cached_property
+    def plain_condition(self) -> str:
+        """Text that says whether ``when`` is a matter of numbers and strings alone.
+
+        If it is true, evaluating the condition runs no code of the program, so nothing has
+        to be entered, and it gives the same at any time. Empty: never.
+        """
+        when = self.plan.when
+        if when is None or self.by_mapping or when.constants:
+            return ""
+        if not when.names <= {*self.scope.names, *self.call_names} or not _is_plain(when.tree):
+            return ""
+        self.constants["plain"] = _PLAIN
+        return " and ".join(f"C·type({name}) in C·plain" for name in sorted(when.names)) or "True"
+
+    def sift(self) -> tuple[FunctionType, tuple[str, ...]] | None:
+        """For ``return``: what says at the call that its condition will be false."""
+        when = self.plan.when
+        if when is None or self.scope.event != "return" or not self.plain_condition:
+            return None
+        names = sorted(when.names)
+        if not names or not set(names) <= set(self.scope.names) - {"args", "kwargs"}:
+            return None
+        text = _PLAIN_CHECK.replace("P·plain", self.plain_condition)
+        text = text.replace("return", "return True") + "return False"
+        return self.function(names, _statements(text), []), tuple(names)
 
     def absent(self) -> FunctionType:
         """What serves a hit in which a variable has no value; written when there is one."""
 
         def make() -> FunctionType:
-            return _Writer(self.plan, self.scope, self.name, by_mapping=True).handler()
+            writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
+            shared = self.constants.keys() & {"rate", "tokens"}
+            writer.constants |= {name: self.constants[name] for name in shared}
+            return writer.handler()
 
         # No free variables, so that it can be disarmed like the others.
         def absent(*, made: list[FunctionType], make: Callable[[], FunctionType]) -> None:
@@ -403,11 +475,13 @@ class _Writer:
             self.constants |= {"random": _random, "sample": limits.sample}
             texts.append("if C·random() >= C·sample:\n C·reject_sample()\n return")
         if limits.rate is not None:
-            self.constants |= {"clock": _clock, "rate": guards.Rate(limits.rate)}
+            self.constants["clock"] = _clock
+            self.constants.setdefault("rate", guards.Rate(limits.rate))
             texts.append("if C·clock() >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·reject_rate()\n return")
         if limits.hits is not None:
-            self.constants |= {"tokens": guards.hit_tokens(limits.hits), "done": self.plan.done}
+            self.constants["done"] = self.plan.done
+            self.constants.setdefault("tokens", guards.hit_tokens(limits.hits))
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·reject_hits()\n return")
         return _statements("\n".join(texts))
@@ -583,6 +657,40 @@ _ABSENT = {
     "line": _absent_local,
 }
 _PARAMETERS = {weaving.LOCALS: "d·locals"}
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+_PLAIN_CHECK = """\
+d·passed = False
+if P·plain:
+    try:
+        if not E·when:
+            C·reject_condition()
+            return
+        d·passed = True
+    except C·Exception:
+        pass
+"""
+_PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)
+
+
+def _is_plain(node: ast.expr) -> bool:
+    """Whether an expression of plain values is cheap and runs no code of anybody's."""
+    match node:
+        case ast.Name():
+            return True
+        case ast.Constant(value=value):
+            return type(value) in _PLAIN
+        case ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return all(isinstance(part, ast.Constant) for part in parts)
+        case ast.UnaryOp(op=op, operand=operand):
+            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(operand)
+        case ast.BinOp(left=left, op=op, right=right):
+            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(left) and _is_plain(right)
+        case ast.BoolOp(values=parts):
+            return all(_is_plain(part) for part in parts)
+        case ast.Compare(left=left, comparators=others):
+            return _is_plain(left) and all(_is_plain(other) for other in others)
+    return False
 
 
 def _statements(text: str) -> list[ast.stmt]:

@@ -100,6 +100,8 @@ class Hook:
             ``names``, or a number.
         absent: for ``end`` and lines: called in place of ``handler`` where one of ``names``
             has no value.
+        sift: for ``return``, if given: a function and names of parameters; it is called
+            before the body, and if it returns true, ``handler`` is not.
     """
 
     handler: Callable[..., object]
@@ -108,6 +110,7 @@ class Hook:
     prelude_names: tuple[str, ...] = ()
     quick: tuple[Callable[[Any], object], str | float] | None = None
     absent: Callable[[], object] | None = None
+    sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ class _Weaver:
         self.changed = self._changed()
         self.kept: dict[str, int] = {}
         self.stubs: list[Emitter] = []
+        self.only: Hook | None = None
         self.deepest = code.co_stacksize
 
     def _changed(self) -> set[int]:
@@ -237,6 +241,8 @@ class _Weaver:
             entry.location = NOWHERE
         self._enter(entry, before, after)
         depth = depths(self.listing) if lines else {}
+        if len(after) == 1 and not ends and after[0].sift is not None:
+            self.only = after[0]
         leaving = None
         woven: dict[int, list[Instruction]] = {}
         if after or ends:
@@ -286,12 +292,34 @@ class _Weaver:
                         self._entry_value(emit, name)
                     emit.end_call(len(hook.prelude_names))
                     self.kept[_prelude(hook)] = position
+        for hook in after:
+            if hook.sift is not None:
+                function, names = hook.sift
+                position = emit.depth
+                emit.begin_call(function)
+                for name in names:
+                    self._parameter(emit, name)
+                emit.end_call(len(names))
+                self.kept[_sifted(hook)] = position
         for hook in before:
             self._call_hook(emit, hook, self._entry_value)
         if "elapsed" in exit_names:
-            position = emit.depth
+            self._keep_time(emit)
+
+    def _keep_time(self, emit: Emitter) -> None:
+        position = emit.depth
+        if self.only is None:
             emit.call(_clock)
-            self.kept["@began"] = position
+        else:
+            # Who is not going to be called needs no time.
+            idle = Emitter(self.constants, position, emit.location)
+            idle.constant(None)
+            self.stubs.append(idle)
+            emit.copy(self.kept[_sifted(self.only)])
+            emit.jump_if(idle.out[0])
+            emit.call(_clock)
+            idle.jump_back(self._meet(emit))
+        self.kept["@began"] = position
 
     def _may_change(self, name: str) -> bool:
         index, is_cell = self.index[name]
@@ -437,6 +465,10 @@ class _Weaver:
         self, emit: Emitter, after: Sequence[Hook], ends: Sequence[Hook], *, raised: bool
     ) -> None:
         """Call what is to be called at the end; the result or exception is topmost."""
+        over = Instruction(_NOP, 0, emit.location, emit.handler)
+        if self.only is not None:
+            emit.copy(self.kept[_sifted(self.only)])
+            emit.jump_if(over)
         places = dict(self.kept)
         places["result"] = emit.depth - 1
         wanted = {name for hook in after for name in hook.names}
@@ -463,10 +495,19 @@ class _Weaver:
         for hook in ends:
             self._look(emit, hook)
         for hook in after:
-            self._call_hook(emit, hook, push)
+            skipped = Instruction(_NOP, 0, emit.location, emit.handler)
+            if hook.sift is not None and hook is not self.only:
+                emit.copy(self.kept[_sifted(hook)])
+                emit.jump_if(skipped)
+                self._call_hook(emit, hook, push)
+                emit.out.append(skipped)
+            else:
+                self._call_hook(emit, hook, push)
         for name in ("elapsed", "end"):
             if name in wanted:
                 emit.pop()
+        if self.only is not None:
+            emit.out.append(over)
 
     def _weave_returns(
         self, after: Sequence[Hook], ends: Sequence[Hook], woven: dict[int, list[Instruction]]
@@ -596,6 +637,10 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GE
 
 def _prelude(hook: Hook) -> str:
     return f"@prelude {id(hook)}"
+
+
+def _sifted(hook: Hook) -> str:
+    return f"@sifted {id(hook)}"
 
 
 # --- what is called from inside the code ---
