@@ -296,8 +296,8 @@ class _Writer:
             "call": "a parameter, or one of start, now, args, kwargs, frame",
         }.get(
             scope.event,
-            "a parameter, or one of result, exception, elapsed, start, end, now, args, "
-            "kwargs, frame",
+            "a parameter, or one of result, exception, elapsed, hotspots, start, end, now, "
+            "args, kwargs, frame",
         )
         message = (
             f"name {name!r} means nothing for the event {scope.event!r} of this function"
@@ -529,7 +529,11 @@ class _Writer:
             if not self.by_mapping:
                 self.argument(weaving.LOCALS)
             return _statements("d·all = C·dict(d·locals)")
-        names = sorted({*self.call_names, *self.scope.names})
+        # What measures every line is there only for those who name it.
+        named = {
+            name for each in (self.plan.value, self.plan.tags) if each for name in each.names
+        }
+        names = sorted({*self.call_names, *self.scope.names} - ({"hotspots"} - named))
         for name in names:
             self.argument(name)
         values: list[ast.expr] = [ast.Name(name, ast.Load()) for name in names]

@@ -22,6 +22,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from diagnose import outcomes, probes, specs
+from diagnose.budget import Budget
 from diagnose.instruments import HistogramInstrument, IncrementInstrument, LogInstrument
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import State
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
 
-__all__ = ["InstrumentManager", "mag"]
+__all__ = ["CPU_BUDGET", "InstrumentManager", "mag"]
 
 log = logging.getLogger(__name__)
+
+CPU_BUDGET = 0.02
+"""The share of one core that the instruments of a manager may cost, unless it is given another."""
 
 _FORK_WAIT_SECONDS = 1.0
 _STOP_WAIT_SECONDS = 1.0
@@ -72,6 +76,8 @@ class InstrumentManager:
         expression_policy: what the expressions in specs may do: ``"python"`` (everything) or
             ``"restricted"``. No spec can change it.
         labels: what specs may select this process by, besides ``host``.
+        cpu_budget: the share of one core that the instruments of all its specs may cost
+            together; above it the costliest is suspended for a time. None: no limit.
 
     Attributes:
         specs: documents by id. They are changed in place; put in, replace or remove what you
@@ -82,6 +88,7 @@ class InstrumentManager:
         sinks: where metrics go.
         labels: what specs may select this process by.
         expression_policy: as given; for instruments made from now on.
+        budget: what they may cost; set its ``share`` at any time.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class InstrumentManager:
         *,
         expression_policy: Policy = "python",
         labels: Mapping[str, str] | None = None,
+        cpu_budget: float | None = CPU_BUDGET,
     ) -> None:
         self.specs: dict[Any, Any] = {}
         self.process_id = process_id or _host_and_pid()
@@ -107,6 +115,7 @@ class InstrumentManager:
             "time": time,
         }
         self.sinks: list[Sink] = []
+        self.budget = Budget(cpu_budget, probes.timers)
         self._id_is_given = bool(process_id)
         self._serial = next(_serials)
         self._records: dict[Hashable, Record] = {}
@@ -339,6 +348,7 @@ class InstrumentManager:
         # A subclass may be older than an argument, and pass nothing on.
         for name in arguments.keys() - given.keys():
             setattr(instrument, name, arguments[name])
+        instrument.budget = self.budget
         return instrument
 
     def _parse(self, key: Hashable, document: Any) -> Spec:
@@ -504,6 +514,7 @@ def _after_fork_in_child() -> None:
     _held.__dict__.pop("locks", None)
     for manager in _all_managers():
         manager._lock, manager._turn = threading.RLock(), threading.RLock()
+        manager.budget.after_fork_in_child()
         try:
             manager._after_fork_in_child()
         except Exception:

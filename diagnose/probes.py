@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import threading
 from collections.abc import MutableMapping
@@ -12,6 +13,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from diagnose import handlers, targets
+from diagnose.budget import Meter
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError, TargetKindError
 from diagnose.instruments import base
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 active_probes: dict[str, FunctionProbe] = {}
 """The probes that are attached or were asked for, by target path."""
 
-_timers = Clockwork("diagnose-timers")
+timers = Clockwork("diagnose-timers")
+"""What calls at deadlines: lifespans, budgets."""
 # Guards every change of what is probed. Held for microseconds, never while user code or
 # the network is waited for (so probes are silent in its holder, who may itself call what is
 # probed); a fork waits for it, so that a child finds no half-made probe.
@@ -42,9 +45,14 @@ _lock = threading.RLock()
 
 
 class _Attachment:
-    """An instrument on a function, under a key."""
+    """An instrument on a function, under a key.
 
-    __slots__ = ("_claim", "armed", "hook", "instrument", "key", "probe", "site", "timer")
+    ``armed`` says whether its hook is to be on the site; a suspended one is not, for a time.
+    """
+
+    __slots__ = (
+        "_claim", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended", "timer",
+    )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
         self.probe = probe
@@ -52,28 +60,41 @@ class _Attachment:
         self.instrument = instrument
         self.site = site
         self.timer: Timer | None = None
-        self.armed = True
+        self.meter: Meter | None = None
+        if instrument.longest_seconds is not None or instrument.budget is not None:
+            longest = instrument.longest_seconds
+            self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
+        self.arm()
+
+    def arm(self) -> None:
+        """Make the functions that serve hits, anew."""
+        instrument = self.instrument
+        self.armed, self.suspended = True, False
         self._claim = itertools.count().__next__
-        plan = instrument.plan(probe, self.fail, self.done)
-        scope = site.scope(instrument.event, instrument.mgr.global_namespace)
+        plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
+        scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
 
     def fail(self, error: Exception) -> None:
         """Serve the error of a hit; called in the program's thread, in an except block."""
+        with handlers.Quiet():
+            self.instrument.status.tallies()["error"]()
+            text = f"{_describe(error, self)} (at a hit; {_REARM})"
+            if self._give_up("runtime-error", text):
+                _call_hook(self.instrument, "handle_error", self.probe)
+        self._leave_later()
+
+    def too_slow(self, seconds: float) -> None:
+        """End after a hit that took too long; called in the program's thread."""
         instrument = self.instrument
         with handlers.Quiet():
-            instrument.status.tallies()["error"]()
-            if not self._disarm():
-                return
-            instrument.status.code = "runtime-error"
-            instrument.status.error = (
-                f"{_describe(error, self)} (at a hit; the instrument is disarmed: change the "
-                "spec to arm it again)"
+            text = (
+                f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
+                f"what it may hold up the program: let it look at less ({_REARM})"
             )
-            instrument.status.state = "error"
-            _call_hook(instrument, "handle_error", self.probe)
-        # The code is made anew elsewhere: this thread has a program to go on with.
-        _timers.after(0, self._leave_site)
+            if self._give_up("too-slow", text):
+                log.error("%r on %r: %s", instrument, self.probe.target, text)
+        self._leave_later()
 
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
@@ -81,7 +102,47 @@ class _Attachment:
             if not self._disarm():
                 return
             self.instrument.status.state = "done"
-        _timers.after(0, self._leave_site)
+        self._leave_later()
+
+    # --- what the budget asks for ---
+
+    def count(self) -> tuple[int, int]:
+        """See :class:`diagnose.budget.Metered`."""
+        status = self.instrument.status
+        return status.hits, sum(status.suppressed.values())
+
+    def suspend(self, reason: str) -> None:
+        """See :class:`diagnose.budget.Metered`."""
+        with handlers.Quiet(), _lock:
+            if not self._disarm():
+                return
+            self.suspended = True
+            status = self.instrument.status
+            status.state, status.code, status.error = "suspended", "cpu-budget", reason
+            _update(self.site)
+        log.warning("%r on %r: %s", self.instrument, self.probe.target, reason)
+
+    def resume(self) -> None:
+        """See :class:`diagnose.budget.Metered`."""
+        with handlers.Quiet(), _lock:
+            if not self.suspended:
+                return
+            status = self.instrument.status
+            try:
+                self.arm()
+                _update(self.site, self)
+            except DiagnoseError as error:  # the code is another one by now
+                self.armed = self.suspended = False
+                status.state, status.code, status.error = "error", error.code, error.message
+            else:
+                status.state, status.code, status.error = "installed", None, None
+
+    def _give_up(self, code: str, text: str) -> bool:
+        if not self._disarm():
+            return False
+        status = self.instrument.status
+        status.code, status.error, status.state = code, text, "error"
+        return True
 
     def _disarm(self) -> bool:
         """Do nothing from now on; false if so it was already.
@@ -95,9 +156,16 @@ class _Attachment:
         handlers.disarm(self.hook)
         return True
 
+    def _leave_later(self) -> None:
+        # The code is made anew elsewhere: this thread has a program to go on with.
+        timers.after(0, self._leave_site)
+
     def _leave_site(self) -> None:
         with handlers.Quiet(), _lock:
             _update(self.site)
+
+
+_REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
 class _Instruments(MutableMapping[str, "Instrument"]):
@@ -271,8 +339,10 @@ class FunctionProbe:
             _retire(one, "stopped")
             _update(one.site)
         instrument.attached()
+        if instrument.budget is not None:
+            instrument.budget.add(new)
         if seconds is not None:
-            new.timer = _timers.after(seconds, lambda: self._expire(new))
+            new.timer = timers.after(seconds, lambda: self._expire(new))
         return gone
 
     def _expire(self, attachment: _Attachment) -> None:
@@ -336,8 +406,10 @@ def _update(site: Site, new: _Attachment | None = None) -> None:
 
 def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
-    attachment.armed = False
+    attachment.armed = attachment.suspended = False
     handlers.disarm(attachment.hook)
+    if attachment.instrument.budget is not None:
+        attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
         attachment.timer.cancel()
     status = attachment.instrument.status

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diagnose import hotspots
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -145,6 +146,7 @@ class CodeSite:
                     if one.event.startswith("line:")
                 ],
                 busy=BUSY,
+                report=hotspots.reporter(base),
             )
         except (ValueError, KeyError) as error:
             message = (

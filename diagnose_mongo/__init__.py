@@ -47,7 +47,7 @@ def start(
         collection: of spec documents.
         sinks: where metrics go; ``manager.sinks`` can be changed at any time.
         options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
-            ``version``, ``labels``, ``process_id``, ``period``, ``expression_policy``.
+            ``version``, ``labels``, ``process_id``, ``period``, ``expression_policy``, ``cpu_budget``.
 
     Returns:
         The manager; ``stop()`` ends it, as does the end of the program.

@@ -20,7 +20,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
-from diagnose.managers import InstrumentManager
+from diagnose.managers import CPU_BUDGET, InstrumentManager
 from diagnose.outcomes import UNTOLD
 from diagnose_mongo import documents
 from diagnose_mongo.identity import Identity
@@ -80,6 +80,8 @@ class MongoInstrumentManager(InstrumentManager):
         labels: further ones, and ``host`` if it is not to be the machine's name.
         expression_policy: what expressions in specs may do. Whoever can write to the
             collection can do that in every process: ``"python"`` is everything.
+        cpu_budget: the share of one core that all probes of this process may cost; above it
+            the costliest is suspended for a time. None: no limit.
 
     Attributes:
         period: as given; of effect when polling starts.
@@ -96,6 +98,7 @@ class MongoInstrumentManager(InstrumentManager):
         version: str | None = None,
         labels: Mapping[str, str] | None = None,
         expression_policy: Policy = "restricted",
+        cpu_budget: float | None = CPU_BUDGET,
     ) -> None:
         self._identity = Identity.make(
             process_id, {"service": service, "env": env, "version": version, **(labels or {})}
@@ -104,6 +107,7 @@ class MongoInstrumentManager(InstrumentManager):
             self._identity.process_id,
             expression_policy=expression_policy,
             labels=self._identity.labels,
+            cpu_budget=cpu_budget,
         )
         if process_id is not None and process_id != self.process_id:
             log.warning(

@@ -108,7 +108,7 @@ def events(path, names=EVENTS[-1]):
 def timers_ran():
     """Wait until everything that was due for the probes' timer thread is done."""
     done = threading.Event()
-    probes._timers.after(0, done.set)
+    probes.timers.after(0, done.set)
     assert done.wait(DEADLINE_SECONDS)
 
 

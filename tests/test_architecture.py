@@ -23,7 +23,9 @@ ORDER = """
     diagnose.capture
     diagnose.guards
     diagnose.clockwork
+    diagnose.budget
     diagnose.bytecode
+    diagnose.hotspots
     diagnose.handlers
     diagnose.sites
     diagnose.sinks

@@ -106,9 +106,9 @@ class Emitter:
         self.swap()
         self.pop()
 
-    def swap(self) -> None:
-        """Let the two topmost values change places."""
-        self.add(_SWAP, 2)
+    def swap(self, place: int = 2) -> None:
+        """Let the topmost value and the one at ``place``, counted from it, change places."""
+        self.add(_SWAP, place)
 
     def begin_call(self, function: object) -> None:
         """Begin to call ``function``; its arguments are pushed next."""
@@ -117,6 +117,15 @@ class Emitter:
             self.constant(function)
         else:
             self.constant(function)
+            self.add(_PUSH_NULL, 0, 1)
+
+    def begin_call_of(self, position: int) -> None:
+        """Begin to call what stands at ``position``, counted from the bottom of the stack."""
+        if _NULL_COMES_FIRST:
+            self.add(_PUSH_NULL, 0, 1)
+            self.copy(position)
+        else:
+            self.copy(position)
             self.add(_PUSH_NULL, 0, 1)
 
     def end_call(self, count: int = 0) -> None:

@@ -38,6 +38,7 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
 from diagnose.bytecode.flow import depths, line_starts
+from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -50,7 +51,7 @@ __all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "Hook", "Parameters", "variabl
 ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
 """What a ``call`` can name besides the parameters."""
 
-EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end"})
+EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end", "hotspots"})
 """What a ``return`` can name besides what a ``call`` can."""
 
 LOCALS = "@locals"
@@ -180,6 +181,7 @@ def weave(
     ends: Sequence[Hook] = (),
     lines: Iterable[tuple[int, Hook]] = (),
     busy: Collection[object] = (),
+    report: Callable[[tuple[int, ...], Any], object] | None = None,
     hidden: bool = False,
 ) -> CodeType:
     """Put hooks into a function's code.
@@ -191,18 +193,30 @@ def weave(
         ends: hooks to be called just before, with the frame's variables.
         lines: hooks to be called before a line of the file runs.
         busy: as long as it is empty, ``quick`` of a hook stands for its handler.
+        report: makes ``hotspots`` of the lines' numbers and what was measured; see
+            :func:`diagnose.bytecode.timing.totals`.
         hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
 
     Raises:
         ValueError: a line has no code, or a hook names what the function does not have.
     """
-    return _Weaver(code, busy, hidden=hidden).weave(before, after, ends, tuple(lines))
+    weaver = _Weaver(code, busy, report, hidden=hidden)
+    return weaver.weave(before, after, ends, tuple(lines))
 
 
 class _Weaver:
-    def __init__(self, code: CodeType, busy: Collection[object], *, hidden: bool) -> None:
+    def __init__(
+        self,
+        code: CodeType,
+        busy: Collection[object],
+        report: Callable[[tuple[int, ...], Any], object] | None,
+        *,
+        hidden: bool,
+    ) -> None:
         self.code = code
         self.busy = busy
+        self.report = report
+        self.timing: Timing | None = None
         self.hidden = hidden
         self.constants = Constants(code)
         self.listing = assembly.read(code)
@@ -234,28 +248,36 @@ class _Weaver:
         ends: Sequence[Hook],
         lines: Sequence[tuple[int, Hook]],
     ) -> CodeType:
+        wants_timing = any("hotspots" in hook.names for hook in after)
+        depth = depths(self.listing) if lines or wants_timing else {}
+        if wants_timing:
+            self.timing = Timing(self.constants, self.body, depth)
+        if len(after) == 1 and not ends and after[0].sift is not None:
+            self.only = after[0]
         # On the first line of the body: tracers, debuggers and coverage see it begin once.
         first = next((one.location for one in self.body if one.location[0] is not None), NOWHERE)
         entry = Emitter(self.constants, 0, (first[0], first[0], None, None))
         if self.hidden or first[0] is None:
             entry.location = NOWHERE
         self._enter(entry, before, after)
-        depth = depths(self.listing) if lines else {}
-        if len(after) == 1 and not ends and after[0].sift is not None:
-            self.only = after[0]
         leaving = None
         woven: dict[int, list[Instruction]] = {}
+        behind: dict[int, list[Instruction]] = {}
         if after or ends:
             leaving = self._leave_by_exception(after, ends)
             self._watch_exceptions(leaving.out[0])
+        if self.timing is not None:
+            self.timing.weave(len(self.kept), woven, behind)
+            self.stubs += self.timing.stubs
+            self.deepest = max(self.deepest, self.timing.deepest + 1)
         self._weave_lines(lines, depth, woven)
         if after or ends:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
         for one in self.body:
-            if id(one) in woven:
-                listing += woven[id(one)]
+            listing += woven.get(id(one), ())
             listing.append(one)
+            listing += behind.get(id(one), ())
         for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs):
             self.deepest = max(self.deepest, emitter.deepest + 1)
             if emitter is not entry:
@@ -305,6 +327,9 @@ class _Weaver:
             self._call_hook(emit, hook, self._entry_value)
         if "elapsed" in exit_names:
             self._keep_time(emit)
+        if self.timing is not None:
+            for number in range(self.timing.enter(emit)):
+                self.kept[f"@timing {number}"] = -1
 
     def _keep_time(self, emit: Emitter) -> None:
         position = emit.depth
@@ -481,6 +506,16 @@ class _Weaver:
         if "end" in wanted:
             places["end"] = emit.depth
             emit.call(_time)
+        if self.timing is not None:
+            if raised:
+                emit.copy(places["result"])
+                self.timing.raised(emit)
+                emit.pop()
+            places["hotspots"] = emit.depth
+            emit.begin_call(self.report)
+            emit.constant(self.timing.lines)
+            emit.copy(self.timing.runs)
+            emit.end_call(2)
         if raised:
             places["exception"] = places["result"]
 
@@ -503,7 +538,7 @@ class _Weaver:
                 emit.out.append(skipped)
             else:
                 self._call_hook(emit, hook, push)
-        for name in ("elapsed", "end"):
+        for name in ("elapsed", "end", "hotspots"):
             if name in wanted:
                 emit.pop()
         if self.only is not None:
@@ -523,6 +558,8 @@ class _Weaver:
                 continue
             if self.hidden:
                 emit.location = NOWHERE
+            if self.timing is not None:
+                self.timing.end_run(emit, one)
             self._leave(emit, after, ends, raised=False)
             for _ in self.kept:
                 emit.drop_second()
@@ -576,8 +613,31 @@ class _Weaver:
                 if moved is None:
                     moved = deeper[id(handler)] = handler._replace(depth=handler.depth + kept)
                 one.handler = moved
+        self._watch_begin()
         if self.code.co_flags & _SUSPENDABLE:
             self._let_close()
+
+    def _watch_begin(self) -> None:
+        """Give the begin a handler of its own, where it has one: nothing is kept there yet.
+
+        Since 3.12 that is what makes a ``StopIteration`` that leaves a generator a
+        ``RuntimeError``, also one that is thrown into it before it has begun.
+        """
+        copies: dict[int, Handler] = {}
+        for one in self.prologue:
+            handler = one.handler
+            if handler is None:
+                continue
+            if id(handler) not in copies:
+                copy = Emitter(self.constants, handler.depth + 2, NOWHERE)
+                at = self.listing.index(handler.target)
+                for each in self.listing[at:]:
+                    copy.add(each.opcode, each.argument)
+                    if each.opcode == _RERAISE:
+                        break
+                self.stubs.append(copy)
+                copies[id(handler)] = handler._replace(target=copy.out[0])
+            one.handler = copies[id(handler)]
 
     def _let_close(self) -> None:
         """Let ``close()`` of a suspended frame raise in it, as it did before 3.12.

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from diagnose import expressions
+from diagnose.budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.guards import Limits
 from diagnose.handlers import Plan, Tally
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import CodeType
 
+    from diagnose.budget import Budget
     from diagnose.expressions import Expression, Policy
+    from diagnose.handlers import Watch
     from diagnose.sinks import Sink
 
 __all__ = ["EVENTS", "Instrument", "Manager", "Status", "use_manager"]
@@ -77,7 +80,8 @@ class Status:
 
     Attributes:
         state: ``new``, ``installed``, ``emitting`` (fired at least once), ``error``,
-            ``done`` (all hits of its limit), ``expired`` or ``stopped``.
+            ``done`` (all hits of its limit), ``suspended`` (it cost too much, and is tried
+            again later), ``expired`` or ``stopped``.
         code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
         error: what went wrong and what to do; or None.
         attachments: how many functions the instrument is on.
@@ -145,6 +149,10 @@ class Instrument:
     """
 
     quick: ClassVar[bool] = False
+    longest_seconds: ClassVar[float | None] = LONGEST_SECONDS
+    """What serving one hit may take; then the instrument is taken off. None: any time."""
+    budget: Budget | None = None
+    """Where its cost counts; managers set it for what they make of specs."""
     default_limits: ClassVar[Limits] = Limits()
 
     def __init__(  # noqa: PLR0917  (the names and their order are those of 5.0.1)
@@ -299,7 +307,13 @@ class Instrument:
             message = f"{field} {_short(text)}: {error}"
             raise type(error)(message, code=error.code) from error
 
-    def plan(self, probe: Any, fail: Callable[[Exception], None], done: Callable[[], None]) -> Plan:
+    def plan(
+        self,
+        probe: Any,
+        fail: Callable[[Exception], None],
+        done: Callable[[], None],
+        watch: Watch | None = None,
+    ) -> Plan:
         """Say how a hit is served, for :func:`diagnose.handlers.write`."""
         own_tags = self.custom.get("tags")
         if own_tags is not None and not isinstance(own_tags, str):
@@ -329,6 +343,7 @@ class Instrument:
             done=done,
             limits=self.limits.over(self.default_limits),
             check=self._check(probe),
+            watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
 

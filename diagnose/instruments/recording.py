@@ -20,6 +20,8 @@ class ProbeTestInstrument(Instrument):
         finish_called: whether the instrument has been taken off its function.
     """
 
+    longest_seconds = None  # a test may stop in a debugger
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log: list[tuple[Mapping[str, Any], Any]] = []

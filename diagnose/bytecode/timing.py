@@ -1,0 +1,262 @@
+"""Measures how long each line of one call takes, by instructions between its lines.
+
+Where a run of a line ends, the time since the last such place goes to a list of that line's:
+one call of the clock and a few instructions that touch the stack alone. Each call has lists of
+its own, kept at the bottom of its stack, so threads and recursion do not meet. A loop now and
+then folds the lists, so that they stay short.
+"""
+
+from __future__ import annotations
+
+import opcode
+import sys
+import time
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
+
+from diagnose.bytecode.assembly import Instruction
+from diagnose.bytecode.emitter import NOWHERE, Emitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from diagnose.bytecode.emitter import Constants
+
+    Runs = tuple[list[float] | list[list[float]], ...]
+
+__all__ = ["Timing", "totals"]
+
+_op = opcode.opmap
+_LEAVES = frozenset(
+    _op[name]
+    for name in ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS")
+    if name in _op
+)
+_GOES_ON = frozenset(
+    _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
+)
+# Where these lead to is bound to them.
+_FIXED = frozenset(
+    _op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") if name in _op
+) - ({_op["FOR_ITER"]} if sys.version_info < (3, 12) else set())
+_NO_ENTRY = frozenset(_op[name] for name in ("END_ASYNC_FOR", "CLEANUP_THROW") if name in _op)
+_JUMP_FORWARD, _JUMP_BACKWARD = _op["JUMP_FORWARD"], _op["JUMP_BACKWARD"]
+# 3.11 has conditional jumps in both directions.
+_FORWARD_TWIN = {
+    number: _op[name.replace("BACKWARD", "FORWARD")]
+    for name, number in _op.items()
+    if name.startswith("POP_JUMP_BACKWARD")
+}
+_LIST_APPEND, _BUILD_LIST = _op["LIST_APPEND"], _op["BUILD_LIST"]
+
+_FOLD_AFTER = 4096
+"""How often a call goes back in its loops before its lists are folded."""
+
+_clock = time.perf_counter
+
+
+class Timing:
+    """The instructions that measure lines, for one function.
+
+    Args:
+        constants: of the code that they go into.
+        body: the function's instructions, behind its begin.
+        depth: how deep the stack is before each, without what is kept.
+
+    Attributes:
+        lines: the numbers in the file of the lines that are measured.
+    """
+
+    def __init__(
+        self, constants: Constants, body: Sequence[Instruction], depth: Mapping[int, int]
+    ) -> None:
+        self._constants = constants
+        self._body = body
+        self._depth = depth
+        self._line_of: dict[int, int] = {}
+        line = next((one.location[0] for one in body if one.location[0] is not None), 0)
+        for one in body:
+            line = one.location[0] or line
+            self._line_of[id(one)] = line
+        self.lines = tuple(sorted(set(self._line_of.values())))
+        self._first = self._kept = 0
+        self._loops = any(
+            one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN for one in body
+        )
+        self.stubs: list[Emitter] = []
+        self.deepest = 0
+
+    # --- what is kept: a list for each line, one for what was folded, all of them in a tuple,
+    # --- what is called in loops, and the time at which the last run ended.
+
+    @property
+    def runs(self) -> int:
+        """Where the tuple of all lists is on the stack."""
+        return self._first + len(self.lines) + 1
+
+    @property
+    def _last(self) -> int:
+        return self.runs + 1 + self._loops
+
+    def enter(self, emit: Emitter) -> int:
+        """Push what is kept; the number of values."""
+        self._first = emit.depth
+        count = len(self.lines) + 1
+        for _ in range(count):
+            emit.add(_BUILD_LIST, 0, 1)
+        for place in range(count):
+            emit.copy(self._first + place)
+        emit.tuple_of(count)
+        if self._loops:
+            emit.begin_call(_folding)
+            emit.copy(self.runs)
+            emit.end_call(1)
+        emit.call(_clock)
+        return emit.depth - self._first
+
+    def end_run(self, emit: Emitter, one: Instruction) -> None:
+        """Give the time since the last run to the line of ``one``."""
+        place = self._first + self.lines.index(self._line_of[id(one)])
+        emit.call(_clock)
+        now = emit.depth - 1
+        emit.copy(now)
+        emit.copy(self._last)
+        emit.subtract()
+        emit.add(_LIST_APPEND, emit.depth - 1 - place, -1)
+        self._set_last(emit)
+
+    def raised(self, emit: Emitter) -> None:
+        """Give the time since the last run to the line that raised; the error is topmost."""
+        error = emit.depth - 1
+        emit.begin_call(_note_error)
+        emit.copy(error)
+        emit.copy(self._last)
+        emit.constant(self.lines)
+        emit.copy(self.runs)
+        emit.end_call(4)
+        self._set_last(emit)
+
+    def _set_last(self, emit: Emitter) -> None:
+        """Put the topmost value in the place of the last time."""
+        emit.swap(emit.depth - self._last)
+        emit.pop()
+
+    def _go_back(self, emit: Emitter) -> None:
+        emit.begin_call_of(self.runs + 1)
+        emit.end_call()
+        emit.pop()
+
+    def weave(self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]) -> None:
+        """Put in what ends runs, apart from returns.
+
+        Args:
+            kept: how many values are kept on the stack, those of others included.
+            ahead: by instruction, what stands in front of it, also for those who jump there.
+            behind: what stands behind it, for those who come from it.
+        """
+        self._kept = kept
+        handlers = {id(one.handler.target) for one in self._body if one.handler is not None}
+        following = [*self._body[1:], None]
+        for one, after in zip(self._body, following, strict=True):
+            depth = self._depth.get(id(one))
+            if depth is None:
+                continue
+            depth += kept
+            if id(one) in handlers and one.opcode not in _NO_ENTRY:
+                emit = self._emitter(depth, one)
+                self.raised(emit)
+                self._put(ahead, one, emit)
+            if one.target is not None:
+                self._weave_jump(one, depth, ahead)
+            if after is None or one.opcode in _LEAVES or one.opcode in _GOES_ON:
+                continue
+            if self._line_of[id(after)] != self._line_of[id(one)] and id(after) in self._depth:
+                emit = self._emitter(self._depth[id(after)] + kept, one)
+                self.end_run(emit, one)
+                behind.setdefault(id(one), []).extend(emit.out)
+                self.deepest = max(self.deepest, emit.deepest)
+
+    def _weave_jump(
+        self, one: Instruction, depth: int, ahead: dict[int, list[Instruction]]
+    ) -> None:
+        target = one.target
+        if target is None or one.opcode in _FIXED:
+            return
+        if self._line_of[id(target)] == self._line_of[id(one)]:
+            return
+        goes_back = one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN
+        if one.opcode in _GOES_ON:
+            emit = self._emitter(depth, one)
+            self.end_run(emit, one)
+            if goes_back:
+                self._go_back(emit)
+            self._put(ahead, one, emit)
+            return
+        # It may go on here too: what ends the run stands elsewhere, on the way to the target.
+        stub = self._emitter(self._depth[id(target)] + self._kept, one)
+        self.end_run(stub, one)
+        if goes_back:
+            self._go_back(stub)
+        one.opcode = _FORWARD_TWIN.get(one.opcode, one.opcode)
+        stub.add(_JUMP_BACKWARD if goes_back else _op["JUMP_BACKWARD_NO_INTERRUPT"]).target = target
+        one.target = stub.out[0]
+        self.stubs.append(stub)
+
+    def _emitter(self, depth: int, one: Instruction) -> Emitter:
+        # Nowhere: neither does a line begin here, nor does one go on.
+        return Emitter(self._constants, depth, NOWHERE, one.handler)
+
+    def _put(
+        self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter
+    ) -> None:
+        there = ahead.setdefault(id(one), [])
+        there += emit.out
+        one.entry = there[0]
+        self.deepest = max(self.deepest, emit.deepest)
+
+
+# --- what is called from inside the code ---
+
+
+def _note_error(
+    error: BaseException, last: float, lines: tuple[int, ...], runs: tuple[list[float], ...]
+) -> float:
+    """Give the time since ``last`` to the line of the calling frame that raised."""
+    now = _clock()
+    trace = error.__traceback__
+    # The entry in front is that of the frame that the exception came to last: the caller's.
+    if trace is not None and trace.tb_lineno in lines:
+        runs[lines.index(trace.tb_lineno)].append(now - last)
+    return now
+
+
+def _folding(runs: tuple[list[float], ...]) -> Callable[[], object]:
+    """What is called each time that a loop goes back."""
+    return chain.from_iterable(_fold_now_and_then(runs)).__next__
+
+
+def _fold_now_and_then(runs: tuple[list[float], ...]) -> Iterator[Iterator[None]]:
+    while True:
+        yield repeat(None, _FOLD_AFTER)
+        _fold(runs)
+
+
+def _fold(runs: tuple[list[float], ...]) -> list[tuple[int, float, float]]:
+    *lists, folded = runs
+    if not folded:
+        folded[:] = [(0, 0.0, 0.0)] * len(lists)  # type: ignore[list-item]
+    for number, times in enumerate(lists):
+        if times:
+            count, total, longest = folded[number]  # type: ignore[misc]
+            folded[number] = (  # type: ignore[call-overload]
+                count + len(times),
+                total + sum(times),
+                max(longest, max(times)),
+            )
+            times.clear()
+    return folded  # type: ignore[return-value]
+
+
+def totals(runs: tuple[list[float], ...]) -> list[tuple[int, float, float]]:
+    """For each line: how often it ran, how long in all, how long at most, in seconds."""
+    return list(_fold(runs))

@@ -1,0 +1,113 @@
+"""Hotspots: which lines of a call took how long."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diagnose.bytecode import timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType
+
+__all__ = ["Hotspots", "LineTime", "reporter"]
+
+
+@dataclass(frozen=True, slots=True)
+class LineTime:
+    """What one line took in one call, with all that it called.
+
+    Attributes:
+        line: its number in the file.
+        count: how often it ran; an expression over several lines comes back to the first one.
+        total: seconds, of all runs.
+        longest: seconds, of the longest run.
+        file: where its source is looked up.
+    """
+
+    line: int
+    count: int
+    total: float
+    longest: float
+    file: str = field(repr=False)
+
+    @property
+    def source(self) -> str:
+        """The line's text, without white space around it; empty where there is no file."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        times = "once" if self.count == 1 else f"{self.count:,} times"
+        longest = "" if self.count == 1 else f", longest {_shown(self.longest)}"
+        return f"line {self.line}: {_shown(self.total)} ({times}{longest}): {self.source}"
+
+
+class Hotspots:
+    """The lines of one call, and what each of them took; value of the name ``hotspots``.
+
+    As text it is a table of the lines that ran, in the order of the file. Time spent in
+    exceptions goes to the line that raised; a generator's includes the time it was suspended.
+    """
+
+    def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[float], ...]) -> None:
+        self._file = file
+        self._numbers = numbers
+        self._runs = runs
+
+    @functools.cached_property
+    def lines(self) -> tuple[LineTime, ...]:
+        """The lines that ran, in the order of the file."""
+        return tuple(
+            LineTime(number, count, total, longest, self._file)
+            for number, (count, total, longest) in zip(
+                self._numbers, timing.totals(self._runs), strict=True
+            )
+            if count
+        )
+
+    @property
+    def worst(self) -> LineTime | None:
+        """The line that took most in all; None if no line ended."""
+        return max(self.lines, key=lambda each: each.total, default=None)
+
+    @property
+    def slowest(self) -> LineTime | None:
+        """The line with the longest single run; None if no line ended."""
+        return max(self.lines, key=lambda each: each.longest, default=None)
+
+    def __iter__(self) -> Iterator[LineTime]:
+        return iter(self.lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __str__(self) -> str:
+        rows = [("line", "runs", "total", "longest", "")]
+        rows += [
+            (str(each.line), f"{each.count:,}", _shown(each.total), _shown(each.longest), each.source)
+            for each in self.lines
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return "\n".join(
+            "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+            for row in rows
+        )
+
+    def __repr__(self) -> str:
+        return f"<Hotspots of {len(self.lines)} lines, worst: {self.worst}>"
+
+
+def reporter(code: CodeType) -> Callable[[tuple[int, ...], tuple[list[float], ...]], Hotspots]:
+    """What makes hotspots of the measured times of a function with this code."""
+    return functools.partial(Hotspots, code.co_filename)
+
+
+def _shown(seconds: float) -> str:
+    """A duration with three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
