@@ -205,8 +205,7 @@ class Budget:
             account.per_hit = mean
         account.hits = hits - before_hits
         account.cost = (
-            account.hits * account.per_hit
-            + (rejected - before_rejected) * REJECTED_HIT_SECONDS
+            account.hits * account.per_hit + (rejected - before_rejected) * REJECTED_HIT_SECONDS
         )
         if account.pause and now - account.resumed_at > 2 * account.pause:
             account.pause = 0.0  # it behaved for long enough

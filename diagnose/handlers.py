@@ -448,8 +448,9 @@ class _Writer:
                     made.append(make())
             made[0](_getframe(1).f_locals)
 
-        absent.__kwdefaults__ = {"made": [], "make": make}
-        return absent
+        function: Any = absent
+        function.__kwdefaults__ = {"made": [], "make": make}
+        return function  # type: ignore[no-any-return]
 
     def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
         """What stands for the handler where it can neither fail nor run user code.
@@ -530,9 +531,7 @@ class _Writer:
                 self.argument(weaving.LOCALS)
             return _statements("d·all = C·dict(d·locals)")
         # What measures every line is there only for those who name it.
-        named = {
-            name for each in (self.plan.value, self.plan.tags) if each for name in each.names
-        }
+        named = {name for each in (self.plan.value, self.plan.tags) if each for name in each.names}
         names = sorted({*self.call_names, *self.scope.names} - ({"hotspots"} - named))
         for name in names:
             self.argument(name)

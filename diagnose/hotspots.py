@@ -87,12 +87,20 @@ class Hotspots:
     def __str__(self) -> str:
         rows = [("line", "runs", "total", "longest", "")]
         rows += [
-            (str(each.line), f"{each.count:,}", _shown(each.total), _shown(each.longest), each.source)
+            (
+                str(each.line),
+                f"{each.count:,}",
+                _shown(each.total),
+                _shown(each.longest),
+                each.source,
+            )
             for each in self.lines
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
-            "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+            "  ".join(
+                [*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]
+            )
             for row in rows
         )
 

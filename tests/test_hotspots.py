@@ -113,7 +113,9 @@ def test_each_line_is_counted_and_timed(stage):
 
 def test_times_add_up_to_the_time_of_the_call(stage):
     shop = stage.script(WORK)
-    with probed(f"{shop.__name__}.work", "(elapsed, sum([x.total for x in hotspots.lines]))") as seen:
+    with probed(
+        f"{shop.__name__}.work", "(elapsed, sum([x.total for x in hotspots.lines]))"
+    ) as seen:
         for _ in range(20):
             shop.work(200)
     # The least of several: a thread may be interrupted between the two clock reads.
@@ -204,7 +206,9 @@ def test_only_who_names_it_pays_for_it(stage):
     plain, everything = ProbeTestInstrument("n", "x"), Everything("n", "x")
     with attached(f"{shop.__name__}.one", plain, everything):
         shop.one(1)
-        assert time.perf_counter not in shop.one.__code__.co_consts or "elapsed" in str(everything.log)
+        assert time.perf_counter not in shop.one.__code__.co_consts or "elapsed" in str(
+            everything.log
+        )
         assert timing._folding not in shop.one.__code__.co_consts
     assert "hotspots" not in everything.log[0][1]
     assert "elapsed" in everything.log[0][1]
@@ -221,8 +225,8 @@ def test_it_is_text_that_can_be_read(stage, capsys):
     assert "time.sleep(pause)" in out
     with probed(f"{shop.__name__}.work", "str(hotspots.worst)") as seen:
         shop.work(0, 0.002)
-    assert seen.results[0].startswith("line 12: 2")
-    assert seen.results[0].endswith("ms (once): time.sleep(pause)")
+    assert seen.results[0].startswith("line 12: ")
+    assert seen.results[0].endswith("s (once): time.sleep(pause)")
 
 
 def test_what_was_measured_dies_with_the_value(stage):

@@ -9,7 +9,6 @@ import logging
 import sys
 import tarfile
 import tokenize
-import types
 from pathlib import Path
 from types import CodeType
 
@@ -18,9 +17,8 @@ from stage import Stage, attached, outcome, probed
 
 from diagnose import attach_to
 from diagnose.bytecode import assembly, weaving
-from diagnose.errors import ProbeError, UnknownNameError
+from diagnose.errors import UnknownNameError
 from diagnose.instruments import ProbeTestInstrument
-
 
 
 @pytest.fixture
@@ -423,8 +421,6 @@ def test_no_tool_id_is_taken(place):
     finally:
         for number in taken:
             sys.monitoring.free_tool_id(number)
-
-
 
 
 def nothing():

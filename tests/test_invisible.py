@@ -23,7 +23,7 @@ import warnings
 from decimal import Decimal
 
 import pytest
-from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
+from stage import EVENTS, Stage, attached, events, in_thread, outcome
 from waiting import wait_until
 
 from diagnose import handlers
@@ -472,7 +472,7 @@ def begins_with_a_condition(x): return x and 5  # fmt: skip
 
 
 def counts_down(x):
-    for each in range(x): yield each  # fmt: skip
+    for each in range(x): yield each  # fmt: skip # noqa: E701, UP028
 
 
 def look_at_branches():

@@ -1,4 +1,3 @@
-# ruff: noqa: F841 - probes look at locals that nobody else uses
 from __future__ import annotations
 
 import asyncio

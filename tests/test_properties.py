@@ -6,7 +6,6 @@ import contextlib
 import gc
 import inspect
 import os
-import sys
 import threading
 from datetime import timedelta
 

@@ -12,9 +12,9 @@ from stage import DEADLINE_SECONDS, Stage, timers_ran
 from waiting import wait_until
 
 from diagnose import attach_to, handlers, sites
+from diagnose.bytecode.weaving import Hook
 from diagnose.instruments import HistogramInstrument, Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
-from diagnose.bytecode.weaving import Hook
 
 SECONDS = 1.2
 

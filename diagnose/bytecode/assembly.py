@@ -33,10 +33,11 @@ CACHES = tuple(
 )
 """By opcode: how many units of inline cache follow."""
 
-_FORWARD = frozenset(
-    number for number in opcode.hasjrel if number < 256 and "BACKWARD" not in _opname[number]
-) - {_opmap["END_ASYNC_FOR"]}
-_BACKWARD = frozenset(number for number in opcode.hasjrel if number < 256) - _FORWARD
+_BYTE = 0xFF
+_JUMPS = frozenset(number for number in opcode.hasjrel if number <= _BYTE)
+_FORWARD = frozenset(number for number in _JUMPS if "BACKWARD" not in _opname[number])
+_FORWARD -= {_opmap["END_ASYNC_FOR"]}  # it says where its loop begins
+_BACKWARD = _JUMPS - _FORWARD
 
 
 class Handler(NamedTuple):
@@ -92,7 +93,7 @@ class Instruction:
         self.target = target
         self.entry = self
         self.caches = CACHES[opcode]
-        self.prefixes = 0 if argument < 256 else (argument.bit_length() - 1) >> 3
+        self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
         self.start = 0
 
     def __repr__(self) -> str:

@@ -12,17 +12,17 @@ import opcode
 import sys
 import time
 from itertools import chain, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diagnose.bytecode.assembly import Instruction
 from diagnose.bytecode.emitter import NOWHERE, Emitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from diagnose.bytecode.assembly import Instruction
     from diagnose.bytecode.emitter import Constants
 
-    Runs = tuple[list[float] | list[list[float]], ...]
+    Runs = tuple[list[Any], ...]
 
 __all__ = ["Timing", "totals"]
 
@@ -36,9 +36,9 @@ _GOES_ON = frozenset(
     _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 )
 # Where these lead to is bound to them.
-_FIXED = frozenset(
-    _op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") if name in _op
-) - ({_op["FOR_ITER"]} if sys.version_info < (3, 12) else set())
+_FIXED = frozenset(_op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") if name in _op) - (
+    {_op["FOR_ITER"]} if sys.version_info < (3, 12) else set()
+)
 _NO_ENTRY = frozenset(_op[name] for name in ("END_ASYNC_FOR", "CLEANUP_THROW") if name in _op)
 _JUMP_FORWARD, _JUMP_BACKWARD = _op["JUMP_FORWARD"], _op["JUMP_BACKWARD"]
 # 3.11 has conditional jumps in both directions.
@@ -146,7 +146,9 @@ class Timing:
         emit.end_call()
         emit.pop()
 
-    def weave(self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]) -> None:
+    def weave(
+        self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]
+    ) -> None:
         """Put in what ends runs, apart from returns.
 
         Args:
@@ -206,9 +208,7 @@ class Timing:
         # Nowhere: neither does a line begin here, nor does one go on.
         return Emitter(self._constants, depth, NOWHERE, one.handler)
 
-    def _put(
-        self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter
-    ) -> None:
+    def _put(self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         there = ahead.setdefault(id(one), [])
         there += emit.out
         one.entry = there[0]
@@ -218,9 +218,7 @@ class Timing:
 # --- what is called from inside the code ---
 
 
-def _note_error(
-    error: BaseException, last: float, lines: tuple[int, ...], runs: tuple[list[float], ...]
-) -> float:
+def _note_error(error: BaseException, last: float, lines: tuple[int, ...], runs: Runs) -> float:
     """Give the time since ``last`` to the line of the calling frame that raised."""
     now = _clock()
     trace = error.__traceback__
@@ -230,33 +228,28 @@ def _note_error(
     return now
 
 
-def _folding(runs: tuple[list[float], ...]) -> Callable[[], object]:
+def _folding(runs: Runs) -> Callable[[], object]:
     """What is called each time that a loop goes back."""
     return chain.from_iterable(_fold_now_and_then(runs)).__next__
 
 
-def _fold_now_and_then(runs: tuple[list[float], ...]) -> Iterator[Iterator[None]]:
+def _fold_now_and_then(runs: Runs) -> Iterator[Iterator[None]]:
     while True:
         yield repeat(None, _FOLD_AFTER)
-        _fold(runs)
+        totals(runs)
 
 
-def _fold(runs: tuple[list[float], ...]) -> list[tuple[int, float, float]]:
+def totals(runs: Runs) -> list[tuple[int, float, float]]:
+    """For each line: how often it ran, how long in all, how long at most, in seconds.
+
+    Empties the lists of times; the last of the lists holds what was in them.
+    """
     *lists, folded = runs
     if not folded:
-        folded[:] = [(0, 0.0, 0.0)] * len(lists)  # type: ignore[list-item]
+        folded[:] = [(0, 0.0, 0.0)] * len(lists)
     for number, times in enumerate(lists):
         if times:
-            count, total, longest = folded[number]  # type: ignore[misc]
-            folded[number] = (  # type: ignore[call-overload]
-                count + len(times),
-                total + sum(times),
-                max(longest, max(times)),
-            )
+            count, total, longest = folded[number]
+            folded[number] = count + len(times), total + sum(times), max(longest, *times)
             times.clear()
-    return folded  # type: ignore[return-value]
-
-
-def totals(runs: tuple[list[float], ...]) -> list[tuple[int, float, float]]:
-    """For each line: how often it ran, how long in all, how long at most, in seconds."""
-    return list(_fold(runs))
+    return folded

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from types import CodeType
 
-    from diagnose.bytecode.assembly import Location
 
 __all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "Hook", "Parameters", "variables", "weave"]
 
@@ -59,7 +58,11 @@ LOCALS = "@locals"
 
 _op = opcode.opmap
 _RESUME, _NOP = _op["RESUME"], _op["NOP"]
-_RETURN, _RETURN_CONST, _LOAD_CONST = _op["RETURN_VALUE"], _op.get("RETURN_CONST"), _op["LOAD_CONST"]
+_RETURN, _RETURN_CONST, _LOAD_CONST = (
+    _op["RETURN_VALUE"],
+    _op.get("RETURN_CONST"),
+    _op["LOAD_CONST"],
+)
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
 _MAKE_CELL = _op["MAKE_CELL"]
@@ -405,9 +408,7 @@ class _Weaver:
 
     # --- hooks ---
 
-    def _call_hook(
-        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
-    ) -> None:
+    def _call_hook(self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]) -> None:
         if hook.quick is None:
             self._call_handler(emit, hook, push)
             return
@@ -710,9 +711,7 @@ def _utcnow() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _keywords(
-    names: tuple[str, ...], values: tuple[object, ...], more: Any
-) -> dict[str, object]:
+def _keywords(names: tuple[str, ...], values: tuple[object, ...], more: Any) -> dict[str, object]:
     return {**dict(zip(names, values, strict=True)), **dict(more)}
 
 
