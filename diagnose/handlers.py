@@ -157,7 +157,7 @@ class Watch(Protocol):
     """
 
     longest_seconds: float
-    pending: list[object]
+    pending: list[None]
 
     def note(self, seconds: float) -> None:
         """Take note of a hit that took so long; called in the program's thread."""

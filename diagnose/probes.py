@@ -51,7 +51,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended", "timer",
+        "_claim", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended", "timer", "was_slow",
     )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
@@ -61,6 +61,7 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self.meter: Meter | None = None
+        self.was_slow = False
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
             self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
@@ -85,15 +86,30 @@ class _Attachment:
         self._leave_later()
 
     def too_slow(self, seconds: float) -> None:
-        """End after a hit that took too long; called in the program's thread."""
-        instrument = self.instrument
+        """Be taken off after a hit that took too long; called in the program's thread.
+
+        Once it is tried again: a process that gets no processor for a while (a container at
+        its quota) looks the same. The second time is the last.
+        """
+        instrument, status = self.instrument, self.instrument.status
+        is_first, self.was_slow = not self.was_slow, True
         with handlers.Quiet():
             text = (
                 f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
-                f"what it may hold up the program: let it look at less ({_REARM})"
+                "what it may hold up the program: let it look at less "
             )
-            if self._give_up("too-slow", text):
-                log.error("%r on %r: %s", instrument, self.probe.target, text)
+            if is_first:
+                text += f"(it is disarmed, and tried once more after {SLOW_PAUSE_SECONDS:g} s)"
+                if not self._disarm():
+                    return
+                self.suspended = True
+                status.state, status.code, status.error = "suspended", "too-slow", text
+                timers.after(SLOW_PAUSE_SECONDS, self.resume)
+            else:
+                text += f"({_REARM})"
+                if not self._give_up("too-slow", text):
+                    return
+            log.error("%r on %r: %s", instrument, self.probe.target, text)
         self._leave_later()
 
     def done(self) -> None:
@@ -165,6 +181,7 @@ class _Attachment:
             _update(self.site)
 
 
+SLOW_PAUSE_SECONDS = 10.0
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 

@@ -130,6 +130,8 @@ def changer_of(shop, made, number):
         event = chance.choice(["call", "return", "end"])
         value = chance.choice(["1", "len(str(x))", "x", "1 // 0"])
         instrument = kind("n", value, event, mgr=manager, when=chance.choice([None, "x"]))
+        # A dozen threads, a switch each microsecond: any hit may take long.
+        instrument.longest_seconds = None
         lifespan = chance.choice([None, None, timedelta(seconds=0.0005)])
         probe.attach(key, instrument, lifespan=lifespan)
         made.append((value, instrument))
@@ -170,7 +172,7 @@ def test_calls_are_right_while_probes_change_thousands_of_times(stage, often):
     assert min(counts) > 0
     wait_until(lambda: handlers.BUSY == set())
     wrong = [each for value, each in made if value == "1" and each.status.error]
-    assert wrong == []
+    assert [each.status.error for each in wrong] == []
 
 
 def test_calls_are_right_while_code_is_swapped_thousands_of_times(stage, often):
