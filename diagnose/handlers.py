@@ -109,6 +109,7 @@ class Scope:
         namespace: the manager's, looked up at each hit as well.
         signature: of the function that this one stands before, or None.
         keywords: name of the ``**`` parameter, or None.
+        has_frame: whether the code that calls handlers is that of the function.
     """
 
     event: str
@@ -117,6 +118,7 @@ class Scope:
     namespace: Mapping[str, object]
     signature: inspect.Signature | None = None
     keywords: str | None = None
+    has_frame: bool = True
 
     @property
     def is_inside(self) -> bool:
@@ -144,8 +146,25 @@ class Plan:
     limits: Limits
     check: Callable[..., object] | None = None
     watch: Watch | None = None
+    span: Span | None = None
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """What an instrument does from the begin of a call to its end.
+
+    Attributes:
+        begin: called before the body, once nothing has turned the hit away, with the call's
+            frame; it returns an object with an attribute ``is_last``, or None: not this time.
+        finish: called after the body with that object; what it returns is the value of ``name``.
+        name: what expressions know it by.
+    """
+
+    begin: Callable[[Any], Any]
+    finish: Callable[[Any], object]
+    name: str
 
 
 class Watch(Protocol):
@@ -312,6 +331,8 @@ class _Writer:
     # --- code ---
 
     def hook(self) -> weaving.Hook:
+        if self.plan.span is not None:
+            return self.span_hook(self.plan.span)
         check = None if self.scope.is_inside else self.plan.check
         handler = self.handler(has_verdict=check is not None)
         prelude = absent = None
@@ -330,6 +351,52 @@ class _Writer:
             absent,
             self.sift(),
         )
+
+    def span_hook(self, span: Span) -> weaving.Hook:
+        """One that decides at the begin of a call, and is served at its end."""
+        plan = self.plan
+        if not self.scope.has_frame:
+            message = (
+                "the target has no Python code: there is no frame whose calls could be watched"
+            )
+            raise ProbeError(message, code="calltree-unavailable")
+        self.constants |= {"begin": span.begin, "finish": span.finish, "frame_of": _getframe}
+        body: list[ast.stmt] = []
+        if plan.check is not None:
+            self.constants["check"] = plan.check
+            self.argument("args")
+            self.argument("kwargs")
+            text = "if not C·check(args, kwargs):\n C·reject_check()\n return"
+            body += _statements(text)
+        if plan.when is not None:
+            if plan.when.names & weaving.EXIT_NAMES:
+                message = (
+                    f"'when' of a {span.name!r} is decided before the call: it can't use "
+                    f"{', '.join(sorted(plan.when.names & weaving.EXIT_NAMES))}"
+                )
+                raise UnknownNameError(message)
+            body += self.fetch(plan.when, set())
+            body += _statements("if not E·when:\n C·reject_condition()\n return")
+        body += self.guards()
+        body += _statements("d·span = C·begin(C·frame_of(1))")
+        if plan.limits.hits is not None:
+            body += _statements("if d·span is not None:\n d·span.is_last = not d·more")
+        body += _statements("return d·span")
+        prelude = self.function(self.arguments, self.frame(), body)
+        names, self.arguments = tuple(self.arguments), []
+
+        body = [ast.Assign([ast.Name(span.name, ast.Store())], ast.Name("d·made", ast.Load()))]
+        body += _statements(plan.deliver) if "D·locals" not in plan.deliver else []
+        fetched = {span.name}
+        for expression in (plan.value, plan.tags):
+            if expression is not None:
+                body[1:1] = self.fetch(expression, fetched)
+        if plan.limits.hits is not None:
+            body += _statements("if d·verdict.is_last:\n C·done()")
+        frame = _statements("if d·verdict is None:\n return\nd·made = C·finish(d·verdict)")
+        frame += self.frame()
+        handler = self.function(["d·verdict", *self.arguments], frame, body)
+        return weaving.Hook(handler, tuple(self.arguments), prelude, names)
 
     def handler(self, *, has_verdict: bool = False) -> FunctionType:
         """The function that serves a hit."""

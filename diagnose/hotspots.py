@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
-__all__ = ["Hotspots", "LineTime", "reporter"]
+__all__ = ["Hotspots", "LineTime", "duration", "reporter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class LineTime:
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count:,} times"
-        longest = "" if self.count == 1 else f", longest {_shown(self.longest)}"
-        return f"line {self.line}: {_shown(self.total)} ({times}{longest}): {self.source}"
+        longest = "" if self.count == 1 else f", longest {duration(self.longest)}"
+        return f"line {self.line}: {duration(self.total)} ({times}{longest}): {self.source}"
 
 
 class Hotspots:
@@ -90,8 +90,8 @@ class Hotspots:
             (
                 str(each.line),
                 f"{each.count:,}",
-                _shown(each.total),
-                _shown(each.longest),
+                duration(each.total),
+                duration(each.longest),
                 each.source,
             )
             for each in self.lines
@@ -113,7 +113,7 @@ def reporter(code: CodeType) -> Callable[[tuple[int, ...], tuple[list[float], ..
     return functools.partial(Hotspots, code.co_filename)
 
 
-def _shown(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration with three digits and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import outcomes, probes, specs
 from diagnose.budget import Budget
-from diagnose.instruments import HistogramInstrument, IncrementInstrument, LogInstrument
+from diagnose.instruments import (
+    CallTreeInstrument,
+    HistogramInstrument,
+    HunterInstrument,
+    IncrementInstrument,
+    LogInstrument,
+)
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import State
 
@@ -107,6 +113,8 @@ class InstrumentManager:
             "log": LogInstrument,
             "hist": HistogramInstrument,
             "incr": IncrementInstrument,
+            "calltree": CallTreeInstrument,
+            "hunter": HunterInstrument,
         }
         self.global_namespace: dict[str, Any] = {
             "datetime": datetime,
@@ -356,7 +364,8 @@ class InstrumentManager:
             name: _arguments_of(made_by) - _USUAL_ARGUMENTS
             for name, made_by in self.instrument_classes.items()
         }
-        return specs.parse(key, document, instrument_types=types)
+        values = {name: _default_value(made) for name, made in self.instrument_classes.items()}
+        return specs.parse(key, document, instrument_types=types, default_values=values)
 
     def _switched_off(self) -> str | None:
         """Why nothing is to be armed at all, or None."""
@@ -478,6 +487,15 @@ def _arguments_of(made_by: Callable[..., Any]) -> frozenset[str]:
     else:
         names |= _USUAL_ARGUMENTS  # **kwargs to the end: made to take them
     return frozenset(names - {"self"})
+
+
+def _default_value(made_by: Callable[..., Any]) -> str | None:
+    """The expression that a class evaluates if it is given none."""
+    try:
+        default = inspect.signature(made_by).parameters["value"].default
+    except (KeyError, TypeError, ValueError):
+        return None
+    return default if isinstance(default, str) else None
 
 
 def _host_and_pid() -> str:

@@ -331,6 +331,7 @@ class ReferenceSite:
             globals_={},
             namespace=namespace,
             signature=_signature(self._found),
+            has_frame=False,
         )
 
     def update(self, armed: Sequence[Armed]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.errors import SpecError
@@ -187,7 +188,11 @@ class Spec:
 
 
 def parse(
-    spec_id: object, document: object, *, instrument_types: Mapping[str, Collection[str]]
+    spec_id: object,
+    document: object,
+    *,
+    instrument_types: Mapping[str, Collection[str]],
+    default_values: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Spec:
     """Check a document and return what it says.
 
@@ -196,6 +201,7 @@ def parse(
         document: the mapping; anything else is an error of this spec.
         instrument_types: for each type that ``instrument.type`` may name, the fields of
             ``instrument`` that its class accepts beyond the usual ones.
+        default_values: for some of them, the expression that is taken if there is no ``value``.
 
     Raises:
         SpecError: with a code for each kind of mistake, and a message that has the field's
@@ -238,7 +244,8 @@ def parse(
         target=target,
         instrument_type=instrument_type,
         name=instrument.get("name", _TEXT, str(spec_id)),
-        value=instrument.get("value", _EXPRESSION, required="missing-value"),
+        value=instrument.get("value", _EXPRESSION, default_values.get(instrument_type))
+        or instrument.get("value", _EXPRESSION, required="missing-value"),
         event=instrument.get("event", _TEXT, "return"),
         custom=dict(custom.document),
         extra=extra,

@@ -26,6 +26,7 @@ ORDER = """
     diagnose.budget
     diagnose.bytecode
     diagnose.hotspots
+    diagnose.calltrees
     diagnose.handlers
     diagnose.sites
     diagnose.sinks

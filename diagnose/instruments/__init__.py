@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from diagnose.instruments.base import Instrument, Status
+from diagnose.instruments.calltree import CallTreeInstrument
+from diagnose.instruments.hunting import HunterInstrument
 from diagnose.instruments.log import LogInstrument
 from diagnose.instruments.metrics import HistogramInstrument, IncrementInstrument
 from diagnose.instruments.recording import ProbeTestInstrument
 
 __all__ = [
+    "CallTreeInstrument",
     "HistogramInstrument",
+    "HunterInstrument",
     "IncrementInstrument",
     "Instrument",
     "LogInstrument",

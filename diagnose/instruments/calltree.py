@@ -1,0 +1,135 @@
+"""The calls below one call, and the events that a hunter query selects in it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diagnose import calltrees
+from diagnose.calltrees import CallTree
+from diagnose.calltrees.collector import Options
+from diagnose.errors import InstrumentError
+from diagnose.guards import Limits
+from diagnose.handlers import Span
+from diagnose.instruments.log import LogInstrument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diagnose.handlers import Plan, Watch
+
+__all__ = ["CallTreeInstrument", "SpanInstrument"]
+
+
+class SpanInstrument(LogInstrument):
+    """Watches from the begin of a call to its end, and writes what it saw.
+
+    ``when`` and the limits are decided at the begin, before anything is watched. At most one
+    call a second is, unless ``limits`` says otherwise.
+    """
+
+    default_limits: ClassVar[Limits] = Limits(rate=1)
+    made: ClassVar[str]
+    """What expressions call the thing that was made of a call."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.event != "return":
+            message = (
+                f"{type(self).__name__} watches a whole call: its event has to be 'return', not "
+                f"{self.event!r}"
+            )
+            raise InstrumentError(message, code="unknown-event")
+        self._running: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def plan(
+        self,
+        probe: Any,
+        fail: Callable[[Exception], None],
+        done: Callable[[], None],
+        watch: Watch | None = None,
+    ) -> Plan:
+        """See :meth:`Instrument.plan`."""
+        span = Span(self._begin, self._finish, self.made)
+        return replace(super().plan(probe, fail, done, watch), span=span)
+
+    def begin(self, frame: Any) -> Any:
+        """Begin to watch the call of ``frame``; None: not this one."""
+        raise NotImplementedError
+
+    def _begin(self, frame: Any) -> Any:
+        running = self.begin(frame)
+        if running is not None:
+            with self._lock:
+                self._running.add(running)
+        return running
+
+    def _finish(self, running: Any) -> object:
+        with self._lock:
+            self._running.discard(running)
+        return running.finish()
+
+    def detached(self) -> None:
+        """End what is being watched: its end will not be told of any more."""
+        with self._lock:
+            running, self._running = self._running, set()
+        for each in running:
+            each.abandon()
+        super().detached()
+
+
+class CallTreeInstrument(SpanInstrument):
+    """Writes which functions a call called, how often, and how long that took, as a tree.
+
+    The value is an expression in which ``tree`` is a :class:`~diagnose.calltrees.CallTree`
+    (``tree.data()`` is nested dicts). Only Python functions are seen, and only those that the
+    call's own thread runs. While a call is watched, what it calls is some microseconds a call
+    slower.
+
+    Args:
+        depth: how many levels of calls.
+        min_ms: branches that took less in all, in milliseconds, are left out.
+        modules: names of modules or packages; only their functions are shown. None: all.
+
+    Raises:
+        InstrumentError: one of them makes no sense.
+    """
+
+    made = "tree"
+    MAX_CHARS = 20_000
+
+    def __init__(
+        self,
+        name: str,
+        value: str = "tree",
+        *args: Any,
+        depth: int = 10,
+        min_ms: float = 0.0,
+        modules: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name, value, *args, **kwargs)
+        given = [modules] if isinstance(modules, str) else list(modules or ())
+        for field, value_, fits, wanted in (
+            ("depth", depth, isinstance(depth, int) and 1 <= depth <= _DEEPEST, "1 to 100 levels"),
+            ("min_ms", min_ms, isinstance(min_ms, int | float) and min_ms >= 0, "milliseconds"),
+            ("modules", modules, all(isinstance(each, str) for each in given), "names of modules"),
+        ):
+            if not fits or isinstance(value_, bool):
+                message = f"a call tree's {field} is {value_!r:.200}; it has to be {wanted}"
+                raise InstrumentError(message, code="wrong-type")
+        self.options = Options(depth, min_ms / 1e3, tuple(given))
+
+    def begin(self, frame: Any) -> Any:
+        """See :meth:`SpanInstrument.begin`."""
+        return calltrees.begin(self.options, frame)
+
+    def emit(self, name: str, value: Any, tags: Any) -> None:
+        """Write the tree, on lines of its own."""
+        text = f"\n{value}" if isinstance(value, CallTree) else value
+        super().emit(name, text, tags)
+
+
+_DEEPEST = 100

@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import sys
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from stage import Stage, attached, outcome, timers_ran
+
+from diagnose import attach_to
+from diagnose.errors import (
+    ExpressionNotAdmittedError,
+    ExpressionSyntaxError,
+    InstrumentError,
+    ProbeError,
+    UnknownNameError,
+)
+from diagnose.guards import Limits
+from diagnose.instruments import CallTreeInstrument, HunterInstrument
+from diagnose.managers import InstrumentManager
+
+FAST = Limits(rate=1e6)
+
+
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def nothing_watches_at_the_end():
+    before = sys.getprofile(), sys.gettrace()
+    yield
+    assert (sys.getprofile(), sys.gettrace()) == before
+    if sys.version_info >= (3, 12):
+        assert "diagnose" not in [sys.monitoring.get_tool(number) for number in range(6)]
+
+
+SHOP = """\
+def leaf(n):
+    return n
+
+def middle(n):
+    return [leaf(each) for each in range(n)]
+
+def recursive(n):
+    return n and recursive(n - 1)
+
+def numbers(n):
+    for each in range(n):
+        leaf(each)
+        yield each
+
+def fails():
+    leaf(1)
+    raise ValueError
+
+def top(n):
+    middle(n)
+    middle(2)
+    recursive(3)
+    for each in numbers(2):
+        leaf(each)
+    try:
+        fails()
+    except ValueError:
+        pass
+    return n
+
+def breaks(n):
+    fails()
+
+async def waits(n):
+    import asyncio
+    for each in range(n):
+        await asyncio.sleep(0)
+        leaf(each)
+
+def calls(function):
+    leaf(0)
+    function()
+    leaf(0)
+    return 1
+"""
+
+
+class Tree(CallTreeInstrument):
+    """Keeps trees."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trees = []
+
+    def emit(self, name, value, tags):
+        self.trees.append(value)
+
+
+def tree_of(stage, shop, path, *calls, limits=FAST, **options):
+    instrument = Tree("t", limits=limits, **{"modules": [shop.__name__], **options})
+    with attached(f"{shop.__name__}.{path}", instrument):
+        for call in calls:
+            call()
+    assert instrument.status.error is None
+    return instrument.trees
+
+
+def shape(data):
+    name = data["function"].partition(".")[2].replace(".<locals>.<listcomp>", "[]")
+    return name, data["count"], sorted(shape(each) for each in data["children"])
+
+
+def flat(data):
+    return [data, *(each for child in data["children"] for each in flat(child))]
+
+
+def test_the_tree_has_every_call_with_its_count_and_times(stage):
+    shop = stage.script(SHOP)
+    (tree,) = tree_of(stage, shop, "top", lambda: shop.top(3))
+    data = tree.data()
+    name, count, children = shape(data)
+    assert (name, count) == ("top", 1)
+    by_name = {each[0]: each for each in children}
+    assert sorted(by_name) == ["fails", "leaf", "middle", "numbers", "recursive"]
+    assert by_name["middle"][1] == 2
+    assert by_name["leaf"][1] == 2
+    assert by_name["numbers"] == ("numbers", 1, [("leaf", 2, [])])
+    assert by_name["fails"] == ("fails", 1, [("leaf", 1, [])])
+    once = ("recursive", 1, [])
+    assert by_name["recursive"] == (
+        "recursive", 1, [("recursive", 1, [("recursive", 1, [once])])],
+    )  # fmt: skip
+    leaves = [each for each in flat(data) if each["function"].endswith(".leaf")]
+    assert sum(each["count"] for each in leaves) == 5 + 2 + 2 + 1
+    for each in flat(data):
+        inside = sum(child["total"] for child in each["children"])
+        assert each["total"] >= each["own"] >= 0
+        assert abs(each["total"] - each["own"] - inside) < 1e-9
+        assert each["longest"] <= each["total"]
+        assert each["file"] == shop.top.__code__.co_filename
+    assert data["line"] == shop.top.__code__.co_firstlineno
+
+
+def test_the_tree_is_drawn_longest_branch_first(stage, capsys):
+    shop = stage.script(SHOP)
+    instrument = CallTreeInstrument("t", modules=[shop.__name__], limits=FAST)
+    with attached(f"{shop.__name__}.top", instrument):
+        shop.top(50)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Probe (t)[tags={}] = "
+    assert lines[1].startswith(f"{shop.__name__}.top  ")
+    assert lines[2].startswith(f"├─ {shop.__name__}.middle  ")
+    assert lines[2].endswith(", 2 calls")
+    assert "(own " in lines[2]
+    assert any(line.startswith("└─ ") for line in lines)
+
+
+def test_depth_cuts_the_tree_and_says_so(stage):
+    shop = stage.script(SHOP)
+    (tree,) = tree_of(stage, shop, "top", lambda: shop.top(3), depth=1)
+    assert all(not each["children"] for each in tree.data()["children"])
+    assert tree.left_out >= 5 + 3 + 2 + 1
+    assert "calls deeper than wanted" in str(tree)
+
+
+def test_branches_below_the_least_duration_are_summed_up(stage):
+    shop = stage.script(SHOP)
+    (tree,) = tree_of(stage, shop, "top", lambda: shop.top(3), min_ms=10_000)
+    assert tree.data()["children"] == []
+    assert "calls below 10 s" in str(tree)
+
+
+def test_only_chosen_modules_are_shown(stage):
+    shop, other = stage.script(SHOP), stage.script("def far(f):\n    return f()")
+    call = lambda: shop.calls(lambda: other.far(lambda: shop.leaf(2)))
+    (tree,) = tree_of(stage, shop, "calls", call)
+    assert {each["function"] for each in flat(tree.data())} == {
+        f"{shop.__name__}.calls",
+        f"{shop.__name__}.leaf",
+    }
+    (tree,) = tree_of(stage, shop, "calls", call, modules=[other.__name__])
+    assert [each["function"] for each in tree.data()["children"]] == [f"{other.__name__}.far"]
+    (tree,) = tree_of(stage, shop, "calls", call, modules=None)
+    assert len(flat(tree.data())) >= 5
+
+
+def test_a_tree_of_too_many_functions_is_cut(stage, monkeypatch):
+    from diagnose.calltrees.collector import Options
+
+    shop = stage.script(SHOP)
+    instrument = Tree("t", limits=FAST, modules=[shop.__name__])
+    instrument.options = Options(modules=(shop.__name__,), most_nodes=3)
+    with attached(f"{shop.__name__}.top", instrument):
+        assert shop.top(5) == 5
+    (tree,) = instrument.trees
+    assert len(flat(tree.data())) == 3
+    assert tree.left_out > 0
+
+
+def test_a_call_that_raises_has_a_tree_and_raises_as_before(stage):
+    shop = stage.script(SHOP)
+    bare = outcome(shop.breaks, 1)
+    instrument = Tree("t", "(tree, exception)", limits=FAST, modules=[shop.__name__])
+    with attached(f"{shop.__name__}.breaks", instrument):
+        assert outcome(shop.breaks, 1) == bare
+    ((tree, error),) = instrument.trees
+    assert isinstance(error, ValueError)
+    assert shape(tree.data())[2] == [("fails", 1, [("leaf", 1, [])])]
+
+
+def test_what_others_do_while_a_coroutine_waits_is_not_in_its_tree(stage):
+    shop = stage.script(SHOP)
+
+    async def other():
+        for _ in range(10):
+            await asyncio.sleep(0)
+            shop.middle(3)
+
+    async def main():
+        await asyncio.gather(shop.waits(3), other())
+
+    (tree,) = tree_of(stage, shop, "waits", lambda: asyncio.run(main()))
+    assert shape(tree.data())[2] == [("leaf", 3, [])]
+
+
+def test_generators_have_a_tree_of_all_their_steps(stage):
+    shop = stage.script(SHOP)
+
+    def call():
+        for _ in shop.numbers(3):
+            shop.middle(2)
+
+    (tree,) = tree_of(stage, shop, "numbers", call)
+    assert shape(tree.data())[2] == [("leaf", 3, [])]
+
+
+def test_other_threads_are_not_in_the_tree(stage):
+    shop = stage.script(SHOP)
+
+    def call():
+        thread = threading.Thread(target=shop.middle, args=(5,))
+        shop.calls(lambda: (thread.start(), thread.join()))
+
+    (tree,) = tree_of(stage, shop, "calls", call)
+    names = [each["function"] for each in flat(tree.data())]
+    assert f"{shop.__name__}.middle" not in names
+
+
+def test_several_threads_are_watched_at_once(stage):
+    shop = stage.script(SHOP)
+    gate = threading.Barrier(4)
+
+    def call():
+        threads = [
+            threading.Thread(target=shop.calls, args=(lambda: (gate.wait(30), shop.middle(n)),))
+            for n in range(4)
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+
+    trees = tree_of(stage, shop, "calls", call)
+    assert len(trees) == 4
+    for tree in trees:
+        counts = {each["function"].rpartition(".")[2]: each["count"] for each in flat(tree.data())}
+        assert counts["middle"] == 1
+
+
+def test_a_tree_within_a_tree_is_not_watched(stage):
+    shop = stage.script(SHOP)
+    trees = tree_of(stage, shop, "recursive", lambda: shop.recursive(3))
+    assert len(trees) == 1
+    assert len(flat(trees[0].data())) == 4
+
+
+def test_conditions_and_limits_are_decided_before_anything_is_watched(stage):
+    shop = stage.script(SHOP)
+    calls = [lambda n=n: shop.top(n) for n in range(5)]
+    assert len(tree_of(stage, shop, "top", *calls, when="n > 2")) == 2
+    instrument = Tree("t", modules=[shop.__name__])
+    with attached(f"{shop.__name__}.top", instrument):
+        for call in calls:
+            call()
+        assert instrument.status.suppressed["rate"] == 4
+    assert len(instrument.trees) == 1
+    with pytest.raises(UnknownNameError, match="decided before the call"):
+        with attached(f"{shop.__name__}.top", Tree("t", when="elapsed > 1")):
+            pass
+
+
+def test_it_is_done_after_its_hits(stage):
+    shop = stage.script(SHOP)
+    code = shop.top.__code__
+    instrument = Tree("t", limits=Limits(rate=1e6, hits=2))
+    probe = attach_to(f"{shop.__name__}.top")
+    probe.attach("t", instrument)
+    for _ in range(4):
+        shop.top(1)
+    timers_ran()
+    assert len(instrument.trees) == 2
+    assert instrument.status.state == "done"
+    assert shop.top.__code__ is code
+    probe.detach("t")
+
+
+def test_taking_it_off_inside_the_call_ends_the_watch(stage):
+    shop = stage.script(SHOP)
+    instrument = Tree("t", limits=FAST)
+    probe = attach_to(f"{shop.__name__}.calls")
+    probe.attach("t", instrument)
+    assert shop.calls(lambda: probe.detach("t")) == 1
+    assert instrument.trees == []
+
+
+def test_an_expression_that_fails_ends_the_watch_too(stage):
+    shop = stage.script(SHOP)
+    instrument = Tree("t", "tree.nothing", limits=FAST)
+    with attached(f"{shop.__name__}.top", instrument):
+        assert shop.top(1) == 1
+    assert "AttributeError" in instrument.status.error
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 has room for several")
+def test_another_profiler_is_left_alone_on_3_11(stage):
+    shop = stage.script(SHOP)
+    instrument = Tree("t", limits=FAST)
+    profile = cProfile.Profile()
+    with attached(f"{shop.__name__}.top", instrument):
+        profile.enable()
+        try:
+            assert shop.top(1) == 1
+            assert sys.getprofile() is profile
+        finally:
+            profile.disable()
+    assert "another profiler" in instrument.status.error
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+def test_where_no_tool_id_is_free_it_says_so(stage):
+    shop = stage.script(SHOP)
+    taken = [number for number in range(6) if sys.monitoring.get_tool(number) is None]
+    for number in taken:
+        sys.monitoring.use_tool_id(number, f"other {number}")
+    try:
+        instrument = Tree("t", limits=FAST)
+        with attached(f"{shop.__name__}.top", instrument):
+            assert shop.top(1) == 1
+        assert "all six tool ids" in instrument.status.error
+    finally:
+        for number in taken:
+            sys.monitoring.free_tool_id(number)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"depth": 0}, "depth is 0"),
+        ({"depth": True}, "depth is True"),
+        ({"depth": "3"}, "depth is '3'"),
+        ({"min_ms": -1}, "min_ms is -1"),
+        ({"modules": [3]}, r"modules is \[3\]"),
+        ({"event": "call"}, "has to be 'return'"),
+    ],
+)
+def test_options_that_make_no_sense_are_errors(options, match):
+    with pytest.raises(InstrumentError, match=match):
+        CallTreeInstrument("t", **options)
+
+
+def test_what_has_no_frame_has_no_tree():
+    with pytest.raises(ProbeError, match="no Python code"):
+        with attached("math.floor", Tree("t")):
+            pass
+
+
+def document(path, **instrument):
+    return {
+        "target": path,
+        "instrument": {"name": "n", **instrument},
+        "lifespan": 10,
+        "lastmodified": datetime.now(UTC),
+    }
+
+
+def test_a_spec_may_ask_for_a_tree_and_need_not_give_a_value(stage, capsys):
+    shop = stage.script(SHOP)
+    manager = InstrumentManager("me", expression_policy="restricted")
+    path = f"{shop.__name__}.top"
+    manager.specs["t"] = document(path, type="calltree", depth=2, modules=[shop.__name__])
+    manager.specs["wrong"] = document(path, type="calltree", depth="x")
+    manager.specs["data"] = document(path, type="calltree", value="tree.root.count")
+    manager.specs["hunt"] = document(path, type="hunter", query="Q()")
+    manager.apply()
+    shop.top(2)
+    manager.apply()
+    applied = {key: each["applied"]["me"] for key, each in manager.specs.items()}
+    manager.stop()
+    assert (applied["t"]["state"], applied["t"]["err"]) == ("emitting", None)
+    assert "warnings" not in applied["t"]
+    assert "depth is 'x'" in applied["wrong"]["err"]
+    assert applied["hunt"]["code"] == "expression-not-admitted"
+    assert "├─ " in capsys.readouterr().out
+
+
+# --- hunter -----------------------------------------------------------------------------------
+
+
+class Hunt(HunterInstrument):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, limits=FAST, **kwargs)
+        self.seen = []
+
+    def emit(self, name, value, tags):
+        self.seen.append(value)
+
+
+def test_a_hunt_writes_the_events_that_its_query_selects(stage):
+    shop = stage.script(SHOP)
+    hunt = Hunt("h", query=f"Q(module={shop.__name__!r}, kind='call', function='leaf')")
+    bare = shop.top(2)
+    with attached(f"{shop.__name__}.top", hunt):
+        assert shop.top(2) == bare
+        assert sys.gettrace() is None
+    (events,) = hunt.seen
+    assert len(events) == 2 + 2 + 2 + 2 + 1
+    assert events[0] == f"{shop.__name__}:1     call      def leaf(n):"
+
+
+def test_a_hunt_ends_after_so_many_events(stage):
+    shop = stage.script(SHOP)
+    hunt = Hunt("h", "(len(events), sys.gettrace())", query="Q(kind='line')", max_events=3)
+    hunt.mgr.global_namespace["sys"] = sys
+    try:
+        with attached(f"{shop.__name__}.top", hunt):
+            shop.top(20)
+    finally:
+        del hunt.mgr.global_namespace["sys"]
+    assert hunt.seen == [(3, None)]
+
+
+def test_a_hunt_leaves_other_tracers_alone(stage):
+    shop = stage.script(SHOP)
+    hunt = Hunt("h")
+    trace = lambda *_: None
+    before = sys.gettrace()
+    with attached(f"{shop.__name__}.top", hunt):
+        sys.settrace(trace)
+        try:
+            assert shop.top(1) == 1
+            assert sys.gettrace() is trace
+        finally:
+            sys.settrace(before)
+    assert "another tracer is active" in hunt.status.error
+
+
+@pytest.mark.parametrize("query", ["", "Q(", "Q(nothing_='x')", "1", "open('x')", "Q().y", 3])
+def test_what_is_no_query_is_an_error_that_shows_one(query):
+    with pytest.raises(ExpressionSyntaxError, match="hunter query"):
+        HunterInstrument("h", query=query)
+
+
+def test_a_hunt_needs_the_policy_for_any_python():
+    with pytest.raises(ExpressionNotAdmittedError, match="expression_policy='python'"):
+        HunterInstrument("h", policy="restricted")
+
+
+def test_taking_a_hunt_off_inside_the_call_ends_it(stage):
+    shop = stage.script(SHOP)
+    probe = attach_to(f"{shop.__name__}.calls")
+    hunt = Hunt("h")
+    probe.attach("h", hunt)
+    assert shop.calls(lambda: probe.detach("h")) == 1
+    assert hunt.seen == []
