@@ -62,7 +62,13 @@ class Interpreter:
 
     @property
     def sides(self):
+        """Who can be measured."""
         return ["here", *self.others]
+
+    @property
+    def columns(self):
+        """Who was to be measured."""
+        return [name for name in LIBRARIES if name in {"here", *self.others, *self.why_not}]
 
 
 def say(text):

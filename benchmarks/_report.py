@@ -18,6 +18,8 @@ from sides import LIBRARIES, NOBODY
 NOT_THERE = "not there"
 NOT_AVAILABLE = "n/a"
 COMPARED = ("upstream", "ddtrace")
+# Of so few there is no low and high worth a table.
+QUICK_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,22 @@ def ratio(findings, row, other):
     return "" if found is None else f"{found:,.{1 if found < 100 else 0}f}"
 
 
-def main_table(findings, rows):
+def main_table(findings, rows, sides):
+    compared = [side for side in COMPARED if side in sides]
     lines = []
     for row in rows:
         ours = findings.figure(row.key, row.name)
-        cells = [cell(findings, row, side) for side in LIBRARIES]
+        cells = [cell(findings, row, side) for side in sides]
         cells.insert(1, spread(row, ours) if ours else "")
-        lines.append([row.label, *cells, *(ratio(findings, row, side) for side in COMPARED)])
-    titles = [library.title for library in LIBRARIES.values()]
+        lines.append([row.label, *cells, *(ratio(findings, row, side) for side in compared)])
+    titles = [LIBRARIES[side].title for side in sides]
     titles.insert(1, "low to high")
-    cheaper = [f"{LIBRARIES[side].title} ÷ here" for side in COMPARED]
+    cheaper = [f"{LIBRARIES[side].title} ÷ here" for side in compared]
     return table(["ns added per call, or as it says", *titles, *cheaper], lines)
 
 
-def spread_table(findings, rows):
+def spread_table(findings, rows, others):
     """Lowest and highest of the others."""
-    others = [side for side in LIBRARIES if side != "here"]
     lines = []
     for row in rows:
         found = [findings.figure(row.key, row.name, side) for side in others]
@@ -178,7 +180,7 @@ def report(interpreter, keys, about, rounds, objects):
     parts = [
         f"## Python {interpreter.version}",
         f"{about}; {rounds} rounds; {objects:,} objects on the heap of start and stop.",
-        main_table(findings, rows),
+        main_table(findings, rows, interpreter.columns),
     ]
     scale = {
         name: findings.figure("scale", f"{name}_ns", NOBODY)
@@ -193,8 +195,8 @@ def report(interpreter, keys, about, rounds, objects):
         )
     if goals:
         parts.append(goals_table(findings, goals))
-    if len(interpreter.sides) > 1:
-        parts.append(spread_table(findings, rows))
+    if len(interpreter.sides) > 1 and rounds > QUICK_ROUNDS:
+        parts.append(spread_table(findings, rows, interpreter.sides[1:]))
     parts += remarks(interpreter, findings)
     return "\n\n".join(parts)
 
@@ -208,6 +210,11 @@ def remarks(interpreter, findings):
     expired = findings.all("expired", "is_original", "upstream")
     if expired and not all(expired):
         yield "Upstream's wrapper stays in place when its instrument has expired."
+    if findings.figure("generator", side="upstream"):
+        yield (
+            "Upstream's `return` of a generator or coroutine is when it is made, here and in "
+            "ddtrace when it finishes."
+        )
     left = findings.figure("stopped")
     if left and left.median > NOISE_NS:
         yield (

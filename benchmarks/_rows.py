@@ -134,8 +134,10 @@ ROWS = (
     Row("ten", "ten `return` histograms on one function"),
     Row("generator", "`return` of a generator of ten values"),
     Row("coroutine", "`return` of a coroutine"),
-    Row("hotspots", "`hotspots`, a call", "call_ns"),
-    Row("hotspots", "`hotspots`, a line that runs", "line_ns"),
+    Row("hotspots", "`hotspots`, 3 lines run", "few_ns"),
+    Row("hotspots", "`hotspots`, 203 lines run", "many_ns"),
+    Row("hotspots", "`hotspots`, so a call without its lines", "call_ns"),
+    Row("hotspots", "`hotspots`, and each line that runs", "line_ns"),
     Row("body-short", "`end`, body of 100 nested calls", "ratio", "x", 3, is_compared=False),
     Row("body", "`end`, body of 20,000 nested calls", "ratio", "x", 3, is_compared=False),
     Row("body-line", "`line`, body of 20,000 nested calls", "ratio", "x", 3, is_compared=False),
@@ -143,8 +145,10 @@ ROWS = (
     Row("stopped", "stopped", digits=1, is_compared=False),
     Row("expired", "expired", digits=1, is_compared=False),
     Row("heap", "start and stop", "start_stop_ms", "ms", 2),
-    Row("heap", "the very first in its process", "first_ms", "ms", 2),
+    Row("heap", "start and stop, the first in its process", "first_ms", "ms", 2),
     Row("heap", "longest stall of another thread", "stall_ms", "ms", 2, is_compared=False),
-    Row("heap", "without a start", "stall_without_ms", "ms", 2, is_compared=False),
+    Row(
+        "heap", "the same while nothing is started", "stall_without_ms", "ms", 2, is_compared=False
+    ),
     Row("heap", "references covered, of 20", "seen", "", 0, is_compared=False),
 )
