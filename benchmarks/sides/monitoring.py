@@ -36,7 +36,7 @@ class Side(Arrivals):
     def probe(self, target, work, expires=None):
         module, _, name = target.rpartition(".")
         code = getattr(sys.modules[module], name).__code__
-        if work["value"] == "hotspots":
+        if work["value"].startswith("hotspots"):
             self.made = Armed(code, LINE, on_every_line, code.co_firstlineno + 1)
         elif work["event"] == "line":
             wanted = code.co_firstlineno + work["line"]
