@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -17,7 +17,8 @@ help:
 	@echo "make test       the tests, on $(PYTHON) and on the newest other Python found"
 	@echo "make test-one   the tests on $(PYTHON) only"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      what a probe costs, beside upstream diagnose"
+	@echo "make bench      what a probe costs, beside other libraries, on two Pythons (10 min)"
+	@echo "make bench-quick the same on $(PYTHON) only, in rough (1 min)"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -56,8 +57,18 @@ lint: $(VENV)/.has-lint
 	$(BIN)/mypy --python-version 3.11
 	$(BIN)/mypy --python-version 3.13
 
-bench: $(VENV)/.has-demo
-	@$(BIN)/python benchmarks/overhead.py
+bench: $(VENV)/.has-bench
+	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
+	second=""; \
+	if [ -n "$$other" ]; then \
+		minor="$$("$$other" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
+		second="$(VENV)-$$minor"; \
+		$(MAKE) --no-print-directory "$$second/.has-bench" VENV="$$second" PYTHON="$$other" || exit 1; \
+	fi; \
+	$(BIN)/python benchmarks/overhead.py --python $(BIN)/python $${second:+--python "$$second/bin/python"}
+
+bench-quick: $(VENV)/.has-bench
+	@$(BIN)/python benchmarks/overhead.py --quick
 
 clean:
 	rm -rf .venv .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -65,13 +76,14 @@ clean:
 
 # A file says what an environment has: it is installed anew when pyproject.toml changes.
 
+$(VENV)/.has-bench: EXTRAS :=
 $(VENV)/.has-demo: EXTRAS := demo
 $(VENV)/.has-test: EXTRAS := test
 $(VENV)/.has-lint: EXTRAS := test,lint
 
 $(VENV)/.has-%: pyproject.toml | $(BIN)/python
-	@echo "Installing what is needed into $(VENV) ($(EXTRAS))"
-	@$(PIP) install --editable '.[$(EXTRAS)]'
+	@echo "Installing what is needed into $(VENV)$(if $(EXTRAS), ($(EXTRAS)))"
+	@$(PIP) install --editable '.$(EXTRAS:%=[%])'
 	@touch $@
 
 # A half-made environment would look like a whole one the next time.
