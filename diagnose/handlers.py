@@ -427,11 +427,13 @@ class _Writer:
         body += deliver
         if plan.limits.hits is not None:
             body += _statements("if not d·more:\n C·done()")
+        if self.is_given_the_time:
+            self.argument(weaving.NOW)
+        frame = self.frame(ahead, has_verdict=has_verdict, is_safe=self.is_safe())
         parameters = ["d·verdict"] if has_verdict else []
         parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
         if self.by_mapping:
             parameters = ["d·locals"]
-        frame = self.frame(ahead, has_verdict=has_verdict, is_safe=self.is_safe())
         return self.function(parameters, frame, body)
 
     def frame(
@@ -465,12 +467,27 @@ class _Writer:
         if watch is not None:
             self.constants |= {"clock": _clock, "note": watch.note, "pending": watch.pending}
             self.constants["longest"] = watch.longest_seconds
-            text = "d·began = C·clock()\n" + text
+            if weaving.NOW not in self.arguments:
+                text = "d·began = C·clock()\n" + text
             text += (
                 " d·spent = C·clock() - d·began\n"
                 " if d·spent > C·longest or (d·pending := C·pending):\n  C·note(d·spent)\n"
             )
         return [*head, *_statements(text)]
+
+    @functools.cached_property
+    def is_given_the_time(self) -> bool:
+        """Whether the clock's reading is an argument of the handler.
+
+        So it is where it is read anyway, or where no condition turns hits away before it is
+        needed.
+        """
+        plan = self.plan
+        if plan.watch is None or plan.span is not None or self.by_mapping or self.is_safe():
+            return False
+        named = {name for each in (plan.value, plan.tags, plan.when) if each for name in each.names}
+        shares = self.scope.event == "return" and "elapsed" in named
+        return shares or plan.when is None
 
     @functools.cached_property
     def plain_condition(self) -> str:
@@ -485,7 +502,8 @@ class _Writer:
         if not when.names <= {*self.scope.names, *self.call_names} or not _is_plain(when.tree):
             return ""
         self.constants["plain"] = _PLAIN
-        return " and ".join(f"C·type({name}) in C·plain" for name in sorted(when.names)) or "True"
+        check = "((d·t := C·type({0})) is C·int or d·t is C·float or d·t in C·plain)"
+        return " and ".join(map(check.format, sorted(when.names))) or "True"
 
     def sift(self) -> tuple[FunctionType, tuple[str, ...]] | None:
         """For ``return``: what says at the call that its condition will be false."""
@@ -495,8 +513,7 @@ class _Writer:
         names = sorted(when.names)
         if not names or not set(names) <= set(self.scope.names) - {"args", "kwargs"}:
             return None
-        text = _PLAIN_CHECK.replace("P·plain", self.plain_condition)
-        text = text.replace("return", "return True") + "return False"
+        text = _PLAIN_SIFT.replace("P·plain", self.plain_condition)
         return self.function(names, _statements(text), []), tuple(names)
 
     def absent(self) -> FunctionType:
@@ -545,7 +562,8 @@ class _Writer:
         if limits.rate is not None:
             self.constants["clock"] = _clock
             self.constants.setdefault("rate", guards.Rate(limits.rate))
-            texts.append("if C·clock() >= C·rate.until:\n C·rate.roll()")
+            now = "d·began" if self.is_given_the_time else "C·clock()"
+            texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·reject_rate()\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
@@ -726,7 +744,7 @@ _ABSENT = {
     "end": _absent_local,
     "line": _absent_local,
 }
-_PARAMETERS = {weaving.LOCALS: "d·locals"}
+_PARAMETERS = {weaving.LOCALS: "d·locals", weaving.NOW: "d·began"}
 
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 _PLAIN_CHECK = """\
@@ -739,6 +757,16 @@ if P·plain:
         d·passed = True
     except C·Exception:
         pass
+"""
+_PLAIN_SIFT = """\
+if P·plain:
+    try:
+        if not E·when:
+            C·reject_condition()
+            return True
+    except C·Exception:
+        pass
+return False
 """
 _PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import linecache
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.bytecode import timing
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Hotspots", "LineTime", "duration", "reporter"]
 
 
-@dataclass(frozen=True, slots=True)
-class LineTime:
+class LineTime(NamedTuple):
     """What one line took in one call, with all that it called.
 
     Attributes:
@@ -29,10 +27,10 @@ class LineTime:
     """
 
     line: int
-    count: int
+    count: int  # type: ignore[assignment]
     total: float
     longest: float
-    file: str = field(repr=False)
+    file: str
 
     @property
     def source(self) -> str:
@@ -52,37 +50,42 @@ class Hotspots:
     exceptions goes to the line that raised; a generator's includes the time it was suspended.
     """
 
-    def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[float], ...]) -> None:
+    def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[Any], ...]) -> None:
         self._file = file
         self._numbers = numbers
         self._runs = runs
 
     @functools.cached_property
+    def _totals(self) -> list[tuple[int, float, float]]:
+        return timing.totals(self._runs)
+
+    def _line(self, number: int) -> LineTime:
+        return LineTime(self._numbers[number], *self._totals[number], self._file)
+
+    @property
     def lines(self) -> tuple[LineTime, ...]:
         """The lines that ran, in the order of the file."""
-        return tuple(
-            LineTime(number, count, total, longest, self._file)
-            for number, (count, total, longest) in zip(
-                self._numbers, timing.totals(self._runs), strict=True
-            )
-            if count
-        )
+        return tuple(self._line(number) for number, row in enumerate(self._totals) if row[0])
 
     @property
     def worst(self) -> LineTime | None:
         """The line that took most in all; None if no line ended."""
-        return max(self.lines, key=lambda each: each.total, default=None)
+        return self._greatest([total for _, total, _ in self._totals])
 
     @property
     def slowest(self) -> LineTime | None:
         """The line with the longest single run; None if no line ended."""
-        return max(self.lines, key=lambda each: each.longest, default=None)
+        return self._greatest([longest for _, _, longest in self._totals])
+
+    def _greatest(self, times: list[float]) -> LineTime | None:
+        number = times.index(max(times))
+        return self._line(number) if self._totals[number][0] else None
 
     def __iter__(self) -> Iterator[LineTime]:
         return iter(self.lines)
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return sum(1 for count, _, _ in self._totals if count)
 
     def __str__(self) -> str:
         rows = [("line", "runs", "total", "longest", "")]
@@ -105,10 +108,10 @@ class Hotspots:
         )
 
     def __repr__(self) -> str:
-        return f"<Hotspots of {len(self.lines)} lines, worst: {self.worst}>"
+        return f"<Hotspots of {len(self)} lines, worst: {self.worst}>"
 
 
-def reporter(code: CodeType) -> Callable[[tuple[int, ...], tuple[list[float], ...]], Hotspots]:
+def reporter(code: CodeType) -> Callable[[tuple[int, ...], tuple[list[Any], ...]], Hotspots]:
     """What makes hotspots of the measured times of a function with this code."""
     return functools.partial(Hotspots, code.co_filename)
 

@@ -254,7 +254,7 @@ def test_several_threads_are_watched_at_once(stage):
 
     def call():
         threads = [
-            threading.Thread(target=shop.calls, args=(lambda: (gate.wait(30), shop.middle(n)),))
+            threading.Thread(target=shop.calls, args=(lambda n=n: (gate.wait(30), shop.middle(n)),))
             for n in range(4)
         ]
         for each in threads:

@@ -123,7 +123,7 @@ def test_times_add_up_to_the_time_of_the_call(stage):
 
 
 def test_a_loop_of_any_length_keeps_lists_short(stage, monkeypatch):
-    monkeypatch.setattr(timing, "_FOLD_AFTER", 10)
+    monkeypatch.setattr(timing, "_LONG", frozenset(range(10, 20)))
     shop = stage.script(WORK)
     with probed(f"{shop.__name__}.work", "(hotspots, [len(x) for x in hotspots._runs])") as seen:
         shop.work(5000)
@@ -209,7 +209,7 @@ def test_only_who_names_it_pays_for_it(stage):
         assert time.perf_counter not in shop.one.__code__.co_consts or "elapsed" in str(
             everything.log
         )
-        assert timing._folding not in shop.one.__code__.co_consts
+        assert timing._note_error not in shop.one.__code__.co_consts
     assert "hotspots" not in everything.log[0][1]
     assert "elapsed" in everything.log[0][1]
     assert shop.one.__code__ is code

@@ -11,13 +11,12 @@ from __future__ import annotations
 import opcode
 import sys
 import time
-from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode.emitter import NOWHERE, Emitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from diagnose.bytecode.assembly import Instruction
     from diagnose.bytecode.emitter import Constants
@@ -48,9 +47,13 @@ _FORWARD_TWIN = {
     if name.startswith("POP_JUMP_BACKWARD")
 }
 _LIST_APPEND, _BUILD_LIST = _op["LIST_APPEND"], _op["BUILD_LIST"]
+_GET_LEN, _CONTAINS_OP, _NOP = _op["GET_LEN"], _op["CONTAINS_OP"], _op["NOP"]
 
-_FOLD_AFTER = 4096
-"""How often a call goes back in its loops before its lists are folded."""
+_FOLD_AT = 4096
+_LONG = frozenset(range(_FOLD_AT, 2 * _FOLD_AT))
+"""The lengths of a list that make a loop fold all of them. A comparison is written in another
+way in each version of CPython, and other ways out of the line may add to the list between two
+looks: so it is a set."""
 
 _clock = time.perf_counter
 
@@ -80,14 +83,11 @@ class Timing:
             self._line_of[id(one)] = line
         self.lines = tuple(sorted(set(self._line_of.values())))
         self._first = self._kept = 0
-        self._loops = any(
-            one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN for one in body
-        )
         self.stubs: list[Emitter] = []
         self.deepest = 0
 
     # --- what is kept: a list for each line, one for what was folded, all of them in a tuple,
-    # --- what is called in loops, and the time at which the last run ended.
+    # --- and the time at which the last run ended.
 
     @property
     def runs(self) -> int:
@@ -96,7 +96,7 @@ class Timing:
 
     @property
     def _last(self) -> int:
-        return self.runs + 1 + self._loops
+        return self.runs + 1
 
     def enter(self, emit: Emitter) -> int:
         """Push what is kept; the number of values."""
@@ -107,15 +107,11 @@ class Timing:
         for place in range(count):
             emit.copy(self._first + place)
         emit.tuple_of(count)
-        if self._loops:
-            emit.begin_call(_folding)
-            emit.copy(self.runs)
-            emit.end_call(1)
         emit.call(_clock)
         return emit.depth - self._first
 
-    def end_run(self, emit: Emitter, one: Instruction) -> None:
-        """Give the time since the last run to the line of ``one``."""
+    def end_run(self, emit: Emitter, one: Instruction) -> int:
+        """Give the time since the last run to the line of ``one``; where its list is."""
         place = self._first + self.lines.index(self._line_of[id(one)])
         emit.call(_clock)
         now = emit.depth - 1
@@ -124,6 +120,7 @@ class Timing:
         emit.subtract()
         emit.add(_LIST_APPEND, emit.depth - 1 - place, -1)
         self._set_last(emit)
+        return place
 
     def raised(self, emit: Emitter) -> None:
         """Give the time since the last run to the line that raised; the error is topmost."""
@@ -141,10 +138,21 @@ class Timing:
         emit.swap(emit.depth - self._last)
         emit.pop()
 
-    def _go_back(self, emit: Emitter) -> None:
-        emit.begin_call_of(self.runs + 1)
-        emit.end_call()
-        emit.pop()
+    def _go_back(self, emit: Emitter, place: int) -> None:
+        """Fold the lists if the one at ``place`` has become long."""
+        folding = Emitter(self._constants, emit.depth, emit.location, emit.handler)
+        folding.begin_call(totals)
+        folding.copy(self.runs)
+        folding.end_call(1)
+        folding.pop()
+        self.stubs.append(folding)
+        emit.copy(place)
+        emit.add(_GET_LEN, 0, 1)
+        emit.drop_second()
+        emit.constant(_LONG)
+        emit.add(_CONTAINS_OP, 0, -1)
+        emit.jump_if(folding.out[0])
+        folding.jump_back(emit.add(_NOP))
 
     def weave(
         self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]
@@ -189,20 +197,20 @@ class Timing:
         goes_back = one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN
         if one.opcode in _GOES_ON:
             emit = self._emitter(depth, one)
-            self.end_run(emit, one)
+            place = self.end_run(emit, one)
             if goes_back:
-                self._go_back(emit)
+                self._go_back(emit, place)
             self._put(ahead, one, emit)
             return
         # It may go on here too: what ends the run stands elsewhere, on the way to the target.
         stub = self._emitter(self._depth[id(target)] + self._kept, one)
-        self.end_run(stub, one)
+        place = self.end_run(stub, one)
+        self.stubs.append(stub)
         if goes_back:
-            self._go_back(stub)
+            self._go_back(stub, place)
         one.opcode = _FORWARD_TWIN.get(one.opcode, one.opcode)
         stub.add(_JUMP_BACKWARD if goes_back else _op["JUMP_BACKWARD_NO_INTERRUPT"]).target = target
         one.target = stub.out[0]
-        self.stubs.append(stub)
 
     def _emitter(self, depth: int, one: Instruction) -> Emitter:
         # Nowhere: neither does a line begin here, nor does one go on.
@@ -228,17 +236,6 @@ def _note_error(error: BaseException, last: float, lines: tuple[int, ...], runs:
     return now
 
 
-def _folding(runs: Runs) -> Callable[[], object]:
-    """What is called each time that a loop goes back."""
-    return chain.from_iterable(_fold_now_and_then(runs)).__next__
-
-
-def _fold_now_and_then(runs: Runs) -> Iterator[Iterator[None]]:
-    while True:
-        yield repeat(None, _FOLD_AFTER)
-        totals(runs)
-
-
 def totals(runs: Runs) -> list[tuple[int, float, float]]:
     """For each line: how often it ran, how long in all, how long at most, in seconds.
 
@@ -250,6 +247,9 @@ def totals(runs: Runs) -> list[tuple[int, float, float]]:
     for number, times in enumerate(lists):
         if times:
             count, total, longest = folded[number]
-            folded[number] = count + len(times), total + sum(times), max(longest, *times)
+            times.append(longest)
+            longest = max(times)
+            times.pop()
+            folded[number] = count + len(times), total + sum(times), longest
             times.clear()
     return folded

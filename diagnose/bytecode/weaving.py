@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
 
-__all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "Hook", "Parameters", "variables", "weave"]
+__all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "NOW", "Hook", "Parameters", "variables", "weave"]
 
 ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
 """What a ``call`` can name besides the parameters."""
@@ -55,6 +55,9 @@ EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end", "hotspots"})
 
 LOCALS = "@locals"
 """A hook's name for a mapping of all of the frame's variables."""
+
+NOW = "@now"
+"""A hook's name for the clock's reading (``time.perf_counter``) when it is called."""
 
 _op = opcode.opmap
 _RESUME, _NOP = _op["RESUME"], _op["NOP"]
@@ -301,7 +304,7 @@ class _Weaver:
         parameters = set(self.parameters.names) - {"args", "kwargs"}
         exit_names = dict.fromkeys(name for hook in after for name in hook.names)
         for name in exit_names:
-            if name in EXIT_NAMES or (name == "frame" and name not in parameters):
+            if name in EXIT_NAMES or name == NOW or (name == "frame" and name not in parameters):
                 continue
             if name in parameters and not self._may_change(name):
                 continue
@@ -356,6 +359,8 @@ class _Weaver:
     def _entry_value(self, emit: Emitter, name: str) -> None:
         if name in self.kept:
             emit.copy(self.kept[name])
+        elif name == NOW:
+            emit.call(_clock)
         elif name in self.parameters.names and name not in {"args", "kwargs"}:
             self._parameter(emit, name)
         elif name == "args":
@@ -470,7 +475,7 @@ class _Weaver:
 
     def _is_sure(self, name: str) -> bool:
         """Whether a variable has a value everywhere."""
-        if name == LOCALS:
+        if name in {LOCALS, NOW}:
             return True
         index, is_cell = self.index[name]
         return name in self.parameters.names and not is_cell and index not in self.changed
@@ -478,6 +483,9 @@ class _Weaver:
     def _variable(self, emit: Emitter, name: str) -> None:
         if name == LOCALS:
             emit.call(_locals)
+            return
+        if name == NOW:
+            emit.call(_clock)
             return
         if name not in self.index:
             message = f"the function has no variable {name!r}"
@@ -500,8 +508,10 @@ class _Weaver:
         wanted = {name for hook in after for name in hook.names}
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
-            places["elapsed"] = emit.depth
+            places[NOW] = emit.depth
             emit.call(_clock)
+            places["elapsed"] = emit.depth
+            emit.copy(places[NOW])
             emit.copy(self.kept["@began"])
             emit.subtract()
         if "end" in wanted:
@@ -521,7 +531,10 @@ class _Weaver:
             places["exception"] = places["result"]
 
         def push(out: Emitter, name: str) -> None:
-            if name in places:
+            if name == NOW and (ends or hook is not after[0]):
+                # What others did since the clock was read is not this one's.
+                out.call(_clock)
+            elif name in places:
                 out.copy(places[name])
             elif name == "exception":
                 out.constant(None)
@@ -539,9 +552,8 @@ class _Weaver:
                 emit.out.append(skipped)
             else:
                 self._call_hook(emit, hook, push)
-        for name in ("elapsed", "end", "hotspots"):
-            if name in wanted:
-                emit.pop()
+        while emit.depth > places["result"] + 1:
+            emit.pop()
         if self.only is not None:
             emit.out.append(over)
 

@@ -38,14 +38,17 @@ class Node:
 
     @property
     def function(self) -> str:
+        """See above."""
         return f"{self.module}.{self.code.co_qualname}"
 
     @property
     def file(self) -> str:
+        """See above."""
         return self.code.co_filename
 
     @property
     def line(self) -> int:
+        """See above."""
         return self.code.co_firstlineno
 
     def __repr__(self) -> str:

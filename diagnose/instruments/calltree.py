@@ -105,13 +105,13 @@ class CallTreeInstrument(SpanInstrument):
         name: str,
         value: str = "tree",
         *args: Any,
-        depth: int = 10,
-        min_ms: float = 0.0,
-        modules: list[str] | None = None,
+        depth: Any = 10,
+        min_ms: Any = 0.0,
+        modules: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(name, value, *args, **kwargs)
-        given = [modules] if isinstance(modules, str) else list(modules or ())
+        given: list[Any] = [modules] if isinstance(modules, str) else list(modules or ())
         for field, value_, fits, wanted in (
             ("depth", depth, isinstance(depth, int) and 1 <= depth <= _DEEPEST, "1 to 100 levels"),
             ("min_ms", min_ms, isinstance(min_ms, int | float) and min_ms >= 0, "milliseconds"),

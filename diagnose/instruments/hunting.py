@@ -47,8 +47,8 @@ class HunterInstrument(SpanInstrument):
         name: str,
         value: str = "events",
         *args: Any,
-        query: str = "Q(kind='call')",
-        max_events: int = 1000,
+        query: Any = "Q(kind='call')",
+        max_events: Any = 1000,
         **kwargs: Any,
     ) -> None:
         super().__init__(name, value, *args, **kwargs)
