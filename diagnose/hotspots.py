@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.bytecode import timing
@@ -11,6 +12,8 @@ from diagnose.bytecode import timing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
+
+_total, _longest = itemgetter(1), itemgetter(2)
 
 __all__ = ["Hotspots", "LineTime", "duration", "reporter"]
 
@@ -50,42 +53,48 @@ class Hotspots:
     exceptions goes to the line that raised; a generator's includes the time it was suspended.
     """
 
+    __slots__ = ("__weakref__", "_file", "_found", "_numbers", "_runs")
+
     def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[Any], ...]) -> None:
         self._file = file
         self._numbers = numbers
         self._runs = runs
+        self._found: list[tuple[int, float, float]] | None = None
 
-    @functools.cached_property
     def _totals(self) -> list[tuple[int, float, float]]:
-        return timing.totals(self._runs)
+        # Reckoned when somebody asks: the call has gone on by then, or it is asked at once.
+        if self._found is None:
+            self._found = timing.totals(self._runs)
+        return self._found
 
     def _line(self, number: int) -> LineTime:
-        return LineTime(self._numbers[number], *self._totals[number], self._file)
+        count, total, longest = self._totals()[number]
+        return LineTime(self._numbers[number], count, total, longest, self._file)
 
     @property
     def lines(self) -> tuple[LineTime, ...]:
         """The lines that ran, in the order of the file."""
-        return tuple(self._line(number) for number, row in enumerate(self._totals) if row[0])
+        return tuple(self._line(number) for number, row in enumerate(self._totals()) if row[0])
 
     @property
     def worst(self) -> LineTime | None:
         """The line that took most in all; None if no line ended."""
-        return self._greatest([total for _, total, _ in self._totals])
+        rows = self._totals()
+        row = max(rows, key=_total)
+        return self._line(rows.index(row)) if row[0] else None
 
     @property
     def slowest(self) -> LineTime | None:
         """The line with the longest single run; None if no line ended."""
-        return self._greatest([longest for _, _, longest in self._totals])
-
-    def _greatest(self, times: list[float]) -> LineTime | None:
-        number = times.index(max(times))
-        return self._line(number) if self._totals[number][0] else None
+        rows = self._totals()
+        row = max(rows, key=_longest)
+        return self._line(rows.index(row)) if row[0] else None
 
     def __iter__(self) -> Iterator[LineTime]:
         return iter(self.lines)
 
     def __len__(self) -> int:
-        return sum(1 for count, _, _ in self._totals if count)
+        return sum(1 for count, _, _ in self._totals() if count)
 
     def __str__(self) -> str:
         rows = [("line", "runs", "total", "longest", "")]

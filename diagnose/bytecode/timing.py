@@ -50,7 +50,7 @@ _LIST_APPEND, _BUILD_LIST = _op["LIST_APPEND"], _op["BUILD_LIST"]
 _GET_LEN, _CONTAINS_OP, _NOP = _op["GET_LEN"], _op["CONTAINS_OP"], _op["NOP"]
 
 _FOLD_AT = 4096
-_LONG = frozenset(range(_FOLD_AT, 2 * _FOLD_AT))
+_LONG = frozenset(range(_FOLD_AT, _FOLD_AT + 64))
 """The lengths of a list that make a loop fold all of them. A comparison is written in another
 way in each version of CPython, and other ways out of the line may add to the list between two
 looks: so it is a set."""
@@ -141,7 +141,7 @@ class Timing:
     def _go_back(self, emit: Emitter, place: int) -> None:
         """Fold the lists if the one at ``place`` has become long."""
         folding = Emitter(self._constants, emit.depth, emit.location, emit.handler)
-        folding.begin_call(totals)
+        folding.begin_call(_fold)
         folding.copy(self.runs)
         folding.end_call(1)
         folding.pop()
@@ -239,17 +239,24 @@ def _note_error(error: BaseException, last: float, lines: tuple[int, ...], runs:
 def totals(runs: Runs) -> list[tuple[int, float, float]]:
     """For each line: how often it ran, how long in all, how long at most, in seconds.
 
-    Empties the lists of times; the last of the lists holds what was in them.
+    To be called once, at the end.
     """
+    if runs[-1]:
+        _fold(runs)
+        return runs[-1]
+    return [(len(times), sum(times), max(times)) if times else _NEVER for times in runs[:-1]]
+
+
+def _fold(runs: Runs) -> None:
+    """Empty the lists; the last one of them holds what was in them."""
     *lists, folded = runs
     if not folded:
-        folded[:] = [(0, 0.0, 0.0)] * len(lists)
+        folded[:] = [_NEVER] * len(lists)
     for number, times in enumerate(lists):
         if times:
             count, total, longest = folded[number]
-            times.append(longest)
-            longest = max(times)
-            times.pop()
-            folded[number] = count + len(times), total + sum(times), longest
+            folded[number] = count + len(times), total + sum(times), max(longest, max(times))  # noqa: PLW3301
             times.clear()
-    return folded
+
+
+_NEVER = (0, 0.0, 0.0)

@@ -16,6 +16,7 @@ from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
 
     from diagnose.calltrees.collector import Options
@@ -137,7 +138,7 @@ if sys.version_info >= (3, 12):
     def _on_unwind(code: CodeType, _offset: int, _error: BaseException) -> Any:
         _leave(code)  # can't be switched off
 
-    _CALLBACKS = {
+    _CALLBACKS: dict[int, Callable[..., object]] = {
         _events.PY_START: _on_start,
         _events.PY_RESUME: _on_resume,
         _events.PY_THROW: _on_throw,
