@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import linecache
-from operator import itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.bytecode import timing
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
-_total, _longest = itemgetter(1), itemgetter(2)
+_longest = attrgetter("longest")
 
 __all__ = ["Hotspots", "LineTime", "duration", "reporter"]
 
@@ -53,48 +53,42 @@ class Hotspots:
     exceptions goes to the line that raised; a generator's includes the time it was suspended.
     """
 
-    __slots__ = ("__weakref__", "_file", "_found", "_numbers", "_runs")
+    __slots__ = ("__weakref__", "_file", "_numbers", "_runs")
 
     def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[Any], ...]) -> None:
         self._file = file
         self._numbers = numbers
         self._runs = runs
-        self._found: list[tuple[int, float, float]] | None = None
 
-    def _totals(self) -> list[tuple[int, float, float]]:
-        # Reckoned when somebody asks: the call has gone on by then, or it is asked at once.
-        if self._found is None:
-            self._found = timing.totals(self._runs)
-        return self._found
+    # Reckoned when somebody asks, and only what is asked for.
 
     def _line(self, number: int) -> LineTime:
-        count, total, longest = self._totals()[number]
+        count, total, longest = timing.line_totals(self._runs, number)
         return LineTime(self._numbers[number], count, total, longest, self._file)
 
     @property
     def lines(self) -> tuple[LineTime, ...]:
         """The lines that ran, in the order of the file."""
-        return tuple(self._line(number) for number, row in enumerate(self._totals()) if row[0])
+        found = [self._line(number) for number in range(len(self._numbers))]
+        return tuple(line for line in found if line.count)
 
     @property
     def worst(self) -> LineTime | None:
         """The line that took most in all; None if no line ended."""
-        rows = self._totals()
-        row = max(rows, key=_total)
-        return self._line(rows.index(row)) if row[0] else None
+        totals = timing.sums(self._runs)
+        line = self._line(totals.index(max(totals)))
+        return line if line.count else None
 
     @property
     def slowest(self) -> LineTime | None:
         """The line with the longest single run; None if no line ended."""
-        rows = self._totals()
-        row = max(rows, key=_longest)
-        return self._line(rows.index(row)) if row[0] else None
+        return max(self.lines, key=_longest, default=None)
 
     def __iter__(self) -> Iterator[LineTime]:
         return iter(self.lines)
 
     def __len__(self) -> int:
-        return sum(1 for count, _, _ in self._totals() if count)
+        return len(self.lines)
 
     def __str__(self) -> str:
         rows = [("line", "runs", "total", "longest", "")]

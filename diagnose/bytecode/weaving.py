@@ -200,7 +200,7 @@ def weave(
         lines: hooks to be called before a line of the file runs.
         busy: as long as it is empty, ``quick`` of a hook stands for its handler.
         report: makes ``hotspots`` of the lines' numbers and what was measured; see
-            :func:`diagnose.bytecode.timing.totals`.
+            :func:`diagnose.bytecode.timing.sums`.
         hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
 
     Raises:
