@@ -80,6 +80,11 @@ class Clockwork:
         self._running: Timer | None = None
         _all.add(self)
 
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The one that calls; None while nothing is due."""
+        return self._thread
+
     def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Run ``callback`` once, ``seconds`` from now (at once when it is 0 or less)."""
         timer = Timer(time.monotonic() + seconds, callback)

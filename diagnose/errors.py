@@ -16,6 +16,7 @@ __all__ = [
     "ServerError",
     "SpecError",
     "StoreError",
+    "TargetDriftedError",
     "TargetError",
     "TargetKindError",
     "TargetNotFoundError",
@@ -70,6 +71,12 @@ class TargetKindError(TargetError, TypeError):
     """The path leads to something that is no function (a module, a class, a number)."""
 
     code = "target-kind"
+
+
+class TargetDriftedError(TargetError, ValueError):
+    """The target's code is not the code that a fingerprint was taken of."""
+
+    code = "drifted"
 
 
 class ProbeError(DiagnoseError, RuntimeError):

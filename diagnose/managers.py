@@ -7,6 +7,7 @@ it. Running :meth:`~InstrumentManager.apply` again changes nothing where nothing
 
 from __future__ import annotations
 
+import dataclasses
 import datetime  # noqa: ICN001 - the name that expressions know
 import inspect
 import itertools
@@ -21,8 +22,9 @@ import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from diagnose import outcomes, probes, specs
+from diagnose import arming, imports, outcomes, probes, specs, targets
 from diagnose.budget import Budget
+from diagnose.errors import TargetNotImportedError
 from diagnose.instruments import (
     CallTreeInstrument,
     HistogramInstrument,
@@ -36,10 +38,12 @@ from diagnose.specs import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
+    from diagnose.arming import Armed
     from diagnose.expressions import Policy
     from diagnose.instruments import Instrument
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
+    from diagnose.targets import Target
 
 __all__ = ["CPU_BUDGET", "InstrumentManager", "mag"]
 
@@ -145,7 +149,8 @@ class InstrumentManager:
         """Bring this process in line with :attr:`specs`.
 
         Never raises for what a spec holds: that becomes the spec's ``err``. Cheap when
-        nothing changed; imports nothing.
+        nothing changed; imports nothing. What waits for a module is armed when that is
+        imported, without this; the next call says so.
         """
         thread = threading.current_thread()
         self._apply(thread.stopping if isinstance(thread, _Background) else None)
@@ -234,6 +239,7 @@ class InstrumentManager:
         """Do all that is to be done; return what there is to tell. The lock is held."""
         now, switched_off = self.now(), self._switched_off()
         documents = dict(self.specs)
+        imports.stand_first()
         for key in [key for key in self._records if key not in documents]:
             self._disarm(self._records.pop(key))
         news = []
@@ -245,6 +251,7 @@ class InstrumentManager:
             except Exception as exc:  # noqa: BLE001 - whatever a spec holds is its own error
                 self._disarm(record)
                 record.fail(exc)
+                self._await(record, now)
             if record.told is not document and not self._has_entry(document):
                 record.told = UNTOLD
             if record.told is UNTOLD or record.outcome != before:
@@ -258,6 +265,8 @@ class InstrumentManager:
             return record
         if record is not None:
             slot, probe = record.slot, record.probe
+            if record.appointment is not None and (kept := record.appointment.cancel()) is not None:
+                probe = kept.probe
         else:
             slot, probe = f"{self._serial}:{key if isinstance(key, str) else id(key)}", None
         record = self._records[key] = Record(slot, content, probe)
@@ -291,7 +300,12 @@ class InstrumentManager:
             # The probe's own timer did it already, unless this clock was put forward.
             self._disarm(record)
             return Outcome(State.EXPIRED, warnings=spec.warnings)
+        if record.appointment is not None and (armed := record.appointment.take()) is not None:
+            record.appointment = None
+            record.succeed(armed)
         if record.instrument is not None:
+            if record.instrument.status.state in {"installed", "emitting"}:
+                self._follow(record, spec, remaining)
             outcome = self._look_at(record, record.instrument)
             if outcome is not None:
                 return outcome
@@ -301,20 +315,93 @@ class InstrumentManager:
         return self._look_at(record, self._arm(record, spec, remaining))
 
     def _arm(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
-        instrument = self._make(spec, remaining)
-        before = record.probe
-        probe = probes.active_probes.get(spec.target) or probes.FunctionProbe(spec.target)
-        probe.attach(record.slot, instrument, lifespan=remaining)
-        record.succeed(probe, instrument)
-        if before is not None and before is not probe:
+        appointment, record.appointment = record.appointment, None
+        armed = None if appointment is None else appointment.cancel()
+        if armed is None:
+            record.spare = self._make(spec, remaining)
+            record.subject = None
+            armed = self._put(record, spec, record.spare, remaining, arming.locate(spec))
+        record.succeed(armed)
+        return armed.instrument
+
+    def _put(
+        self,
+        record: Record,
+        spec: Spec,
+        instrument: Instrument,
+        remaining: datetime.timedelta | None,
+        target: Target,
+    ) -> Armed:
+        before, record.subject = record.probe, target.subject
+        arming.check(spec, target)
+        armed = arming.arm(spec, record.slot, instrument, remaining, target)
+        if before is not None and before is not armed.probe:
             before.detach(record.slot)
-        return instrument
+        return armed
+
+    def _follow(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> None:
+        """Go where the path leads now, if its function was redefined."""
+        target = targets.find(spec.target)
+        if target is None:
+            held, record.subject = record.subject, None
+            target = arming.locate(spec)  # which says what is wrong
+            record.subject = held
+        if target.subject is record.subject:
+            record.wrapped = None
+        elif target.wraps(record.subject):
+            by = target.location or f"a {type(target.subject).__name__}"
+            record.wrapped = (
+                f"{spec.target} was wrapped by {by}; the probe stays on the function inside"
+            )
+        elif (instrument := record.instrument) is not None:
+            if spec.limits.hits is not None:
+                left = max(1, spec.limits.hits - instrument.status.hits)
+                instrument.limits = dataclasses.replace(spec.limits, hits=left)
+            record.succeed(self._put(record, spec, instrument, remaining, target))
+            here = target.location or f"a {type(target.subject).__name__}"
+            record.moved = f"the function was redefined; the probe moved to the new one at {here}"
+
+    def _await(self, record: Record, now: datetime.datetime) -> None:
+        """See to it that what is pending is armed as soon as its module is imported."""
+        instrument, record.spare = record.spare, None
+        spec, error = record.spec, record.error
+        if spec is None or not isinstance(error, TargetNotImportedError):
+            return
+        remaining, ref = spec.remaining(now), weakref.ref(self)
+        try:
+            if instrument is None:  # it was armed, and its module was taken away
+                instrument = self._make(spec, remaining)
+
+            def kept() -> None:
+                manager = ref()
+                if manager is not None:
+                    manager._wake()
+
+            record.appointment = arming.Appointment(
+                spec, record.slot, instrument, remaining, module=error.name, kept=kept
+            )
+        except Exception:
+            log.exception("%r will be applied by the first apply() after its import only", spec.id)
+            return
+        # Between the look and the watch it may have been imported.
+        if record.appointment.keep():
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the background apply soon; called from a thread that must not wait for it."""
+        background = self._background
+        if background is not None:
+            background.wake()
 
     def _disarm(self, record: Record) -> None:
-        probe, record.probe, record.instrument = record.probe, None, None
-        if probe is not None:
+        appointment, record.appointment = record.appointment, None
+        armed = None if appointment is None else appointment.cancel()
+        on = {record.probe} if armed is None else {record.probe, armed.probe}
+        record.probe = record.instrument = None
+        for probe in on:
             try:
-                probe.detach(record.slot)
+                if probe is not None:
+                    probe.detach(record.slot)
             except Exception:
                 log.exception("taking %r off %r failed", record.slot, probe)
 
@@ -325,7 +412,8 @@ class InstrumentManager:
         if state == "stopped":
             return None
         found = () if record.probe is None else record.probe.warnings
-        warnings = tuple(dict.fromkeys((*record.warnings, *found, *instrument.warnings)))
+        notes = [note for note in (record.moved, record.wrapped) if note is not None]
+        warnings = tuple(dict.fromkeys((*record.warnings, *notes, *found, *instrument.warnings)))
         if state in {"new", "installed"}:
             return Outcome(State.INSTALLED, warnings=warnings)
         outcome = Outcome(State(state), status.error, status.code, warnings)
@@ -433,7 +521,7 @@ class InstrumentManager:
     def _stop_background(self) -> None:
         background, self._background = self._background, None
         if background is not None:
-            background.stopping.set()
+            background.stop()
 
     def _after_fork_in_child(self) -> None:
         """Become another process: called in a forked child, before anything else runs in it."""
@@ -444,8 +532,8 @@ class InstrumentManager:
         background = self._background
         if background is not None:
             # Should this very thread be it, its loop is to end.
-            background.stopping = threading.Event()
-            background.stopping.set()
+            background.renew_events()
+            background.stop()
             self.apply_in_background(background.period)
 
 
@@ -456,17 +544,32 @@ class _Background(threading.Thread):
         super().__init__(name="diagnose-manager", daemon=True)
         self._manager = manager
         self.period = period
+        self.renew_events()
+
+    def renew_events(self) -> None:
+        """Take events that nobody waits for, or holds the locks of."""
         self.stopping = threading.Event()
+        self._due = threading.Event()
+
+    def stop(self) -> None:
+        """End the loop; does not wait for it."""
+        self.stopping.set()
+        self._due.set()
+
+    def wake(self) -> None:
+        """Apply once more at once, or as soon as the one that is running is over."""
+        self._due.set()
 
     def run(self) -> None:
         """Apply, wait, and so on."""
         while True:
+            self._due.clear()
             try:
                 self._manager.apply()
             except Exception:
                 # An override of apply(), say one that reads a database that is down.
                 log.exception("%r could not apply its specs; it goes on", self._manager)
-            if self.stopping.wait(self.period):
+            if self.stopping.is_set() or (self._due.wait(self.period) and self.stopping.is_set()):
                 return
 
 

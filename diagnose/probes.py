@@ -288,7 +288,12 @@ class FunctionProbe:
         _finish(gone)
 
     def attach(
-        self, key: str, instrument: Instrument, *, lifespan: timedelta | None = None
+        self,
+        key: str,
+        instrument: Instrument,
+        *,
+        lifespan: timedelta | None = None,
+        target: Target | None = None,
     ) -> None:
         """Arm ``instrument`` under ``key``, in place of what was there before.
 
@@ -299,6 +304,9 @@ class FunctionProbe:
             key: whatever tells this instrument from others.
             instrument: it may be attached to other targets as well.
             lifespan: when to end by itself; None: as its ``expires`` says.
+            target: where the probe's path leads now, if that was found out just before; an
+                instrument that is attached already moves there. None: to the function that
+                the probe is on, or else to what its path leads to.
 
         Raises:
             DiagnoseError: it can't be armed; then everything is as it was.
@@ -310,11 +318,11 @@ class FunctionProbe:
             instrument.status.state = "expired"
             self.detach(key)
             return
-        target = self._resolved
+        held = self._resolved
         try:
-            target = target or targets.resolve(self.target, import_modules=False)
+            found = target or held or targets.resolve(self.target, import_modules=False)
             with handlers.Quiet(), _lock:
-                gone = self._put_on(key, instrument, self._resolved or target, seconds)
+                gone = self._put_on(key, instrument, target or self._resolved or found, seconds)
         except DiagnoseError:
             self._leave_if_empty()
             raise

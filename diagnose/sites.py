@@ -21,6 +21,7 @@ from diagnose import hotspots
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
+from diagnose.targets import fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,16 @@ def site_of(target: Target) -> Site:
     if target.function is not None:
         return CodeSite(target.function)
     return ReferenceSite(target, subject)
+
+
+def _own_code(function: FunctionType) -> CodeType:
+    """The code that a function has when it is not probed."""
+    site = _sites.get(id(function))
+    code = function.__code__
+    return site._base if isinstance(site, CodeSite) and code is site._ours else code
+
+
+fingerprints.read_code = _own_code
 
 
 def _select(armed: Sequence[Armed], event: str) -> tuple[Hook, ...]:

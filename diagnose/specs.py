@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.errors import SpecError
 from diagnose.guards import Limits
+from diagnose.targets.fingerprints import FORM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -49,6 +50,7 @@ _FIELDS = (
     "enabled",
     "select",
     "limits",
+    "fingerprint",
     "created_by",
     "comment",
 )
@@ -136,6 +138,8 @@ class Spec:
         lastmodified: the version of the spec, aware, in UTC.
         enabled: False keeps it from being applied.
         select: which processes it is for; None for all.
+        fingerprints: of the code that it was written against, one for each Python version;
+            none if any code will do. See :mod:`diagnose.targets.fingerprints`.
         warnings: what in the document has no effect, one sentence each.
     """
 
@@ -153,6 +157,7 @@ class Spec:
     lastmodified: datetime
     enabled: bool
     select: Select | None
+    fingerprints: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def selects(self, labels: Mapping[str, str], process_id: str) -> bool:
@@ -255,6 +260,7 @@ def parse(
         lastmodified=_lastmodified(document),
         enabled=whole.get("enabled", _FLAG, True),
         select=_select(whole.section("select")),
+        fingerprints=_fingerprints(whole),
         warnings=_limited(warnings),
     )
 
@@ -423,6 +429,20 @@ def _select(section: _Section) -> Select | None:
         if name != "percent" and (value := section.get(name, _PATTERNS)) is not None:
             patterns[str(name)] = (value,) if isinstance(value, str) else tuple(value)
     return Select(patterns, section.get("percent", _PERCENT))
+
+
+def _fingerprints(whole: _Section) -> tuple[str, ...]:
+    given = whole.get("fingerprint", _PATTERNS, ())
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    for text in texts:
+        if not FORM.fullmatch(text):
+            raise SpecError(
+                f"fingerprint {_shown(text)} is none; it must look like '3.11-0f3a9c52d7be-42', "
+                "or be a list of such texts, one for each Python version: take it from the error "
+                "of a spec that has another one, or from diagnose.targets.fingerprint",
+                code="bad-fingerprint",
+            )
+    return texts
 
 
 def _fits(label: str, pattern: str) -> bool:

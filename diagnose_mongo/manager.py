@@ -360,6 +360,11 @@ class MongoInstrumentManager(InstrumentManager):
             )
         return None
 
+    def _wake(self) -> None:
+        poller = self._poller
+        if poller is not None:
+            poller.wake()
+
     def _has_entry(self, document: Any) -> bool:
         return True  # documents come without entries; `_believe` compares now and then
 

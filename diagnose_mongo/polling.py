@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.jobstores.base import JobLookupError
@@ -67,13 +67,14 @@ class Poller:
         self._phase = phase
         self._settle = settle
         self._scheduler: _SteadyScheduler | None = None
+        self._executor = _DaemonExecutor()
 
     def start(self) -> None:
         """Start polling; returns at once. To be called once."""
         scheduler = _SteadyScheduler(
             daemon=True,
             timezone=UTC,
-            executors={"default": _DaemonExecutor()},
+            executors={"default": self._executor},
             logger=_quiet_logger(),
         )
         scheduler.add_job(
@@ -90,6 +91,14 @@ class Poller:
         )
         self._scheduler = scheduler
         scheduler.start()
+
+    def wake(self) -> None:
+        """Call once more, now or after the call that is under way; the plan stays.
+
+        Returns at once and takes no lock: for threads that must not wait. Several of these
+        before the call are one.
+        """
+        self._executor.wake(self._poll)
 
     def stop(self) -> None:
         """Make no more calls. Does not wait for one that is under way; idempotent."""
@@ -138,6 +147,10 @@ class _SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
         return super()._process_jobs()
 
 
+class _OutOfTurn(NamedTuple):
+    func: Callable[[], object]
+
+
 class _DaemonExecutor(BaseExecutor):  # type: ignore[misc]
     """One daemon thread that runs the job.
 
@@ -148,6 +161,7 @@ class _DaemonExecutor(BaseExecutor):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._due: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_woken = False
 
     def start(self, scheduler: Any, alias: str) -> None:
         super().start(scheduler, alias)
@@ -156,16 +170,25 @@ class _DaemonExecutor(BaseExecutor):  # type: ignore[misc]
     def shutdown(self, wait: bool = True) -> None:  # noqa: FBT001, FBT002 - APScheduler's signature
         self._due.put(None)
 
+    def wake(self, poll: Callable[[], object]) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._due.put(_OutOfTurn(poll))
+
     def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
         self._due.put(job)
 
     def _work(self) -> None:
         while (job := self._due.get()) is not None:
             soon = None
+            if type(job) is _OutOfTurn:
+                self._is_woken = False
             try:
                 soon = job.func()
             except Exception:
                 log.exception("%r failed", job.func)
+            if type(job) is _OutOfTurn:
+                continue  # the scheduler knows nothing of it
             self._run_job_success(job.id, [])
             if soon is not None and (wanted := _in_seconds(soon)) < job.next_run_time:
                 with contextlib.suppress(JobLookupError):  # stopped just now

@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
+    diagnose.clockwork
+    diagnose.imports
     diagnose.targets
     diagnose.expressions
     diagnose.capture
     diagnose.guards
-    diagnose.clockwork
     diagnose.budget
     diagnose.bytecode
     diagnose.hotspots
@@ -33,6 +34,7 @@ ORDER = """
     diagnose.instruments
     diagnose.probes
     diagnose.specs
+    diagnose.arming
     diagnose.outcomes
     diagnose.managers
     diagnose.breakpoints

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from waiting import in_child
 
 import diagnose
-from diagnose import probes
+from diagnose import probes, targets
 from diagnose.instruments import Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager, mag
 
@@ -274,13 +274,13 @@ def test_a_target_that_comes_to_exist_later_is_found(shop, manager):
 
 def test_what_keeps_failing_is_tried_ever_more_rarely(shop, manager, monkeypatch):
     tries = []
-    attach = probes.FunctionProbe.attach
+    resolve = targets.resolve
 
-    def counted(self, *args, **kwargs):
-        tries.append(self.target)
-        return attach(self, *args, **kwargs)
+    def counted(path, **kwargs):
+        tries.append(path)
+        return resolve(path, **kwargs)
 
-    monkeypatch.setattr(probes.FunctionProbe, "attach", counted)
+    monkeypatch.setattr(targets, "resolve", counted)
     manager.specs["a"] = spec(target="probed_shop.nothing")
     for _ in range(200):
         manager.apply()

@@ -734,6 +734,31 @@ def test_a_poll_may_ask_to_be_called_sooner():
     poller.stop()
 
 
+def test_a_poller_that_is_woken_calls_once_more_and_keeps_to_its_plan():
+    begun, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def poll():
+        begun.release()
+        assert go.acquire(timeout=20)
+
+    poller = Poller(poll, period=3600, phase=0.0)
+    poller.start()
+    assert begun.acquire(timeout=20)
+    wait_until(lambda: poller._scheduler.get_job("poll").next_run_time > datetime.now(UTC))
+    planned = poller._scheduler.get_job("poll").next_run_time
+    for _ in range(5):
+        poller.wake()
+    go.release()
+    assert begun.acquire(timeout=20)
+    assert poller._executor._due.empty()  # while a call is under way they are one
+    poller.wake()
+    go.release(2)
+    assert begun.acquire(timeout=20)
+    assert poller._scheduler.get_job("poll").next_run_time == planned
+    poller.stop()
+    poller.wake()  # nobody listens
+
+
 def test_polls_go_on_when_the_clock_is_set_back(monkeypatch):
     from apscheduler.schedulers import base
 

@@ -471,6 +471,87 @@ def test_a_missing_attribute_that_another_module_has_is_pointed_to(shop):
         assert "there is" not in failure(f"shop_t.base.{name}", TargetNotFoundError).message
 
 
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("shop_t.cart.Cart.route", "shop_t.cart.Router.route"),  # a method of another class
+        ("shop_t.cart.route", "shop_t.cart.Router.route"),  # of a class in the module
+        ("shop_t.cart.Cart.rebate", "shop_t.sale.rebate"),  # a function of another module
+        ("shop_t.cart.rebate", "shop_t.sale.rebate"),
+        ("shop_t.cart.Order.rebate", "shop_t.sale.rebate"),
+        ("shop_t.order.Router.route", "shop_t.cart.Router.route"),  # in a module of another name
+        ("cart.Router.route", "shop_t.cart.Router.route"),  # without the package
+        ("Router.route", "shop_t.cart.Router.route"),
+        ("rebate", "shop_t.sale.rebate"),
+    ],
+)
+def test_a_function_that_is_somewhere_else_is_pointed_to(shop, path, there):
+    importlib.import_module("shop_t.sale")
+    assert failure(path, TargetNotFoundError).message.endswith(f"; there is {there!r}")
+
+
+def test_what_is_in_too_many_places_is_not_looked_for(shop):
+    for path in ("requests_t.get", "shop_t.cart.Cart.__aenter__", "shop_t.zzz.nowhere"):
+        assert "check the spelling" in failure(path, TargetNotFoundError).message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "shop_t.cart:Cart.pay",
+        "shop_t/cart.py::Cart::pay",
+        "shop_t.cart.Cart.pay()",
+        "shop_t/cart.py:Cart.pay",
+    ],
+)
+def test_a_path_in_another_notation_is_shown_as_it_should_be(path):
+    assert failure(path).message.endswith("such as 'shop_t.cart.Cart.pay'")
+
+
+def test_finding_is_resolving_without_a_word(shop):
+    for path in (
+        "shop_t.cart.Cart.pay",
+        "shop_t.cart.sine",
+        "shop_t.sale",
+        "shop_t.Discount.apply",
+    ):
+        found, resolved = diagnose.targets.find(path), outcome(path)
+        if isinstance(resolved, TargetError):
+            assert found is None
+        else:
+            assert found.subject is resolved.subject
+            assert (found.owner, found.name) == (resolved.owner, resolved.name)
+    for path in (
+        "",
+        None,
+        "shop_t.nothing",
+        "shop_t.later.deliver",
+        "shop_t.cart.Cart",
+        "x" * 2000,
+    ):
+        assert diagnose.targets.find(path) is None
+
+
+def test_the_modules_that_a_path_may_lead_through():
+    assert diagnose.targets.module_names("a.b.C.d") == ("a", "a.b", "a.b.C")
+    assert diagnose.targets.module_names("a") == ()
+    with pytest.raises(TargetError):
+        diagnose.targets.module_names("a..b")
+
+
+def test_a_namespace_package_in_one_is_looked_through_before_either_is_imported(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "outer_t" / "inner").mkdir(parents=True)
+    (tmp_path / "outer_t" / "inner" / "leaf.py").write_text("def f(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert failure("outer_t.inner.leaf.f", TargetNotImportedError).name == "outer_t.inner.leaf"
+    assert failure("outer_t.other.leaf.f", TargetNotFoundError).code == "module-not-found"
+    assert [each.path for each in diagnose.targets.complete("outer_t.inner.")] == [
+        "outer_t.inner.leaf"
+    ]
+
+
 def test_what_a_package_lacks_may_be_an_attribute_or_a_module(shop):
     error = failure("shop_t.Discout.apply", TargetNotFoundError)
     assert error.code == "target-not-found"

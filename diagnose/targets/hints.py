@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_CANDIDATES = 5000
+_MAX_PLACES = 2
 _CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
 
 
@@ -99,30 +100,78 @@ def _home(value: object) -> str | None:
     return home if type(home) is str else None
 
 
-def _find_elsewhere(top: str, label: str, names: list[str]) -> str | None:
-    """A loaded module of the same top-level package that has these very attributes."""
-    for name, module in list(sys.modules.items()):
-        if type(name) is not str or name == label or name.partition(".")[0] != top:
-            continue
-        step = _look_up(module, names[0])
-        if step is None or _home(_seen_through(step.value)) != name:
+def _find_elsewhere(top: str | None, label: str, names: list[str]) -> list[str]:
+    """Where loaded modules have these very attributes, other than in ``label``.
+
+    Only modules of the top-level package ``top``; for None all but those of Python itself.
+    """
+    found = []
+    for module_name, module in _modules_of(top, label):
+        step = _look_up(module, names[0]) if module_name != label else None
+        if step is None or _home(_seen_through(step.value)) != module_name:
             continue
         for each in names[1:]:
             step = None if step is None else _look_up(_unwrapped(step.value), each)
         if step is not None:
-            return ".".join([name, *names])
-    return None
+            found.append(".".join([module_name, *names]))
+            if len(found) >= _MAX_PLACES:
+                break
+    return found
+
+
+def _find_by_last_name(top: str, label: str, names: list[str]) -> list[str]:
+    """Functions and methods of a package that have the last of these names.
+
+    As many of the names before it as possible are the same.
+    """
+    for start in range(len(names)):
+        found = _find_elsewhere(top, label, names[start:])
+        if found:
+            return found
+    name = names[-1]
+    if name.startswith("__"):  # every class has them
+        return []
+    found = []
+    for module_name, module in _modules_of(top, label):
+        for key, value in list(_namespace(module).items()):
+            cls = _seen_through(value)
+            if not _is_a(cls, type) or _home(cls) != module_name or type(key) is not str:
+                continue
+            path = f"{module_name}.{key}"
+            if path != label and name in _read_class_dict(cls):
+                found.append(f"{path}.{name}")
+                if len(found) >= _MAX_PLACES:
+                    return found
+    return found
+
+
+def _modules_of(top: str | None, label: str) -> list[tuple[str, object]]:
+    """Loaded modules by name, those nearest to ``label`` first."""
+
+    def is_meant(name: str) -> bool:
+        first = name.partition(".")[0]
+        return first == top if top is not None else first not in sys.stdlib_module_names
+
+    modules = [(k, v) for k, v in list(sys.modules.items()) if type(k) is str and is_meant(k)]
+    return sorted(modules, key=lambda each: not f"{label}.".startswith(f"{each[0]}."))
 
 
 def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
     wants_dunder = name.startswith("__")
     names = sorted({each for each in candidates if wants_dunder or not each.startswith("__")})
     same = [each for each in names if each.casefold() == name.casefold()]
+    # What all dunder names have in common makes none of them similar.
+    plain = {each.strip("_") if wants_dunder else each: each for each in names[:_MAX_CANDIDATES]}
+    wanted = name.strip("_") if wants_dunder else name
     for cutoff in (0.85, 0.7):  # the less similar ones only if there are no better ones
-        near = same + difflib.get_close_matches(name, names[:_MAX_CANDIDATES], 3, cutoff)
+        near = same + [plain[one] for one in difflib.get_close_matches(wanted, plain, 3, cutoff)]
         if near:
             return list(dict.fromkeys(near))[:3]
     return []
+
+
+def _there_is(paths: list[str]) -> str:
+    return f"; there is {' and '.join(map(repr, paths))}" if paths else ""
 
 
 def _did_you_mean(names: list[str]) -> str:

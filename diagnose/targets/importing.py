@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import pkgutil
 import sys
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import ModuleSpec
+from typing import Any
 
+from diagnose import imports
 from diagnose.errors import TargetNotFoundError
 from diagnose.targets.lookup import (
     _described,
@@ -18,9 +21,6 @@ from diagnose.targets.lookup import (
     _read_name,
     _Step,
 )
-
-if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +83,33 @@ def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None
         spec = _ask_finders(name, search)
         if spec is None:
             break
-        search = spec.submodule_search_locations
+        search = _search_path(spec)
         # A directory without __init__.py has nothing but modules in it: no find by itself.
         if spec.loader is not None or count == len(parts):
             found = name, spec.origin
     return found
 
 
+def _find_search_path(parts: list[str]) -> Any:
+    """Where a package that is not imported has its modules; None if there is no such package."""
+    loaded = len(parts)
+    while loaded and sys.modules.get(".".join(parts[:loaded])) is None:
+        loaded -= 1
+    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
+    for count in range(loaded + 1, len(parts) + 1):
+        spec = (
+            None if count > 1 and search is None else _ask_finders(".".join(parts[:count]), search)
+        )
+        search = None if spec is None else _search_path(spec)
+        if search is None:
+            return None
+    return search
+
+
 def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
     for finder in list(sys.meta_path):
+        if finder is imports.FINDER:
+            continue  # it would take this for the beginning of an import
         try:
             spec = finder.find_spec(name, search, None)
         except Exception as exc:  # noqa: BLE001 - a finder of the program; the next may know
@@ -99,7 +117,34 @@ def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
         else:
             if spec is not None:
                 return spec
-    return None
+    return _find_part(name, search) if search is not None and "." in name else None
+
+
+def _find_part(name: str, search: Any) -> ModuleSpec | None:
+    """Find a namespace package in another one that is not imported.
+
+    The finder of directories can't: such a spec has a path that asks the parent in sys.modules.
+    """
+    if name.rpartition(".")[0] in sys.modules:
+        return None
+    locations: list[str] = []
+    for entry in search:
+        finder: Any = pkgutil.get_importer(entry)
+        part = None if finder is None else finder.find_spec(name)
+        if part is not None and part.loader is None:
+            locations += part.submodule_search_locations or ()
+    if not locations:
+        return None
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = locations
+    return spec
+
+
+def _search_path(spec: ModuleSpec) -> Any:
+    """Where a spec's package has its modules."""
+    # The path of a namespace package asks its parent in sys.modules, which may not be there.
+    path: Any = spec.submodule_search_locations
+    return getattr(path, "_path", path)
 
 
 def _is_script(file: object) -> bool:

@@ -145,6 +145,20 @@ def _unwrapped(value: object) -> object:
     return _seen_through(value)
 
 
+def _read_wrapped(value: object) -> object:
+    """What a wrapper has as its ``__wrapped__``; `_MISSING` if that is not to be read so."""
+    step = _look_up(value, "__wrapped__")
+    if step is None:
+        return _MISSING
+    found: Any = step.value
+    if type(found) is GetSetDescriptorType:  # of an extension module: wrapt's object proxies
+        try:
+            return found.__get__(value, type(value))
+        except Exception:  # noqa: BLE001 - a proxy that was never made ready
+            return _MISSING
+    return found
+
+
 def _class_name(cls: object) -> str:
     module = _entry(_read_class_dict(cls), "__module__")
     name = _read_qualname(cls)

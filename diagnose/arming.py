@@ -1,0 +1,182 @@
+"""Puts a spec's instrument on its function: now, or as soon as its module is imported."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from diagnose import imports, probes, targets
+from diagnose.errors import TargetDriftedError, TargetKindError
+from diagnose.handlers import Quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diagnose.instruments import Instrument
+    from diagnose.probes import FunctionProbe
+    from diagnose.specs import Spec
+    from diagnose.targets import Target
+
+__all__ = ["Appointment", "Armed", "arm", "check", "locate"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Armed:
+    """An instrument that is on a function."""
+
+    probe: FunctionProbe
+    instrument: Instrument
+    target: Target
+
+
+def locate(spec: Spec) -> Target:
+    """Find where a spec's instrument belongs.
+
+    Mostly what its path leads to. But where that only wraps a function which is probed under
+    this path already (another tool has put a decorator over it meanwhile), the function: it
+    sees the calls that the wrapper lets through, and those that go around it.
+
+    Raises:
+        TargetError: see :func:`diagnose.targets.resolve`.
+    """
+    target = targets.resolve(spec.target, import_modules=False)
+    probe = probes.active_probes.get(spec.target)
+    held = None if probe is None else probe._resolved
+    return held if held is not None and target.wraps(held.subject) else target
+
+
+def check(spec: Spec, target: Target) -> None:
+    """See that a target's code is the code that the spec was written against, if it says so.
+
+    Raises:
+        TargetDriftedError: it is not.
+    """
+    if not spec.fingerprints:
+        return
+    wanted = " or ".join(map(repr, spec.fingerprints))
+    about = f"the code of {spec.target!r} is not the code that the spec was written against"
+    try:
+        found = targets.fingerprint(target)
+    except TargetKindError as error:
+        raise TargetDriftedError(
+            f"{about}: here it is a {type(target.subject).__name__} without Python code, and the "
+            f"spec's fingerprint is {wanted}; name the function behind it, or take fingerprint out"
+        ) from error
+    version, digest, line = found.split("-")
+    given = [one.split("-") for one in spec.fingerprints]
+    same = [one for one in given if one[:2] == [version, digest]]
+    # Where in the file it stands matters only to who counts lines from the top of the file.
+    counts_lines = spec.event.startswith("line:") and not spec.event.startswith("line:+")
+    if same and (not counts_lines or any(one[2] == line for one in same)):
+        return
+    where = f"its fingerprint is {found!r} here ({target.location}) and {wanted} in the spec"
+    if same:
+        advice = f"it is the same, but in another place: change {spec.event!r}, and fingerprint"
+    elif all(one[0] != version for one in given):
+        advice = (
+            f"the spec has none for Python {version}, which compiles to code of its own: look at "
+            "the function, and make fingerprint a list with this one added"
+        )
+    else:
+        advice = "look at the function; if it is still what you mean, set fingerprint to that one"
+    raise TargetDriftedError(f"{about}: {where}; {advice}")
+
+
+def arm(
+    spec: Spec, slot: str, instrument: Instrument, lifespan: timedelta | None, target: Target
+) -> Armed:
+    """Put an instrument on a target that was located and checked; imports nothing.
+
+    Raises:
+        DiagnoseError: it can't be armed there; then everything is as it was.
+    """
+    probe = probes.active_probes.get(spec.target) or probes.FunctionProbe(spec.target)
+    probe.attach(slot, instrument, lifespan=lifespan, target=target)
+    return Armed(probe, instrument, target)
+
+
+class Appointment:
+    """An instrument that waits for a module, and is armed before anybody can use that.
+
+    All that may run the program's code or take long is done before: the instrument is made.
+    What is left is done in a thread of :mod:`diagnose.imports` while the import waits for it.
+    It takes `probes._lock` and no other of ours: not that of the manager, who may hold it
+    while it waits for anything. So the manager may wait for that thread, but not the other
+    way round.
+
+    Args:
+        spec: it must stay as it is until the appointment is cancelled.
+        slot: under which key the instrument goes on the probe.
+        instrument: one that is armed nowhere.
+        lifespan: of the instrument, from now on.
+        module: the one that has to be imported, as far as one can tell now. Others on the
+            path are watched, too.
+        kept: called, in another thread, when there is something new to :meth:`take`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        slot: str,
+        instrument: Instrument,
+        lifespan: timedelta | None,
+        *,
+        module: str | None,
+        kept: Callable[[], None],
+    ) -> None:
+        self._spec = spec
+        self._slot = slot
+        self._instrument = instrument
+        self._ends_at = None if lifespan is None else time.monotonic() + lifespan.total_seconds()
+        self._module = module
+        self._kept = kept
+        # Guarded by probes._lock, across which a fork waits: a child finds them whole.
+        self._is_over = False
+        self._result: Armed | Exception | None = None
+        self._watch = imports.Watch(targets.module_names(spec.target), self._arrived)
+        self._watch.start()
+
+    def take(self) -> Armed | None:
+        """What has come of it; None while it waits.
+
+        Raises:
+            Exception: what arming has raised.
+        """
+        with Quiet(), probes._lock:
+            if isinstance(self._result, Exception):
+                raise self._result
+            return self._result
+
+    def cancel(self) -> Armed | None:
+        """Let nothing happen from now on; what is armed already stays and is returned."""
+        with Quiet(), probes._lock:
+            self._is_over = True
+        self._watch.close()
+        return self._result if isinstance(self._result, Armed) else None
+
+    def keep(self) -> bool:
+        """Arm the instrument if its target is there by now; whether there is news."""
+        with Quiet(), probes._lock:
+            if self._is_over:
+                return False
+            target = targets.find(self._spec.target)
+            lifespan = None
+            if self._ends_at is not None:
+                lifespan = timedelta(seconds=self._ends_at - time.monotonic())
+            if target is None or (lifespan is not None and lifespan <= timedelta()):
+                return False
+            self._is_over = True
+            try:
+                check(self._spec, target)
+                self._result = arm(self._spec, self._slot, self._instrument, lifespan, target)
+            except Exception as exc:  # noqa: BLE001 - the manager says what became of its spec
+                self._result = exc
+        self._watch.close()
+        return True
+
+    def _arrived(self, module: str) -> None:
+        # Where the module is there and the target is not, the manager finds out why.
+        if self.keep() or module == self._module:
+            self._kept()
