@@ -27,24 +27,33 @@ demo: $(VENV)/.has-demo
 demo-live: $(VENV)/.has-demo
 	@$(BIN)/python -m diagnose_mongo.demo --live
 
-# The search runs before the first tests, so that what will be tested is said at the start.
+# The search runs before the first tests, so that what will be tested is said at the start. Both
+# run at once: much of a run is waiting for servers to come and go.
 test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
-	if [ -n "$$other" ]; then \
-		minor="$$("$$other" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
-		theirs="$$("$$other" --version)"; \
-		echo "Testing on $$mine, then on $$theirs ($$other)"; \
-	else \
+	if [ -z "$$other" ]; then \
 		echo "Testing on $$mine; no other Python from 3.11 to 3.14 was found on this machine"; \
-	fi; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" || exit 1; \
-	if [ -n "$$other" ]; then \
-		$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" || exit 1; \
-		echo "Tested on $$mine and on $$theirs"; \
-	else \
+		$(MAKE) --no-print-directory test-one VENV="$(VENV)" || exit 1; \
 		echo "Tested on $$mine only: no other Python was found"; \
-	fi
+		exit 0; \
+	fi; \
+	minor="$$("$$other" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
+	theirs="$$("$$other" --version)"; \
+	echo "Testing on $$mine and on $$theirs ($$other) at once; what the latter prints comes last"; \
+	$(MAKE) --no-print-directory "$(VENV)-$$minor/.has-test" VENV="$(VENV)-$$minor" \
+		PYTHON="$$other" || exit 1; \
+	output="$$(mktemp)"; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" \
+		>"$$output" 2>&1 & \
+	job=$$!; \
+	trap 'kill $$job 2>/dev/null; rm -f "$$output"' EXIT; \
+	failed=""; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" || failed="$$mine"; \
+	wait $$job || failed="$$failed $$theirs"; \
+	cat "$$output"; \
+	if [ -n "$$failed" ]; then echo "Failed on: $$failed"; exit 1; fi; \
+	echo "Tested on $$mine and on $$theirs"
 
 test-one: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import uuid
 import weakref
@@ -32,6 +33,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("diagnose")
+
+# --- signals ----------------------------------------------------------------------------------
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that; tests
+# that interrupt programs need them to be as they are in a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- nothing is left behind -------------------------------------------------------------------
 

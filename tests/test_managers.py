@@ -907,6 +907,8 @@ def test_the_usual_types_are_there(manager):
         "log": "LogInstrument",
         "hist": "HistogramInstrument",
         "incr": "IncrementInstrument",
+        "calltree": "CallTreeInstrument",
+        "hunter": "HunterInstrument",
     }
     assert manager.check_call(None, None, 1, a=2) is True
     assert dict(manager.get_tags()) == {}
