@@ -30,9 +30,9 @@ class Suite:
 
     Attributes:
         version: of the sdist on PyPI; None: the newest.
-        tests: files and folders in the sdist; None: where tests usually are.
+        tests: files and folders in the sdist, by spaces; None: where tests usually are.
         requires: what the tests need besides pytest; None: what the sdist's metadata say.
-        arguments: more of them for pytest.
+        arguments: for pytest.
         variables: of the environment.
         leave_out: tests (the beginnings of their names) that can't be repeated or need a network.
         repeatable_hypothesis: whether property tests may be made to try the same in every run.
@@ -41,16 +41,84 @@ class Suite:
 
     name: str
     version: str | None = None
-    tests: tuple[str, ...] | None = None
-    requires: tuple[str, ...] | None = None
-    arguments: tuple[str, ...] = ()
+    tests: str | None = None
+    requires: str | None = None
+    arguments: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     repeatable_hypothesis: bool = True
     is_quick: bool = False
 
 
-SUITES = (Suite("attrs", "26.1.0", requires=("cloudpickle", "hypothesis", "pympler")),)
+SUITES = (
+    Suite(
+        "anyio",
+        "4.16.0",
+        requires="blockbuster coverage[toml] hypothesis psutil pytest-mock pytest-timeout trio "
+        "trustme truststore uvloop",
+    ),
+    Suite("attrs", "26.1.0", requires="cloudpickle hypothesis pympler"),
+    Suite("boltons", "26.2.0", requires=""),
+    Suite(
+        "cattrs",
+        "26.2.1",
+        requires="hypothesis pytest-benchmark immutables",
+        arguments="--benchmark-disable",
+    ),
+    Suite("click", "8.5.1", requires=""),
+    Suite("docutils", "0.23", requires="pygments"),
+    Suite("jinja2", "3.1.6", requires="trio"),
+    Suite(
+        "jsonschema",
+        "4.26.0",
+        tests="jsonschema/tests",
+        requires="virtue jsonpath-ng",
+        variables={"JSON_SCHEMA_TEST_SUITE": "json"},
+    ),
+    Suite("markdown", "3.11.3", requires="pyyaml"),
+    Suite("marshmallow", "4.4.0", requires="simplejson"),
+    Suite("mistune", "3.4.0", requires="", is_quick=True),
+    Suite(
+        "more-itertools",
+        "11.2.1",
+        requires="",
+        # Measures memory; here the values of a test are in a buffer until it is over.
+        leave_out=("tests/test_more.py::SeekableTest::test_repeated_zero_cache_peek",),
+    ),
+    Suite(
+        "networkx",
+        "3.6.1",
+        tests="networkx/classes networkx/algorithms/tests networkx/utils",
+        requires="",
+    ),
+    Suite("packaging", "26.4", requires="hypothesis pretend tomli_w"),
+    Suite(
+        "pluggy",
+        "1.7.0",
+        tests="testing",
+        requires="pytest-benchmark",
+        arguments="--benchmark-disable",
+    ),
+    Suite("pyparsing", "3.3.3", requires="railroad-diagrams jinja2"),
+    Suite("sqlglot", "30.30.0", requires="python-dateutil pytz"),
+    Suite(
+        "starlette",
+        "1.10.0",
+        requires="blockbuster httpx httpx2[zstd] itsdangerous jinja2 python-multipart pyyaml trio "
+        "opentelemetry-sdk pytest-codspeed",
+    ),
+    Suite("tomlkit", "0.15.2", requires="pyyaml"),
+    Suite("toolz", "1.2.0", tests="toolz tlz", requires="", is_quick=True),
+    Suite("trio", "0.35.0", tests="src/trio", requires="async_generator pyOpenSSL trustme jedi"),
+    Suite(
+        "werkzeug",
+        "3.1.9",
+        requires="cffi cryptography ephemeral-port-reserve pytest-timeout watchdog",
+        # Servers in processes of their own, which wait for changes of files for ever.
+        leave_out=("tests/test_serving.py",),
+    ),
+    Suite("wtforms", "3.3.2", requires="babel email_validator"),
+)
 
 # What the README's "Limits" say: package, beginning of the test's name, why it differs.
 LIMITS: tuple[tuple[str, str, str], ...] = ()
@@ -134,7 +202,7 @@ def unpack(sdist, target):
 def find_tests(suite, tree):
     """Files and folders of tests, as pytest wants them."""
     if suite.tests is not None:
-        return suite.tests
+        return suite.tests.split()
     import_name = suite.name.replace("-", "_")
     for folder in ("tests", "test", "testing", f"{import_name}/tests", f"src/{import_name}/tests"):
         there = tree / folder
@@ -183,8 +251,9 @@ def prepare(suite, interpreter):
     version = split_name(sdist)[1]
     folder = CACHE / interpreter.version / f"{suite.name}-{version}"
     folder.mkdir(parents=True, exist_ok=True)
-    requires = suite.requires
-    if requires is None:
+    if suite.requires is not None:
+        requires = suite.requires.split()
+    else:
         unpack(sdist, folder / "tree")
         requires = guess_requirements(folder / "tree")
         shutil.rmtree(folder / "tree")

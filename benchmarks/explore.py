@@ -155,7 +155,7 @@ class Runner:
             str(self.environment.python), "-m", "pytest", "-p", "_explore_plugin",
             "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly",
             "--continue-on-collection-errors", "-q", "--tb=short",
-            *self.suite.arguments, *tests,
+            *self.suite.arguments.split(), *tests,
         ]  # fmt: skip
         log = self.environment.folder / f"{label}.log"
         began = time.monotonic()
@@ -201,7 +201,6 @@ class Runner:
             "PYTEST_DEBUG_TEMPROOT": str(temporary),
             "LANG": "C.UTF-8",
             "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "EXPLORE": str(self.place / "order.json"),
             **self.suite.variables,
         }
