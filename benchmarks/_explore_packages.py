@@ -56,6 +56,8 @@ SUITES = (
         "4.16.0",
         requires="blockbuster coverage[toml] hypothesis psutil pytest-mock pytest-timeout trio "
         "trustme truststore uvloop",
+        # Sandboxes have no IPv6; what fails there leaks sockets, which other tests then find.
+        arguments="-k 'not ipv6 and not uvloop and not dualstack and not localhost'",
     ),
     Suite("attrs", "26.1.0", requires="cloudpickle hypothesis pympler"),
     Suite("boltons", "26.2.0", requires=""),

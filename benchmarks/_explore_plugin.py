@@ -150,6 +150,7 @@ class Prober:
         self.original = {}
         self.instruments = []
         self.refused = []
+        self.pairs = []
         self.flushed = time.monotonic()
         self.kinds = _instrument_classes()
 
@@ -237,6 +238,8 @@ class Prober:
         except Exception as error:
             self.refused.append((path_of(function), f"{event}: {type(error).__name__}: {error}"))
         self.instruments += made
+        if len(made) == len(self.events):
+            self.pairs.append(made)
         self.original[id(function)] = function, original
 
     def instrument(self, event, function, code):
@@ -277,11 +280,13 @@ class Prober:
         hits = dict.fromkeys(self.events, 0)
         suppressed = {}
         errors = []
+        overflowed = False
         for instrument in self.instruments:
             status = instrument.status
             hits[instrument.event] += status.hits
             for reason, count in status.suppressed.items():
                 suppressed[reason] = suppressed.get(reason, 0) + count
+            overflowed |= has_lost(instrument)
             if status.error:
                 errors.append((instrument.name, f"{instrument.event}: {status.error}"))
         # Where two functions have one path, it leads to the first of them.
@@ -301,7 +306,18 @@ class Prober:
             "errors": errors,
             "refused": self.refused,
             "not_restored": changed,
+            "is_least": overflowed,
+            "uneven": [
+                (made[0].name, ", ".join(f"{one.status.hits:,} `{one.event}`" for one in made))
+                for made in self.pairs
+                if len({one.status.hits for one in made}) > 1 and not any(map(has_lost, made))
+            ],
         }
+
+
+def has_lost(instrument):
+    """Whether more values came than its buffer holds: then it has counted too few hits."""
+    return any("the oldest were dropped" in text for text in instrument.warnings)
 
 
 def path_of(function):

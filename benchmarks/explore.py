@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -155,7 +156,7 @@ class Runner:
             str(self.environment.python), "-m", "pytest", "-p", "_explore_plugin",
             "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly",
             "--continue-on-collection-errors", "-q", "--tb=short",
-            *self.suite.arguments.split(), *tests,
+            *shlex.split(self.suite.arguments), *tests,
         ]  # fmt: skip
         log = self.environment.folder / f"{label}.log"
         began = time.monotonic()
@@ -275,11 +276,11 @@ def settle(runner, bare, probed, say):
         elif len(sides[1]) > 1:
             one.why = f"(in {count_like(again[True], test, sides[0])} of {REPEATS} probed runs the same) {one.why}"
     if open_:
-        say(f"{len(open_)} tests do the same when run alone: running all again")
-        bare, probed = (
-            runner.run("bare-whole-again", probed=False),
-            runner.run("probed-whole-again", probed=True),
-        )
+        say(f"{len(open_)} tests do the same when run alone: running their files again")
+        files = {one.test.partition("::")[0] for one in open_}
+        inside = [test for test in bare.outcomes if test.partition("::")[0] in files]
+        bare = runner.run("bare-files-again", probed=False, only=inside)
+        probed = runner.run("probed-files-again", probed=True, only=inside)
         for one in open_:
             same = (bare.outcome(one.test), probed.outcome(one.test)) == (one.bare, one.probed)
             one.verdict = "caused" if same else "flaky"
@@ -351,10 +352,11 @@ def row(report):
     if bare is None or probed is None or report.problem:
         return [*names, *["n/a"] * (len(HEAD) - len(names))]
     hits = probed.probes.get("hits", {})
+    least = "> " if probed.probes.get("is_least") else ""
     return [
         *names,
         f"{probed.probes.get('functions', 0):,}",
-        " + ".join(f"{count:,}" for count in hits.values()),
+        least + " + ".join(f"{count:,}" for count in hits.values()),
         f"{len(bare.outcomes):,}",
         f"{bare.seconds:.1f}",
         f"{probed.seconds:.1f}",
@@ -381,6 +383,7 @@ def show_probes(report):
     probes = report.probed.probes
     for key, title in (
         ("errors", "Instruments that failed"),
+        ("uneven", "Functions whose instruments saw different numbers of calls"),
         ("refused", "Functions that can't be probed"),
         ("not_restored", "Functions that did not get their code back"),
     ):
