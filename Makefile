@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick explore clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -19,6 +19,8 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      what a probe costs, beside other libraries, on two Pythons (10 min)"
 	@echo "make bench-quick the same on $(PYTHON) only, in rough (1 min)"
+	@echo "make explore    other packages' own tests, with probes on everything they define"
+	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -78,6 +80,10 @@ bench: $(VENV)/.has-bench
 
 bench-quick: $(VENV)/.has-bench
 	@$(BIN)/python benchmarks/overhead.py --quick
+
+# It makes environments of its own, and this library comes from the tree: nothing to install.
+explore: | $(BIN)/python
+	@$(BIN)/python benchmarks/explore.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
