@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import hotspots
@@ -22,6 +22,7 @@ from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
 from diagnose.targets import fingerprints
+from diagnose.targets.lookup import _namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -377,15 +378,16 @@ class ReferenceSite:
         seen: set[int] = set()
         for name, module in list(sys.modules.items()):
             # What this library itself uses stays: it must not probe its own work.
-            if isinstance(module, type(sys)) and name.partition(".")[0] != "diagnose":
+            if issubclass(type(module), ModuleType) and name.partition(".")[0] != "diagnose":
                 owners.append(module)
-                inside = list(vars(module).values())
+                # Not vars(): of a lazy module that would load it.
+                inside = list(_namespace(module).values())
                 owners += [value for value in inside if issubclass(type(value), type)]
         for owner in owners:
             if id(owner) in seen:
                 continue
             seen.add(id(owner))
-            for name, value in list(getattr(owner, "__dict__", {}).items()):
+            for name, value in list(_namespace(owner).items()):
                 if value is old:
                     # Some refuse, as built-in types do, and some have a __setattr__ of
                     # their own, which may raise anything.

@@ -592,3 +592,19 @@ def test_clocks_are_read_directly_also_while_they_are_probed():
             first = time.perf_counter()
             assert time.perf_counter() >= first
         assert len(seen.results) == 2
+
+
+def test_probing_by_reference_loads_no_lazy_module(tmp_path, monkeypatch):
+    import importlib.util
+
+    name = "lazy_for_references"
+    (tmp_path / f"{name}.py").write_text("loaded = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = importlib.util.find_spec(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    with probed("math.sqrt", "args"):
+        assert "loaded" not in object.__getattribute__(module, "__dict__")
+    assert module.loaded
