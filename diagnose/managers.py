@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime  # noqa: ICN001 - the name that expressions know
-import inspect
 import itertools
 import logging
 import math
@@ -23,6 +22,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from diagnose import arming, imports, outcomes, probes, specs, targets
+from diagnose.background import Background
 from diagnose.budget import Budget
 from diagnose.errors import TargetNotImportedError
 from diagnose.instruments import (
@@ -32,6 +32,7 @@ from diagnose.instruments import (
     IncrementInstrument,
     LogInstrument,
 )
+from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import State
 
@@ -54,10 +55,6 @@ CPU_BUDGET = 0.02
 
 _FORK_WAIT_SECONDS = 1.0
 _STOP_WAIT_SECONDS = 1.0
-# An instrument's arguments that every spec can set, and those that come from here.
-_USUAL_ARGUMENTS = frozenset(
-    {"name", "value", "event", "expires", "custom", "mgr", "when", "limits", "policy"}
-)
 
 
 def mag(x: float) -> int:
@@ -132,7 +129,7 @@ class InstrumentManager:
         self._serial = next(_serials)
         self._records: dict[Hashable, Record] = {}
         self._news: dict[Hashable, dict[str, Any]] = {}
-        self._background: _Background | None = None
+        self._background: Background | None = None
         # `_turn`: one apply() after the other, overridden methods included. `_lock`: guards
         # the records while they change, and is never held while anybody waits for a network.
         # A fork waits for the latter only, so that its child finds the records whole.
@@ -153,7 +150,7 @@ class InstrumentManager:
         imported, without this; the next call says so.
         """
         thread = threading.current_thread()
-        self._apply(thread.stopping if isinstance(thread, _Background) else None)
+        self._apply(thread.stopping if isinstance(thread, Background) else None)
 
     def apply_in_background(self, period: float = 60) -> None:
         """Call :meth:`apply` now and then every ``period`` seconds, in a daemon thread.
@@ -161,7 +158,7 @@ class InstrumentManager:
         Returns at once. Called again, it goes on with the new period.
         """
         self._stop_background()
-        self._background = _Background(self, period)
+        self._background = Background("diagnose-manager", self.apply, period)
         self._background.start()
 
     def stop(self) -> None:
@@ -438,7 +435,7 @@ class InstrumentManager:
             "limits": spec.limits,
             "policy": self.expression_policy,
         }
-        accepted = _arguments_of(made_by)
+        accepted = accepted_arguments(made_by)
         given = {name: value for name, value in arguments.items() if name in accepted}
         instrument: Instrument = made_by(**given, **spec.extra)
         # A subclass may be older than an argument, and pass nothing on.
@@ -449,10 +446,10 @@ class InstrumentManager:
 
     def _parse(self, key: Hashable, document: Any) -> Spec:
         types = {
-            name: _arguments_of(made_by) - _USUAL_ARGUMENTS
+            name: accepted_arguments(made_by) - USUAL_ARGUMENTS
             for name, made_by in self.instrument_classes.items()
         }
-        values = {name: _default_value(made) for name, made in self.instrument_classes.items()}
+        values = {name: default_value(made) for name, made in self.instrument_classes.items()}
         return specs.parse(key, document, instrument_types=types, default_values=values)
 
     def _switched_off(self) -> str | None:
@@ -535,70 +532,6 @@ class InstrumentManager:
             background.renew_events()
             background.stop()
             self.apply_in_background(background.period)
-
-
-class _Background(threading.Thread):
-    """Applies a manager's specs now and then until ``stopping`` is set."""
-
-    def __init__(self, manager: InstrumentManager, period: float) -> None:
-        super().__init__(name="diagnose-manager", daemon=True)
-        self._manager = manager
-        self.period = period
-        self.renew_events()
-
-    def renew_events(self) -> None:
-        """Take events that nobody waits for, or holds the locks of."""
-        self.stopping = threading.Event()
-        self._due = threading.Event()
-
-    def stop(self) -> None:
-        """End the loop; does not wait for it."""
-        self.stopping.set()
-        self._due.set()
-
-    def wake(self) -> None:
-        """Apply once more at once, or as soon as the one that is running is over."""
-        self._due.set()
-
-    def run(self) -> None:
-        """Apply, wait, and so on."""
-        while True:
-            self._due.clear()
-            try:
-                self._manager.apply()
-            except Exception:
-                # An override of apply(), say one that reads a database that is down.
-                log.exception("%r could not apply its specs; it goes on", self._manager)
-            if self.stopping.is_set() or (self._due.wait(self.period) and self.stopping.is_set()):
-                return
-
-
-def _arguments_of(made_by: Callable[..., Any]) -> frozenset[str]:
-    """What can be given by name to a class, also through its bases' ``**kwargs``."""
-    makers: list[Any] = [made_by]
-    if isinstance(made_by, type):
-        makers = [vars(cls)["__init__"] for cls in made_by.__mro__ if "__init__" in vars(cls)]
-    names: set[str] = set()
-    for maker in makers:
-        try:
-            parameters = inspect.signature(maker).parameters.values()
-        except (TypeError, ValueError):  # it does not say
-            return _USUAL_ARGUMENTS
-        names |= {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    else:
-        names |= _USUAL_ARGUMENTS  # **kwargs to the end: made to take them
-    return frozenset(names - {"self"})
-
-
-def _default_value(made_by: Callable[..., Any]) -> str | None:
-    """The expression that a class evaluates if it is given none."""
-    try:
-        default = inspect.signature(made_by).parameters["value"].default
-    except (KeyError, TypeError, ValueError):
-        return None
-    return default if isinstance(default, str) else None
 
 
 def _host_and_pid() -> str:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     diagnose.errors
     diagnose.clockwork
+    diagnose.background
     diagnose.imports
     diagnose.targets
     diagnose.expressions
