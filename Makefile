@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick explore clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick explore proof clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-quick the same on $(PYTHON) only, in rough (1 min)"
 	@echo "make explore    other packages' own tests, with probes on everything they define"
 	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
+	@echo "make proof      the property, thread and memory tests on $(PYTHON), for long (15 min)"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -56,6 +57,13 @@ test: $(VENV)/.has-test
 	cat "$$output"; \
 	if [ -n "$$failed" ]; then echo "Failed on: $$failed"; exit 1; fi; \
 	echo "Tested on $$mine and on $$theirs"
+
+# The properties, the threads and the memory tests, for long: about a quarter of an hour each.
+proof: $(VENV)/.has-test
+	@echo "== $$($(BIN)/python --version) ($(VENV))"
+	@DIAGNOSE_TEST_EXAMPLES=1000 DIAGNOSE_TEST_SECONDS=20 DIAGNOSE_TEST_REPEATS=26 \
+		$(BIN)/python -m pytest -q -o timeout=0 tests/test_properties.py tests/test_threads.py \
+		tests/test_memory.py
 
 test-one: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"

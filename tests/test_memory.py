@@ -18,6 +18,10 @@ from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestIn
 from diagnose.managers import InstrumentManager
 
 
+# `make proof`: more than a million hits, and more than ten thousand cycles of start and stop.
+REPEATS = int(os.environ.get("DIAGNOSE_TEST_REPEATS", "1"))
+
+
 @pytest.fixture
 def stage():
     with Stage() as stage:
@@ -87,12 +91,14 @@ def test_hits_leave_nothing_behind(stage):
                 for each in instruments:
                     each.flush()
 
-            blocks, objects = growth(hits, 50, warm=20)
+            blocks, objects = growth(hits, 50 * REPEATS, warm=20)
     assert objects < 100
     assert blocks < 500
 
 
-@pytest.mark.parametrize("kind", ["function", "end", "generator", "coroutine", "reference"])
+@pytest.mark.parametrize(
+    "kind", ["function", "end", "line", "hotspots", "generator", "coroutine", "reference"]
+)
 def test_starting_and_stopping_leaves_nothing_behind(stage, kind):
     def work(x):
         return x
@@ -106,17 +112,18 @@ def test_starting_and_stopping_leaves_nothing_behind(stage, kind):
     module = stage.module(work, numbers, wait, root="".join)
     name = {"generator": "numbers", "coroutine": "wait", "reference": "root"}.get(kind, "work")
     path = f"{module.__name__}.{name}"
-    event = "end" if kind == "end" else "return"
+    event = {"end": "end", "line": "line:+1"}.get(kind, "return")
+    value = {"end": "x", "line": "x", "hotspots": "hotspots.worst"}.get(kind, "args")
     manager = InstrumentManager()
 
     def cycle():
         probe = attach_to(path)
         probe.instruments["k"] = HistogramInstrument("n", "1", event, mgr=manager)
         probe.start()
-        probe.attach("l", ProbeTestInstrument("n", "args" if event == "return" else "x", event))
+        probe.attach("l", ProbeTestInstrument("n", value, event))
         probe.stop()
 
-    blocks, objects = growth(cycle, 10 if kind == "reference" else 100, warm=20)
+    blocks, objects = growth(cycle, (10 if kind == "reference" else 100) * REPEATS, warm=20)
     assert objects < 100
     assert blocks < 500
     assert probes._on_site == {}

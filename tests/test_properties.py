@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from stage import DEADLINE_SECONDS, Stage, events, outcome, timers_ran
+from stage import DEADLINE_SECONDS, Stage, attached, events, outcome, timers_ran
 
-from diagnose import attach_to
+from diagnose import attach_to, targets
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
@@ -224,9 +224,7 @@ def run(module, kind, call, script):
 
 def step(thing, name, argument):
     if name == "close":
-        closed = thing.close()
-        # What a coroutine returns when it is closed is lost (3.13 hands it on).
-        return closed if hasattr(thing, "gi_code") else None
+        return thing.close()
     if name == "throw":
         return thing.throw(argument)
     return thing.send(argument)
@@ -250,6 +248,21 @@ def step_through(thing, name, argument):
     return awaited
 
 
+@contextlib.contextmanager
+def looks_inside(module, path, what):
+    """Measure each line, and see each line begin."""
+    instruments = []
+    if "hotspots" in what:
+        instruments.append(ProbeTestInstrument("n", "hotspots.worst"))
+    if "lines" in what:
+        code = targets.resolve(path, import_modules=False).function.__code__
+        lines = flow.line_starts(assembly.read(code))
+        instruments += [ProbeTestInstrument("n", "1", f"line:{line}") for line in lines]
+    with attached(path, *instruments):
+        yield
+    assert [each.status.error for each in instruments] == [None] * len(instruments)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,25 +272,20 @@ def test_a_probed_function_does_what_the_bare_one_does(kind, data):
     source, name = data.draw(functions(kind))
     given_calls = data.draw(st.lists(calls, min_size=1, max_size=3))
     scripts = [data.draw(steps) for _ in given_calls]
-    if kind == "coroutine":
-        # A coroutine that refuses a GeneratorExit is a named limit: "await" closes.
-        scripts = [[each for each in script if each[-1] != "GeneratorExit"] for script in scripts]
-        assume("GeneratorExit" not in source)
     with Stage() as stage:
         module = stage.script(source)
         bare = [run(module, kind, *each) for each in zip(given_calls, scripts, strict=True)]
         names = data.draw(st.sampled_from([("call",), ("return",), ("end",), None]))
         names = names or ("call", "return", "end")
         code = module.subject.__code__
-        with events(f"{module.__name__}.{name}", names) as seen:
+        path = f"{module.__name__}.{name}"
+        inside = data.draw(st.sampled_from([[], ["hotspots"], ["lines"], ["hotspots", "lines"]]))
+        with looks_inside(module, path, inside), events(path, names) as seen:
             now = [run(module, kind, *each) for each in zip(given_calls, scripts, strict=True)]
             gc.collect(0)
         assert now == bare
         assert module.subject.__code__ is code
-        # The end of a coroutine that is closed is not seen: "await" closes it where no frame
-        # of ours is (a named limit).
-        compared = [each for each in names if (kind, each) != ("coroutine", "end")]
-        counts = {each: seen.count(each) for each in compared} or {"end": 0}
+        counts = {each: seen.count(each) for each in names}
         assert len(set(counts.values())) == 1, counts
         event(f"{kind}: {max(counts.values())} hits")
 
@@ -300,7 +308,7 @@ class Lives(RuleBasedStateMachine):
 
     targets = st.sampled_from(["plain", "again", "closure", "numbers", "root"])
     keys = st.sampled_from(["x", "y"])
-    events_ = st.sampled_from(["call", "return", "end"])
+    events_ = st.sampled_from(["call", "return", "end", "line:+1"])
     expressions = st.sampled_from(["1", "1", "1", "nowhere", "1 // 0"])
     kinds = st.sampled_from([ProbeTestInstrument, HistogramInstrument])
 
@@ -342,7 +350,9 @@ class Lives(RuleBasedStateMachine):
         return kind("n", expression, event_, mgr=self.manager)
 
     def fails_to_attach(self, name, instrument):
-        return instrument.value == "nowhere" or (name == "root" and instrument.event == "end")
+        return instrument.value == "nowhere" or (
+            name == "root" and instrument.event in {"end", "line:+1"}
+        )
 
     def is_live(self, name):
         slots = self.slots.get(name, {})
@@ -392,7 +402,7 @@ class Lives(RuleBasedStateMachine):
             def finish(self):
                 finished.set()
 
-        if name == "root" and event_ == "end":
+        if name == "root" and event_ in {"end", "line:+1"}:
             return
         instrument = Expiring("n", "1", event_, mgr=self.manager)
         probe = attach_to(self.path(name))

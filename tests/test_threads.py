@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import threading
@@ -16,7 +17,8 @@ from diagnose.bytecode.weaving import Hook
 from diagnose.instruments import HistogramInstrument, Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 
-SECONDS = 1.2
+# How long each test hammers; `make proof` does it for longer.
+SECONDS = float(os.environ.get("DIAGNOSE_TEST_SECONDS", "1.2"))
 
 
 @pytest.fixture
