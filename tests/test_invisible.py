@@ -23,7 +23,7 @@ import warnings
 from decimal import Decimal
 
 import pytest
-from stage import EVENTS, Stage, attached, events, in_thread, outcome
+from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
 from waiting import wait_until
 
 from diagnose import handlers
@@ -754,3 +754,34 @@ def test_sources_of_probed_functions_are_read_from_their_files(place):
     with events(place(plain)):
         lines, number = inspect.getsourcelines(plain)
     assert lines[0] == linecache.getline(__file__, number)
+
+
+@pytest.mark.parametrize("switch", [sys.settrace, sys.setprofile])
+def test_what_a_tracer_raises_at_a_return_leaves_the_function(place, switch):
+    def subject(a, b, c):
+        a = b = c = [a]
+        return a
+
+    def tracer(frame, event, _argument):
+        if event == "return" and frame.f_code.co_name == "subject":
+            raise KeyError("the tracer's")
+        return tracer
+
+    def call():
+        switch(tracer)
+        try:
+            return subject(1, 2, 3)
+        finally:
+            switch(None)
+
+    path = place(subject)
+    before = switch is sys.settrace and sys.gettrace()
+    with probed(path, "(a, b, c, elapsed > 0)") as seen:
+        try:
+            with pytest.raises(KeyError, match="the tracer's"):
+                call()
+        finally:
+            sys.settrace(before or None)
+    # It has returned by then, and that is not told twice.
+    assert seen.results == [(1, 2, 3, True)]
+    assert seen.status.error is None

@@ -579,6 +579,8 @@ class _Weaver:
             if self.hidden and _BEGINS_BEFORE_RETURN:
                 self._show(emit)
             self._put(woven, one, emit)
+            # What a tracer raises there must not go to a handler: those count on what is kept.
+            one.handler = None
 
     def _put(self, woven: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         """Put what was written in front of an instruction, for those who jump there too."""
