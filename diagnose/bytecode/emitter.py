@@ -32,6 +32,8 @@ _LOAD_FAST = _op["LOAD_FAST"]
 _LOAD_FAST_CHECK = _op.get("LOAD_FAST_CHECK", _LOAD_FAST)
 _TO_BOOL, _NOT_TAKEN = _op.get("TO_BOOL"), _op.get("NOT_TAKEN")
 _JUMP_IF_TRUE = _op.get("POP_JUMP_IF_TRUE") or _op["POP_JUMP_FORWARD_IF_TRUE"]
+_JUMP_IF_FALSE = _op.get("POP_JUMP_IF_FALSE") or _op["POP_JUMP_FORWARD_IF_FALSE"]
+_JUMP_FORWARD, _NOP = _op["JUMP_FORWARD"], _op["NOP"]
 # Signals are not looked for on the way back.
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
@@ -158,6 +160,26 @@ class Emitter:
         self.add(_JUMP_IF_TRUE, 0, -1).target = target
         if _NOT_TAKEN is not None:
             self.add(_NOT_TAKEN)
+
+    def choose(self, usual: Emitter, other: Emitter) -> None:
+        """Drop the topmost value, and go on with ``other`` if it is true.
+
+        Both begin where this one is then, leave the stack equally deep and come together
+        again. All jumps lead forward: on 3.11 tracers are told of a line once more after each
+        jump back.
+        """
+        over = Instruction(_NOP, 0, self.location, self.handler)
+        if _TO_BOOL is not None:
+            self.add(_TO_BOOL)
+        self.add(_JUMP_IF_FALSE, 0, -1).target = usual.out[0] if usual.out else over
+        if _NOT_TAKEN is not None:
+            self.add(_NOT_TAKEN)
+        self.out += other.out
+        if usual.out:
+            self.add(_JUMP_FORWARD).target = over
+        self.out += [*usual.out, over]
+        self.depth = usual.depth
+        self.deepest = max(self.deepest, usual.deepest, other.deepest)
 
     def jump_back(self, target: Instruction) -> None:
         """Go on at ``target``, further up."""

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from diagnose.bytecode.emitter import NOWHERE, Emitter
+from diagnose.bytecode.emitter import Emitter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ _FORWARD_TWIN = {
     if name.startswith("POP_JUMP_BACKWARD")
 }
 _LIST_APPEND, _BUILD_LIST = _op["LIST_APPEND"], _op["BUILD_LIST"]
-_GET_LEN, _CONTAINS_OP, _NOP = _op["GET_LEN"], _op["CONTAINS_OP"], _op["NOP"]
+_GET_LEN, _CONTAINS_OP = _op["GET_LEN"], _op["CONTAINS_OP"]
 
 _FOLD_AT = 4096
 _LONG = frozenset(range(_FOLD_AT, _FOLD_AT + 64))
@@ -140,14 +140,12 @@ class Timing:
         folding.copy(self.runs)
         folding.end_call(1)
         folding.pop()
-        self.stubs.append(folding)
         emit.copy(place)
         emit.add(_GET_LEN, 0, 1)
         emit.drop_second()
         emit.constant(_LONG)
         emit.add(_CONTAINS_OP, 0, -1)
-        emit.jump_if(folding.out[0])
-        folding.jump_back(emit.add(_NOP))
+        emit.choose(Emitter(self._constants, folding.depth, emit.location), folding)
 
     def weave(
         self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]
@@ -208,8 +206,8 @@ class Timing:
         one.target = stub.out[0]
 
     def _emitter(self, depth: int, one: Instruction) -> Emitter:
-        # Nowhere: neither does a line begin here, nor does one go on.
-        return Emitter(self._constants, depth, NOWHERE, one.handler)
+        # On the same line: nobody who watches lines sees it begin twice.
+        return Emitter(self._constants, depth, one.location, one.handler)
 
     def _put(self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         there = ahead.setdefault(id(one), [])

@@ -343,13 +343,12 @@ class _Weaver:
             emit.call(_clock)
         else:
             # Who is not going to be called needs no time.
+            busy = Emitter(self.constants, position, emit.location)
+            busy.call(_clock)
             idle = Emitter(self.constants, position, emit.location)
             idle.constant(None)
-            self.stubs.append(idle)
             emit.copy(self.kept[_sifted(self.only)])
-            emit.jump_if(idle.out[0])
-            emit.call(_clock)
-            idle.jump_back(self._meet(emit))
+            emit.choose(busy, idle)
         self.kept["@began"] = position
 
     def _may_change(self, name: str) -> bool:
@@ -420,23 +419,17 @@ class _Weaver:
         begin = emit.depth
         handled = Emitter(self.constants, begin, emit.location, emit.handler)
         self._call_handler(handled, hook, push)
-        self.stubs.append(handled)
-        emit.constant(self.busy)
-        emit.jump_if(handled.out[0])
+        quick = Emitter(self.constants, begin, emit.location, emit.handler)
         function, argument = hook.quick
-        emit.begin_call(function)
+        quick.begin_call(function)
         if isinstance(argument, str):
-            push(emit, argument)
+            push(quick, argument)
         else:
-            emit.constant(argument)
-        emit.end_call(1)
-        emit.pop()
-        handled.jump_back(self._meet(emit))
-
-    @staticmethod
-    def _meet(emit: Emitter) -> Instruction:
-        """A place that can be jumped to, behind what was written."""
-        return emit.add(_NOP)
+            quick.constant(argument)
+        quick.end_call(1)
+        quick.pop()
+        emit.constant(self.busy)
+        emit.choose(quick, handled)
 
     def _call_handler(
         self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
@@ -471,7 +464,8 @@ class _Weaver:
         emit.handler = around
         emit.end_call(len(hook.names))
         emit.pop()
-        stub.jump_back(self._meet(emit))
+        # A place that can be jumped to, behind what was written.
+        stub.jump_back(emit.add(_NOP))
 
     def _is_sure(self, name: str) -> bool:
         """Whether a variable has a value everywhere."""

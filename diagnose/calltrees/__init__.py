@@ -2,7 +2,7 @@
 
 :class:`CallTree` is the result. A :class:`~diagnose.calltrees.collector.Collector` builds it
 while the call runs, from what ``calltrees.monitoring`` (``sys.monitoring``, 3.12 and later) or
-``calltrees.profiling`` (hunter, 3.11) report.
+``calltrees.profiling`` (``sys.setprofile``, 3.11) report.
 """
 
 from __future__ import annotations

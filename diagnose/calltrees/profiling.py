@@ -1,12 +1,14 @@
-"""Reports calls by hunter, as a profiler of one thread: for CPython 3.11."""
+"""Reports calls by a profile function of one thread: for CPython 3.11.
+
+``sys.setprofile``, and not hunter: that one enters itself as ``f_trace`` of each frame, and a
+debugger or tracer that the thread has would see no more of those.
+"""
 
 from __future__ import annotations
 
 import opcode
 import sys
 from typing import TYPE_CHECKING, Any
-
-import hunter
 
 from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["begin"]
 
 
+_OURS = frozenset({"call", "return"})
 _RESUME = opcode.opmap["RESUME"]
+# Taken now: one of them may itself be probed.
+_getprofile, _setprofile = sys.getprofile, sys.setprofile
 
 
 class ProfiledCollector(Collector):
@@ -28,30 +33,36 @@ class ProfiledCollector(Collector):
         super().__init__(options, frame)
         self._first: dict[int, int] = {}
         self._ended = False
-        self._tracer = hunter.Tracer(threading_support=False, profiling_mode=True)
-        self._tracer.trace(self._note)
+        _setprofile(self)
 
-    def _note(self, event: Any) -> None:
+    def __call__(self, frame: Any, event: str, _arg: object) -> None:
+        """Take note of an event in the thread."""
+        if event not in _OURS:
+            return
         if self._ended:
-            self._tracer.stop()
+            self._leave_thread()
             return
-        code = event.code
-        if event.builtin or not self.wants(code, event.module):
+        code = frame.f_code
+        if not self.wants(code, frame.f_globals.get("__name__")):
             return
-        if event.kind == "call":
+        if event == "call":
             # A generator that goes on is past its first RESUME.
             if id(code) not in self._first:
                 self._first[id(code)] = _begin(code)
-            is_new = event.frame.f_lasti <= self._first[id(code)]
-            self.enter(code, event.frame, is_new=is_new)
-        elif event.kind == "return":
-            self.leave(code, event.frame)
+            is_new = frame.f_lasti <= self._first[id(code)]
+            self.enter(code, frame, is_new=is_new)
+        else:
+            self.leave(code, frame)
+
+    def _leave_thread(self) -> None:
+        if _getprofile() is self:
+            _setprofile(None)
 
     def finish(self) -> CallTree:
         """See :meth:`Collector.finish`."""
         if not self._ended:
             self._ended = True
-            self._tracer.stop()
+            self._leave_thread()
         return self.tree()
 
     def abandon(self) -> None:
@@ -67,11 +78,12 @@ def _begin(code: Any) -> int:
 
 def begin(options: Options, frame: Any) -> Collector | None:
     """See :func:`diagnose.calltrees.begin`."""
-    if sys.getprofile() is not None:
-        if isinstance(sys.getprofile(), hunter.Tracer):
+    there = _getprofile()
+    if there is not None:
+        if isinstance(there, ProfiledCollector):
             return None
         message = (
-            f"another profiler is active in this thread ({sys.getprofile()!r:.100}), and CPython "
+            f"another profiler is active in this thread ({there!r:.100}), and CPython "
             "3.11 has room for one; end it, or take an event 'return' with 'hotspots'"
         )
         raise ProbeError(message, code="calltree-unavailable")
