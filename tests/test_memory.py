@@ -17,7 +17,6 @@ from diagnose import attach_to, probes, sites
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 
-
 # `make proof`: more than a million hits, and more than ten thousand cycles of start and stop.
 REPEATS = int(os.environ.get("DIAGNOSE_TEST_REPEATS", "1"))
 

@@ -30,7 +30,6 @@ import inspect
 import opcode
 import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,17 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
 from diagnose.bytecode.flow import depths, line_starts
+from diagnose.bytecode.hooks import (
+    ENTRY_NAMES,
+    EXIT_NAMES,
+    LOCALS,
+    NOW,
+    Hook,
+    Parameters,
+    body_begin,
+    places,
+    variables,
+)
 from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
@@ -46,18 +56,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "NOW", "Hook", "Parameters", "variables", "weave"]
-
-ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
-"""What a ``call`` can name besides the parameters."""
-
-EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end", "hotspots"})
-"""What a ``return`` can name besides what a ``call`` can."""
-
-LOCALS = "@locals"
-"""A hook's name for a mapping of all of the frame's variables."""
-
-NOW = "@now"
-"""A hook's name for the clock's reading (``time.perf_counter``) when it is called."""
 
 _op = opcode.opmap
 _RESUME, _NOP = _op["RESUME"], _op["NOP"]
@@ -68,7 +66,6 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
-_MAKE_CELL = _op["MAKE_CELL"]
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -87,96 +84,6 @@ _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Hook:
-    """One handler's calls.
-
-    Attributes:
-        handler: called with the values of ``names``, by position. It must not raise an
-            ``Exception``.
-        names: at ``call`` and ``return`` parameters of the function, or names of
-            :data:`ENTRY_NAMES` and :data:`EXIT_NAMES`; at ``end`` and at a line the
-            variables of its frame, or :data:`LOCALS` alone.
-        prelude: if given, called with the values of ``prelude_names`` before the body; what
-            it returns is handed to ``handler`` as one more, first argument.
-        prelude_names: as ``names``, without :data:`EXIT_NAMES`.
-        quick: if given, what is called in place of ``handler`` as long as no instrument
-            runs anywhere: a function that runs no user code, and its only argument: one of
-            ``names``, or a number.
-        absent: for ``end`` and lines: called in place of ``handler`` where one of ``names``
-            has no value.
-        sift: for ``return``, if given: a function and names of parameters; it is called
-            before the body, and if it returns true, ``handler`` is not.
-    """
-
-    handler: Callable[..., object]
-    names: tuple[str, ...] = ()
-    prelude: Callable[..., object] | None = None
-    prelude_names: tuple[str, ...] = ()
-    quick: tuple[Callable[[Any], object], str | float] | None = None
-    absent: Callable[[], object] | None = None
-    sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """A signature without its defaults (those stay on the function object)."""
-
-    positional: tuple[str, ...] = ()
-    keyword_only: tuple[str, ...] = ()
-    star: str | None = None
-    double_star: str | None = None
-
-    @classmethod
-    def of(cls, code: CodeType) -> Parameters:
-        """Read the signature off a code object."""
-        names, count = code.co_varnames, code.co_argcount
-        rest = count + code.co_kwonlyargcount
-        star = double_star = None
-        keyword_only = names[count:rest]
-        if code.co_flags & inspect.CO_VARARGS:
-            star = names[rest]
-            rest += 1
-        if code.co_flags & inspect.CO_VARKEYWORDS:
-            double_star = names[rest]
-        return cls(names[:count], keyword_only, star, double_star)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All of them."""
-        stars = tuple(name for name in (self.star, self.double_star) if name is not None)
-        return (*self.positional, *self.keyword_only, *stars)
-
-
-def variables(code: CodeType) -> tuple[str, ...]:
-    """What ``end`` and lines can name: local variables, those of closures included."""
-    return tuple(_places(code, assembly.read(code)))
-
-
-def _places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[int, bool]]:
-    """By variable: its number in the frame, and whether it is a cell."""
-    made = {one.argument for one in listing[: _begin(listing)] if one.opcode == _MAKE_CELL}
-    names = (*code.co_varnames, *(c for c in code.co_cellvars if c not in code.co_varnames))
-    places = {}
-    for number, name in enumerate(names):
-        is_cell = name in code.co_cellvars
-        # Since 3.12 those of comprehensions are there too, and have a cell only in it.
-        if not is_cell or number in made:
-            places[name] = number, is_cell
-    for number, name in enumerate(code.co_freevars, len(names)):
-        places[name] = number, True
-    return places
-
-
-def _begin(listing: Sequence[Instruction]) -> int:
-    """Where the body begins."""
-    return 1 + next(
-        number
-        for number, one in enumerate(listing)
-        if one.opcode == _RESUME and not one.argument & 3
-    )
 
 
 def weave(
@@ -227,9 +134,9 @@ class _Weaver:
         self.constants = Constants(code)
         self.listing = assembly.read(code)
         self.parameters = Parameters.of(code)
-        begin = _begin(self.listing)
+        begin = body_begin(self.listing)
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
-        self.index = _places(code, self.listing)
+        self.index = places(code, self.listing)
         self.changed = self._changed()
         self.kept: dict[str, int] = {}
         self.stubs: list[Emitter] = []

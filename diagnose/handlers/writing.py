@@ -1,191 +1,45 @@
-"""Writes the function that serves one instrument's hits on one function.
-
-The code of a probed function calls one handler per instrument. The instrument's expressions are written
-into the handler itself, so a hit costs one call: no look-up of code, no dict of locals,
-no loop. The names that the expressions use become the handler's parameters, or are
-fetched by it where they come from elsewhere:
-
-- names of the call: parameters, and those of ``weaving.ENTRY_NAMES`` / ``EXIT_NAMES``; for
-  ``end`` and lines, the frame's variables;
-- for a function that stands before another (``functools.wraps``), the parameters of that
-  other one, bound from ``args`` and ``kwargs``; entries of ``**kwargs``;
-- the manager's ``global_namespace``, the function's module globals, builtins.
-
-What a handler guarantees: it never raises an ``Exception``; while it runs user code,
-no probe fires in its thread; once it is disarmed it does nothing, also for calls that are
-already on their way out.
-"""
+"""Writes handlers."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import functools
-import itertools
-import os
 import random
-import secrets
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, guards
 from diagnose.bytecode import weaving
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
+from diagnose.handlers.quiet import BUSY, Quiet
+from diagnose.handlers.templates import (
+    _PLAIN,
+    _PLAIN_CHECK,
+    _PLAIN_SIFT,
+    _filled,
+    _Filler,
+    _is_plain,
+    _item,
+    _statements,
+)
 
 if TYPE_CHECKING:
     import inspect
     from collections.abc import Callable, Mapping, Sequence
 
     from diagnose.expressions import Expression
+    from diagnose.handlers.plans import Plan, Scope, Span
 
-__all__ = ["BUSY", "Plan", "Quiet", "Scope", "Tally", "disarm", "write"]
-
-
-class _Busy(set[int]):
-    """A set that can be a constant of a code object."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-
-BUSY: set[int] = _Busy()
-"""Idents of the threads in which an instrument runs just now: probes don't fire there."""
-
+__all__ = ["disarm", "write"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
 _clock, _random, _getframe = time.perf_counter, random.random, sys._getframe
-
-# Of the threads in it a forked child has only the one that forked, maybe in an instrument.
-os.register_at_fork(after_in_child=lambda: BUSY.intersection_update((_ident(),)))
-
-
-class Quiet:
-    """A context in which no probe fires in this thread (instruments' own work)."""
-
-    __slots__ = ("_entered",)
-
-    def __enter__(self) -> None:
-        ident = _ident()
-        self._entered = ident not in BUSY
-        BUSY.add(ident)
-
-    def __exit__(self, *_: object) -> None:
-        if self._entered:
-            BUSY.discard(_ident())
-
-
-class Tally:
-    """A count that threads may raise at once without a lock.
-
-    ``add`` is the bound ``__next__`` of an :func:`itertools.count`: one C call, atomic.
-    """
-
-    __slots__ = ("_count", "add")
-
-    def __init__(self) -> None:
-        self._count = itertools.count()
-        self.add: Callable[[], int] = self._count.__next__
-
-    @property
-    def value(self) -> int:
-        """How often ``add`` was called."""
-        # A count can't be read without raising it, but it shows itself: "count(3)".
-        return int(repr(self._count)[len("count(") : -1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scope:
-    """What the names in an expression can mean where a handler is called.
-
-    Attributes:
-        event: ``"call"``, ``"return"``, ``"end"`` or ``"line"``.
-        names: parameters (``call``, ``return``) or local variables (``end``, ``line``).
-        globals_: of the function; names are looked up in it at each hit.
-        namespace: the manager's, looked up at each hit as well.
-        signature: of the function that this one stands before, or None.
-        keywords: name of the ``**`` parameter, or None.
-        has_frame: whether the code that calls handlers is that of the function.
-    """
-
-    event: str
-    names: tuple[str, ...]
-    globals_: dict[str, Any]
-    namespace: Mapping[str, object]
-    signature: inspect.Signature | None = None
-    keywords: str | None = None
-    has_frame: bool = True
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the frame's variables are there."""
-        return self.event in {"end", "line"}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """What an instrument does with a hit.
-
-    ``deliver`` is source text of statements. In it ``E·value`` and ``E·tags`` stand for
-    the expressions, ``E·number`` for the value made a number, ``D·globals`` and ``D·locals`` for complete dicts, and ``C·x``
-    for ``constants["x"]``.
-    """
-
-    deliver: str
-    value: Expression | None
-    tags: Expression | None
-    when: Expression | None
-    constants: Mapping[str, object]
-    fail: Callable[[Exception], None]
-    done: Callable[[], None]
-    reject: Mapping[str, Callable[[], object]]
-    limits: Limits
-    check: Callable[..., object] | None = None
-    watch: Watch | None = None
-    span: Span | None = None
-    quick: bool = field(default=False)
-    """Delivering can run no user code if the value is a plain number."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Span:
-    """What an instrument does from the begin of a call to its end.
-
-    Attributes:
-        begin: called before the body, once nothing has turned the hit away, with the call's
-            frame; it returns an object with an attribute ``is_last``, or None: not this time.
-        finish: called after the body with that object; what it returns is the value of ``name``.
-        name: what expressions know it by.
-    """
-
-    begin: Callable[[Any], Any]
-    finish: Callable[[Any], object]
-    name: str
-
-
-class Watch(Protocol):
-    """Is told how long hits took: each that took too long, and some of the others.
-
-    Attributes:
-        longest_seconds: what a hit may take.
-        pending: as long as there is something in it, the next hit is told of too.
-    """
-
-    longest_seconds: float
-    pending: list[None]
-
-    def note(self, seconds: float) -> None:
-        """Take note of a hit that took so long; called in the program's thread."""
-
-
-# "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
-# text; nobody names a parameter like that. Placeholders in co_consts
-# carry a token, so that no string in a user's expression can be equal to one.
-_PLACE = f"diagnose {secrets.token_hex(8)} "
 
 
 def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
@@ -645,86 +499,6 @@ class _Writer:
         return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
 
 
-def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
-    """Put the objects in the places of their placeholders, in inner functions too."""
-    return code.replace(
-        co_consts=tuple(
-            _filled(value, constants)
-            if isinstance(value, CodeType)
-            else constants.get(value, value)
-            if isinstance(value, str)
-            else value
-            for value in code.co_consts
-        )
-    )
-
-
-class _Filler(ast.NodeTransformer):
-    """Puts expressions and constants in the places of their marks."""
-
-    def __init__(self, writer: _Writer, body: list[ast.stmt]) -> None:
-        self.writer = writer
-        self.body = body
-        self.used: dict[str, object] = {}
-
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        if isinstance(node.value, ast.Name) and node.value.id == "E·body":
-            return [self.visit(statement) for statement in self.body]
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.arg = _local(node.arg)
-        return node
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        node.name = _local(node.name) if node.name else None
-        return self.generic_visit(node)
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id.startswith("C·"):
-            return self.constant(node.id[2:], self.writer.constants[node.id[2:]])
-        if node.id == "D·locals":
-            return ast.Name("@all", ast.Load())
-        if node.id == "E·number":
-            return self.visit(self.writer.number())  # type: ignore[no-any-return]
-        if node.id.startswith("E·"):
-            expression = getattr(self.writer.plan, node.id[2:])
-            return _Guards(self, expression).visit(_copy(expression.tree))  # type: ignore[no-any-return]
-        node.id = _local(node.id)
-        return node
-
-    def constant(self, name: str, value: object) -> ast.expr:
-        place = _PLACE + name
-        self.used[place] = value
-        # The condition is folded away; a bare constant that is called draws a warning.
-        return ast.IfExp(ast.Constant(value=True), ast.Constant(place), ast.Constant(None))
-
-
-class _Guards(ast.NodeTransformer):
-    """Puts the policy's guard functions in the places that the parser marked."""
-
-    def __init__(self, filler: _Filler, expression: Expression) -> None:
-        self.filler = filler
-        self.constants = expression.constants
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id in self.constants:
-            return self.filler.constant(node.id, self.constants[node.id])
-        return node
-
-
-def _copy(tree: ast.expr) -> ast.expr:
-    # An expression is used in several handlers, and filling changes nodes.
-    import copy  # noqa: PLC0415
-
-    return copy.deepcopy(tree)
-
-
-def _local(name: str) -> str:
-    # "@x" is no identifier: nothing that a user writes can collide with it.
-    return "@" + name[2:] if name.startswith("d·") else name
-
-
 def _absent_local(name: str) -> None:
     message = (
         f"{name!r} has no value there: it is set on other ways through the function; name "
@@ -745,58 +519,6 @@ _ABSENT = {
     "line": _absent_local,
 }
 _PARAMETERS = {weaving.LOCALS: "d·locals", weaving.NOW: "d·began"}
-
-_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
-_PLAIN_CHECK = """\
-d·passed = False
-if P·plain:
-    try:
-        if not E·when:
-            C·reject_condition()
-            return
-        d·passed = True
-    except C·Exception:
-        pass
-"""
-_PLAIN_SIFT = """\
-if P·plain:
-    try:
-        if not E·when:
-            C·reject_condition()
-            return True
-    except C·Exception:
-        pass
-return False
-"""
-_PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)
-
-
-def _is_plain(node: ast.expr) -> bool:
-    """Whether an expression of plain values is cheap and runs no code of anybody's."""
-    match node:
-        case ast.Name():
-            return True
-        case ast.Constant(value=value):
-            return type(value) in _PLAIN
-        case ast.Tuple(elts=parts) | ast.Set(elts=parts):
-            return all(isinstance(part, ast.Constant) for part in parts)
-        case ast.UnaryOp(op=op, operand=operand):
-            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(operand)
-        case ast.BinOp(left=left, op=op, right=right):
-            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(left) and _is_plain(right)
-        case ast.BoolOp(values=parts):
-            return all(_is_plain(part) for part in parts)
-        case ast.Compare(left=left, comparators=others):
-            return _is_plain(left) and all(_is_plain(other) for other in others)
-    return False
-
-
-def _statements(text: str) -> list[ast.stmt]:
-    return ast.parse(text).body
-
-
-def _item(mapping: str, name: str) -> ast.expr:
-    return ast.Subscript(ast.Name(mapping, ast.Load()), ast.Constant(name), ast.Load())
 
 
 def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, object]]:

@@ -1,0 +1,99 @@
+"""What a handler is to do, and what names mean where it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Callable, Mapping
+
+    from diagnose.expressions import Expression
+    from diagnose.guards import Limits
+
+__all__ = ["Plan", "Scope", "Span", "Watch"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """What the names in an expression can mean where a handler is called.
+
+    Attributes:
+        event: ``"call"``, ``"return"``, ``"end"`` or ``"line"``.
+        names: parameters (``call``, ``return``) or local variables (``end``, ``line``).
+        globals_: of the function; names are looked up in it at each hit.
+        namespace: the manager's, looked up at each hit as well.
+        signature: of the function that this one stands before, or None.
+        keywords: name of the ``**`` parameter, or None.
+        has_frame: whether the code that calls handlers is that of the function.
+    """
+
+    event: str
+    names: tuple[str, ...]
+    globals_: dict[str, Any]
+    namespace: Mapping[str, object]
+    signature: inspect.Signature | None = None
+    keywords: str | None = None
+    has_frame: bool = True
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the frame's variables are there."""
+        return self.event in {"end", "line"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What an instrument does with a hit.
+
+    ``deliver`` is source text of statements. In it ``E·value`` and ``E·tags`` stand for
+    the expressions, ``E·number`` for the value made a number, ``D·globals`` and ``D·locals`` for complete dicts, and ``C·x``
+    for ``constants["x"]``.
+    """
+
+    deliver: str
+    value: Expression | None
+    tags: Expression | None
+    when: Expression | None
+    constants: Mapping[str, object]
+    fail: Callable[[Exception], None]
+    done: Callable[[], None]
+    reject: Mapping[str, Callable[[], object]]
+    limits: Limits
+    check: Callable[..., object] | None = None
+    watch: Watch | None = None
+    span: Span | None = None
+    quick: bool = field(default=False)
+    """Delivering can run no user code if the value is a plain number."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """What an instrument does from the begin of a call to its end.
+
+    Attributes:
+        begin: called before the body, once nothing has turned the hit away, with the call's
+            frame; it returns an object with an attribute ``is_last``, or None: not this time.
+        finish: called after the body with that object; what it returns is the value of ``name``.
+        name: what expressions know it by.
+    """
+
+    begin: Callable[[Any], Any]
+    finish: Callable[[Any], object]
+    name: str
+
+
+class Watch(Protocol):
+    """Is told how long hits took: each that took too long, and some of the others.
+
+    Attributes:
+        longest_seconds: what a hit may take.
+        pending: as long as there is something in it, the next hit is told of too.
+    """
+
+    longest_seconds: float
+    pending: list[None]
+
+    def note(self, seconds: float) -> None:
+        """Take note of a hit that took so long; called in the program's thread."""

@@ -1,0 +1,64 @@
+"""In which threads instruments are at work, and counts that need no lock."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BUSY", "Quiet", "Tally"]
+
+
+class _Busy(set[int]):
+    """A set that can be a constant of a code object."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+BUSY: set[int] = _Busy()
+"""Idents of the threads in which an instrument runs just now: probes don't fire there."""
+
+
+# Taken now: it may itself be probed, and then its module has a stand-in for it.
+_ident = threading.get_ident
+
+# Of the threads in it a forked child has only the one that forked, maybe in an instrument.
+os.register_at_fork(after_in_child=lambda: BUSY.intersection_update((_ident(),)))
+
+
+class Quiet:
+    """A context in which no probe fires in this thread (instruments' own work)."""
+
+    __slots__ = ("_entered",)
+
+    def __enter__(self) -> None:
+        ident = _ident()
+        self._entered = ident not in BUSY
+        BUSY.add(ident)
+
+    def __exit__(self, *_: object) -> None:
+        if self._entered:
+            BUSY.discard(_ident())
+
+
+class Tally:
+    """A count that threads may raise at once without a lock.
+
+    ``add`` is the bound ``__next__`` of an :func:`itertools.count`: one C call, atomic.
+    """
+
+    __slots__ = ("_count", "add")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self.add: Callable[[], int] = self._count.__next__
+
+    @property
+    def value(self) -> int:
+        """How often ``add`` was called."""
+        # A count can't be read without raising it, but it shows itself: "count(3)".
+        return int(repr(self._count)[len("count(") : -1])

@@ -1,0 +1,151 @@
+"""Handlers as text with marks, and what comes in the places of the marks."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import secrets
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diagnose.expressions import Expression
+    from diagnose.handlers.writing import _Writer
+
+# "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
+# text; nobody names a parameter like that. Placeholders in co_consts
+# carry a token, so that no string in a user's expression can be equal to one.
+_PLACE = f"diagnose {secrets.token_hex(8)} "
+
+
+def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
+    """Put the objects in the places of their placeholders, in inner functions too."""
+    return code.replace(
+        co_consts=tuple(
+            _filled(value, constants)
+            if isinstance(value, CodeType)
+            else constants.get(value, value)
+            if isinstance(value, str)
+            else value
+            for value in code.co_consts
+        )
+    )
+
+
+class _Filler(ast.NodeTransformer):
+    """Puts expressions and constants in the places of their marks."""
+
+    def __init__(self, writer: _Writer, body: list[ast.stmt]) -> None:
+        self.writer = writer
+        self.body = body
+        self.used: dict[str, object] = {}
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        if isinstance(node.value, ast.Name) and node.value.id == "E·body":
+            return [self.visit(statement) for statement in self.body]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = _local(node.arg)
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        node.name = _local(node.name) if node.name else None
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id.startswith("C·"):
+            return self.constant(node.id[2:], self.writer.constants[node.id[2:]])
+        if node.id == "D·locals":
+            return ast.Name("@all", ast.Load())
+        if node.id == "E·number":
+            return self.visit(self.writer.number())  # type: ignore[no-any-return]
+        if node.id.startswith("E·"):
+            expression = getattr(self.writer.plan, node.id[2:])
+            return _Guards(self, expression).visit(_copy(expression.tree))  # type: ignore[no-any-return]
+        node.id = _local(node.id)
+        return node
+
+    def constant(self, name: str, value: object) -> ast.expr:
+        place = _PLACE + name
+        self.used[place] = value
+        # The condition is folded away; a bare constant that is called draws a warning.
+        return ast.IfExp(ast.Constant(value=True), ast.Constant(place), ast.Constant(None))
+
+
+class _Guards(ast.NodeTransformer):
+    """Puts the policy's guard functions in the places that the parser marked."""
+
+    def __init__(self, filler: _Filler, expression: Expression) -> None:
+        self.filler = filler
+        self.constants = expression.constants
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in self.constants:
+            return self.filler.constant(node.id, self.constants[node.id])
+        return node
+
+
+def _copy(tree: ast.expr) -> ast.expr:
+    # An expression is used in several handlers, and filling changes nodes.
+    return copy.deepcopy(tree)
+
+
+def _local(name: str) -> str:
+    # "@x" is no identifier: nothing that a user writes can collide with it.
+    return "@" + name[2:] if name.startswith("d·") else name
+
+
+def _statements(text: str) -> list[ast.stmt]:
+    return ast.parse(text).body
+
+
+def _item(mapping: str, name: str) -> ast.expr:
+    return ast.Subscript(ast.Name(mapping, ast.Load()), ast.Constant(name), ast.Load())
+
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+_PLAIN_CHECK = """\
+d·passed = False
+if P·plain:
+    try:
+        if not E·when:
+            C·reject_condition()
+            return
+        d·passed = True
+    except C·Exception:
+        pass
+"""
+_PLAIN_SIFT = """\
+if P·plain:
+    try:
+        if not E·when:
+            C·reject_condition()
+            return True
+    except C·Exception:
+        pass
+return False
+"""
+_PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)
+
+
+def _is_plain(node: ast.expr) -> bool:
+    """Whether an expression of plain values is cheap and runs no code of anybody's."""
+    match node:
+        case ast.Name():
+            return True
+        case ast.Constant(value=value):
+            return type(value) in _PLAIN
+        case ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return all(isinstance(part, ast.Constant) for part in parts)
+        case ast.UnaryOp(op=op, operand=operand):
+            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(operand)
+        case ast.BinOp(left=left, op=op, right=right):
+            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(left) and _is_plain(right)
+        case ast.BoolOp(values=parts):
+            return all(_is_plain(part) for part in parts)
+        case ast.Compare(left=left, comparators=others):
+            return _is_plain(left) and all(_is_plain(other) for other in others)
+    return False
