@@ -172,11 +172,11 @@ def _places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[i
 
 def _begin(listing: Sequence[Instruction]) -> int:
     """Where the body begins."""
-    return 1 + next(
-        number
-        for number, one in enumerate(listing)
-        if one.opcode == _RESUME and not one.argument & 3
-    )
+    for number, one in enumerate(listing, 1):
+        if one.opcode == _RESUME and not one.argument & 3:
+            return number
+    message = "its code was not made by the compiler of this Python: it has no RESUME"
+    raise ValueError(message)
 
 
 def weave(
@@ -676,6 +676,7 @@ class _Weaver:
         woven: dict[int, list[Instruction]],
     ) -> None:
         starts = line_starts(self.listing) if lines else {}
+        handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
         for line, hook in lines:
             if line not in starts:
                 message = f"there is no code on line {line}"
@@ -685,7 +686,11 @@ class _Weaver:
                     continue  # it is never reached
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
+                stub = emit.guard_error() if id(one) in handlers else None
                 self._look(emit, hook)
+                if stub is not None:
+                    emit.end_guard(stub)
+                    self.stubs.append(stub)
                 self._put(woven, one, emit)
 
     # --- hidden frames ---
