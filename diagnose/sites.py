@@ -128,9 +128,13 @@ class CodeSite:
         if kind == "line":
             _line(code, event)
         wraps = hasattr(self._function, "__wrapped__") and not is_inside
+        try:
+            names = weaving.variables(code) if is_inside else parameters.names
+        except ValueError as error:
+            raise _unusable(self._function, error) from error
         return Scope(
             event=kind,
-            names=weaving.variables(code) if is_inside else parameters.names,
+            names=names,
             globals_=self._function.__globals__,
             namespace=namespace,
             signature=_signature(self._function) if wraps else None,
@@ -161,6 +165,8 @@ class CodeSite:
                 report=hotspots.reporter(base),
             )
         except (ValueError, KeyError) as error:
+            if base is self._base:
+                raise _unusable(self._function, error) from error
             message = (
                 f"{error.args[0]}: the code of {self._function!r} was replaced while it was "
                 "probed; take the instruments that name it off, or change them"
@@ -183,6 +189,10 @@ class CodeSite:
         self._ours = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+
+
+def _unusable(function: FunctionType, error: Exception) -> ProbeError:
+    return ProbeError(f"{function!r} can't be probed: {error.args[0]}")
 
 
 # --- lines --------------------------------------------------------------------------------

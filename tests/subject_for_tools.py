@@ -112,7 +112,7 @@ def chooses(a, b=None):
             kind = None
     both = a if (a and
                  b) else b
-    if (kind := kind or both) and not b or a == 3:
+    if ((kind := kind or both) and not b) or a == 3:
         kind = (kind,
                 a)
     assert a != 9, "nine"

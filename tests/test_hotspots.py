@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 import weakref
 
 import pytest
-from stage import Stage, attached, outcome, probed
+from stage import Stage, attached, in_thread, outcome, probed
 
 from diagnose.bytecode import timing
 from diagnose.instruments import LogInstrument, ProbeTestInstrument
@@ -141,6 +142,53 @@ def test_time_until_an_exception_goes_to_the_line_that_raised(stage):
     (hotspots,) = seen.results
     assert hotspots.worst.line == 17
     assert counts(hotspots)[21] == 1
+
+
+LEFT = """
+class Manager:
+    def __enter__(self):
+        log.append("enter")
+
+    def __exit__(self, *exc):
+        log.append(exc[0].__name__)
+
+log = []
+
+def subject(boom):
+    with Manager():
+        return boom()
+
+def boom():
+    raise KeyError
+"""
+
+
+def test_what_is_raised_while_an_exception_is_timed_leaves_with_blocks(stage, monkeypatch):
+    class Signal(BaseException):
+        pass
+
+    def note_error(*_):
+        raise Signal
+
+    monkeypatch.setattr(timing, "_note_error", note_error)
+    module = stage.script(LEFT)
+    with probed(f"{module.__name__}.subject", "len(hotspots)"):
+        with pytest.raises(Signal):
+            module.subject(module.boom)
+    assert module.log == ["enter", "Signal"]
+    assert sys.exception() is None
+
+
+def test_an_exception_at_the_recursion_limit_is_not_handled_for_ever(stage):
+    module = stage.script("""
+    def subject(n):
+        try:
+            return subject(n + 1)
+        except RecursionError:
+            return n
+    """)
+    with probed(f"{module.__name__}.subject", "1 if hotspots else 0"):
+        assert in_thread(lambda: (module.subject(0) > 0, sys.exception())) == (True, None)
 
 
 def test_generators_coroutines_and_recursion_have_times_of_their_own(stage):

@@ -204,6 +204,40 @@ def test_what_a_line_probe_raises_besides_errors_is_raised_at_that_line(stage):
     assert (trace.tb_frame.f_code.co_name, trace.tb_lineno) == ("checkout", 11)
 
 
+def test_what_a_line_probe_raises_on_the_way_to_a_handler_gets_there(stage):
+    class Signal(BaseException):
+        pass
+
+    class Raises(ProbeTestInstrument):
+        def emit(self, *_):
+            if module.log:
+                raise Signal
+
+    # Since 3.12 the line of a "with" is run again when an exception leaves the block.
+    module = stage.script("""
+    log = []
+
+    class Manager:
+        def __enter__(self):
+            log.append("enter")
+
+        def __exit__(self, *exc):
+            log.append(exc[0].__name__)
+
+    def boom():
+        raise KeyError
+
+    def subject():
+        with Manager():
+            return boom()
+    """)
+    with attached(f"{module.__name__}.subject", Raises("n", "1", "line:+1")):
+        with pytest.raises((Signal, KeyError)) as raised:
+            module.subject()
+    assert module.log == ["enter", raised.type.__name__]
+    assert sys.exception() is None
+
+
 def test_a_metric_of_a_local_at_a_line(stage):
     shop = stage.script(SHOP)
     instrument = HistogramInstrument("n", "total", "line:9")

@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import itertools
+import opcode
 import sys
 import types
 
@@ -1058,6 +1059,81 @@ def test_new_code_without_the_parameters_that_instruments_name_gets_no_probe(pla
         f(3)
     assert seen.results == [3]
     assert f.__code__ is theirs
+
+
+def code_like(function, **changes):
+    """A function of other code, as generators of code make them."""
+    return types.FunctionType(function.__code__.replace(**changes), {}, function.__name__)
+
+
+def varint(value):
+    """A number as tables of lines have it."""
+    out = bytearray()
+    while value >> 6:
+        out.append(0x40 | value & 0x3F)
+        value >>= 6
+    return bytes([*out, value])
+
+
+def test_code_without_a_table_of_lines_is_probed(place):
+    def subject(x):
+        y = x + 1
+        return y
+
+    table = subject.__code__.co_linetable
+    for lines in (b"", table[: len(table) // 2]):
+        subject = code_like(subject, co_linetable=lines)
+        for event in ("call", "return", "end"):
+            with probed(place(subject), "x", event) as seen:
+                assert subject(1) == 2
+            assert seen.results == [1]
+
+
+def test_lines_that_end_before_they_begin_are_written(place):
+    def subject(x):
+        return x
+
+    units = len(subject.__code__.co_code) // 2
+    entry = varint(0) + varint((1 << 32) - 1) + varint(1) + varint(2)
+    table = b"".join(
+        bytes([0xF0 | min(units - done, 8) - 1]) + entry for done in range(0, units, 8)
+    )
+    subject = code_like(subject, co_linetable=table)
+    line, last, *_ = next(subject.__code__.co_positions())
+    assert last < line
+    with probed(place(subject), "hotspots and x") as seen:
+        assert subject(1) == 1
+    assert seen.results == [1]
+
+
+@pytest.mark.parametrize("event", ["call", "return", "end"])
+def test_code_that_no_compiler_made_is_an_error_that_says_so(place, event):
+    def subject(x):
+        return x
+
+    code = subject.__code__
+    operations = [
+        opcode.opmap["NOP"] if n == opcode.opmap["RESUME"] else n for n in code.co_code[::2]
+    ]
+    pairs = zip(operations, code.co_code[1::2], strict=True)
+    subject = code_like(subject, co_code=bytes(byte for pair in pairs for byte in pair))
+    assert subject(1) == 1
+    with pytest.raises(ProbeError, match=r"subject.* can't be probed: .* no RESUME"):
+        with probed(place(subject), "x", event):
+            pass
+    assert subject(1) == 1
+
+
+def test_a_condition_on_a_name_that_a_parameter_has_too_is_decided_by_the_result(place):
+    def subject(result, elapsed=None):
+        return result + 10
+
+    with probed(place(subject), "result", when="result > 5") as seen:
+        subject(1)
+    assert seen.results == [11]
+    with probed(place(subject), "result", when="elapsed == None") as seen:
+        subject(1)
+    assert seen.results == []
 
 
 def test_woven_code_and_handlers_can_be_keys_of_dicts(place):

@@ -104,6 +104,8 @@ class Instruction:
 def read(code: CodeType) -> list[Instruction]:
     """The instructions of ``code``; ``start`` is the unit that each begins at."""
     raw, locations = code.co_code, list(code.co_positions())
+    # Code of other generators may have no table of lines, or too short a one.
+    locations += [(None, None, None, None)] * ((len(raw) >> 1) - len(locations))
     listing: list[Instruction] = []
     at_unit: dict[int, Instruction] = {}
     jumps: list[tuple[Instruction, int]] = []
@@ -250,7 +252,7 @@ def _write_location(table: bytearray, before: int, location: Location, units: in
         change = line - before
         before = line
         signed = change << 1 if change >= 0 else -change << 1 | 1
-        if end_line is None or column is None or end_column is None:
+        if end_line is None or column is None or end_column is None or end_line < line:
             table.append(0x80 | 13 << 3 | length)
             _append_little(table, signed)
             continue

@@ -27,7 +27,7 @@ _op = opcode.opmap
 _CALL, _PRECALL, _PUSH_NULL = _op["CALL"], _op.get("PRECALL"), _op["PUSH_NULL"]
 _COPY, _SWAP, _POP_TOP = _op["COPY"], _op["SWAP"], _op["POP_TOP"]
 _LOAD_CONST, _LOAD_DEREF = _op["LOAD_CONST"], _op["LOAD_DEREF"]
-_LOAD_FAST = _op["LOAD_FAST"]
+_LOAD_FAST, _NOP = _op["LOAD_FAST"], _op["NOP"]
 # On 3.11 LOAD_FAST is the one that looks whether there is a value.
 _LOAD_FAST_CHECK = _op.get("LOAD_FAST_CHECK", _LOAD_FAST)
 _TO_BOOL, _NOT_TAKEN = _op.get("TO_BOOL"), _op.get("NOT_TAKEN")
@@ -184,3 +184,26 @@ class Emitter:
     def jump_back(self, target: Instruction) -> None:
         """Go on at ``target``, further up."""
         self.add(_JUMP_BACK).target = target
+
+    def guard_error(self) -> Emitter:
+        """Let what is raised by what is written next take the place of the topmost value.
+
+        That is an error on its way to a handler, and what comes after is the handler's begin.
+        It is written where :meth:`end_guard` says, so that it gets there whatever happens: it
+        is what leaves the ``with`` block, or puts back the error that was handled before.
+
+        Returns:
+            What is to be handed to :meth:`end_guard`, and to stand behind all else.
+        """
+        stub = Emitter(self.constants, self.depth + 1, NOWHERE, self.handler)
+        stub.swap()
+        stub.pop()
+        self.handler = Handler(stub.out[0], self.depth, keeps_place=False)
+        return stub
+
+    def end_guard(self, stub: Emitter) -> None:
+        """End what :meth:`guard_error` began."""
+        self.handler = stub.handler
+        location, self.location = self.location, NOWHERE
+        stub.jump_back(self.add(_NOP))
+        self.location = location

@@ -39,7 +39,7 @@ _BOUND = frozenset(
     )
     if name in _op
 )
-_BINDS_NEXT = frozenset(_op[name] for name in ("PRECALL", "YIELD_VALUE") if name in _op)
+_BINDS_NEXT = frozenset(_op[name] for name in ("KW_NAMES", "PRECALL", "YIELD_VALUE") if name in _op)
 if sys.version_info >= (3, 13):
     _BINDS_NEXT |= {_op["END_FOR"]}  # the POP_TOP behind it is jumped over too
 

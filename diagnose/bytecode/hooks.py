@@ -125,8 +125,8 @@ def places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[in
 
 def body_begin(listing: Sequence[Instruction]) -> int:
     """Where the body begins."""
-    return 1 + next(
-        number
-        for number, one in enumerate(listing)
-        if one.opcode == _RESUME and not one.argument & 3
-    )
+    for number, one in enumerate(listing, 1):
+        if one.opcode == _RESUME and not one.argument & 3:
+            return number
+    message = "its code was not made by the compiler of this Python: it has no RESUME"
+    raise ValueError(message)

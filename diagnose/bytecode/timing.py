@@ -167,7 +167,10 @@ class Timing:
             depth += kept
             if id(one) in handlers and one.opcode not in _NO_ENTRY:
                 emit = self._emitter(depth, one)
+                stub = emit.guard_error()
                 self.raised(emit)
+                emit.end_guard(stub)
+                self.stubs.append(stub)
                 self._put(ahead, one, emit)
             if one.target is not None:
                 self._weave_jump(one, depth, ahead)
@@ -175,6 +178,10 @@ class Timing:
                 continue
             if self._line_of[id(after)] != self._line_of[id(one)] and id(after) in self._depth:
                 emit = self._emitter(self._depth[id(after)] + kept, one)
+                if after.handler is not None and (
+                    one.handler is None or after.handler.depth > one.handler.depth
+                ):
+                    emit.handler = after.handler  # a "with" block has been entered
                 self.end_run(emit, one)
                 behind.setdefault(id(one), []).extend(emit.out)
                 self.deepest = max(self.deepest, emit.deepest)

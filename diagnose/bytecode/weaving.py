@@ -577,6 +577,7 @@ class _Weaver:
         woven: dict[int, list[Instruction]],
     ) -> None:
         starts = line_starts(self.listing) if lines else {}
+        handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
         for line, hook in lines:
             if line not in starts:
                 message = f"there is no code on line {line}"
@@ -586,7 +587,11 @@ class _Weaver:
                     continue  # it is never reached
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
+                stub = emit.guard_error() if id(one) in handlers else None
                 self._look(emit, hook)
+                if stub is not None:
+                    emit.end_guard(stub)
+                    self.stubs.append(stub)
                 self._put(woven, one, emit)
 
     # --- hidden frames ---

@@ -365,7 +365,9 @@ class _Writer:
         if when is None or self.scope.event != "return" or not self.plain_condition:
             return None
         names = sorted(when.names)
-        if not names or not set(names) <= set(self.scope.names) - {"args", "kwargs"}:
+        # A parameter of the name of a result is that of the result by the end.
+        later = {"args", "kwargs", *weaving.EXIT_NAMES}
+        if not names or not set(names) <= set(self.scope.names) - later:
             return None
         text = _PLAIN_SIFT.replace("P·plain", self.plain_condition)
         return self.function(names, _statements(text), []), tuple(names)
