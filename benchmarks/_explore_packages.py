@@ -116,7 +116,7 @@ SUITES = (
         requires="blockbuster httpx httpx2[zstd] itsdangerous jinja2 python-multipart pyyaml trio "
         "opentelemetry-sdk pytest-codspeed",
     ),
-    Suite("tomlkit", "0.15.2", requires="pyyaml"),
+    Suite("tomlkit", "0.15.2", requires="pyyaml", is_quick=True),
     Suite("toolz", "1.2.0", tests="toolz tlz", requires="", is_quick=True),
     Suite("trio", "0.35.0", tests="src/trio", requires="async_generator pyOpenSSL trustme jedi"),
     Suite(

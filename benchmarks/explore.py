@@ -449,7 +449,7 @@ def parse(arguments):
     )
     parser.add_argument("--python", action="append", metavar="PATH", help="repeatable")
     parser.add_argument("--events", default="return,end", help="of call, return, end")
-    parser.add_argument("--quick", action="store_true", help="two or three small packages")
+    parser.add_argument("--quick", action="store_true", help="three small packages")
     parser.add_argument(
         "--only-probed", action="store_true", help="take the bare run from the last time"
     )
