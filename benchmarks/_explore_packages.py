@@ -78,8 +78,14 @@ SUITES = (
         variables={"JSON_SCHEMA_TEST_SUITE": "json"},
     ),
     Suite("markdown", "3.11.3", requires="pyyaml"),
-    Suite("marshmallow", "4.4.0", requires="simplejson"),
-    Suite("mistune", "3.4.0", requires="", is_quick=True),
+    Suite("marshmallow", "4.4.0", requires="simplejson", is_quick=True),
+    Suite(
+        "mistune",
+        "3.4.0",
+        requires="",
+        # Compare times, which a busy machine makes fail.
+        leave_out=("tests/test_security_",),
+    ),
     Suite(
         "more-itertools",
         "11.2.1",
