@@ -31,15 +31,32 @@ _ORDER_FILE = os.environ.pop("EXPLORE", None)
 # Modules that test the package, or that the test runner loads from it.
 # (`werkzeug.test` and `jinja2.tests` do neither.)
 _NOT_PROBED = re.compile(r"(^|\.)(_?tests?\.|test_|conftest$)|pytest_?plugin$")
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+# What is another one in each run, and stands in the names of some tests: addresses, times, UUIDs.
+_CHANGING = re.compile(
+    r"0x[0-9a-f]{4,}|\d\d:\d\d:\d\d(\.\d+)?|[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}",
+    re.IGNORECASE,
+)
 _FLUSH_SECONDS = 1.0
 _CONTAINER_LEVELS = 2
 _HOLDERS = (functools.cached_property, functools.partial, functools.partialmethod)
 
 
-def stable(node_id):
-    """The same in every process: some tests have an object's address in their name."""
-    return _ADDRESS.sub("0x", node_id)
+class Names:
+    """Names of tests that are the same in every run."""
+
+    def __init__(self):
+        self.by_id = {}
+        self.counts = Counter()
+
+    def __getitem__(self, node_id):
+        name = self.by_id.get(node_id)
+        if name is None:
+            name = _CHANGING.sub("…", node_id)
+            self.counts[name] += 1
+            if self.counts[name] > 1:
+                name = f"{name} #{self.counts[name]}"
+            self.by_id[node_id] = name
+        return name
 
 
 # --- what the tests do ----------------------------------------------------------------------
@@ -48,7 +65,8 @@ def stable(node_id):
 class Notes:
     """Writes down what each test does."""
 
-    def __init__(self, path):
+    def __init__(self, path, names):
+        self.names = names
         self.file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  (open until the end)
 
     def write(self, **entry):
@@ -56,7 +74,7 @@ class Notes:
         self.file.flush()
 
     def pytest_runtest_logstart(self, nodeid):
-        self.write(begin=stable(nodeid))
+        self.write(begin=self.names[nodeid])
 
     def pytest_runtest_logreport(self, report):
         outcome = report.outcome
@@ -65,11 +83,11 @@ class Notes:
         elif outcome == "failed" and report.when != "call":
             outcome = "error"
         if report.when == "call" or outcome != "passed":
-            self.write(test=stable(report.nodeid), outcome=outcome, why=why(report))
+            self.write(test=self.names[report.nodeid], outcome=outcome, why=why(report))
 
     def pytest_collectreport(self, report):
         if not report.passed:
-            name = f"collecting {stable(report.nodeid)}"
+            name = f"collecting {_CHANGING.sub('…', report.nodeid)}"
             self.write(test=name, outcome="error" if report.failed else "skipped", why=why(report))
 
 
@@ -86,7 +104,8 @@ def why(report):
 class Choice:
     """Runs some of the tests, and makes each of them do the same in every run."""
 
-    def __init__(self, order):
+    def __init__(self, order, names):
+        self.names = names
         self.only = None if order["only"] is None else set(order["only"])
         self.leave_out = set(order["leave_out"])
         self.unwanted = tuple(order["leave_out_from"])
@@ -94,7 +113,7 @@ class Choice:
     def pytest_collection_modifyitems(self, config, items):
         kept, gone = [], []
         for item in items:
-            name = stable(item.nodeid)
+            name = self.names[item.nodeid]
             wanted = not name.startswith(self.unwanted) if self.unwanted else True
             wanted &= name not in self.leave_out and (self.only is None or name in self.only)
             (kept if wanted else gone).append(item)
@@ -380,6 +399,7 @@ class Ending:
 
     def pytest_unconfigure(self):
         self.notes.write(summary=self.prober.summary() if self.prober else {})
+        self.notes.file.close()
 
 
 def pytest_load_initial_conftests(early_config):
@@ -388,12 +408,13 @@ def pytest_load_initial_conftests(early_config):
         return
     order = _order()
     manager = early_config.pluginmanager
-    notes = Notes(order["report"])
+    names = Names()
+    notes = Notes(order["report"], names)
     prober = None
     if order["events"]:
         prober = Prober(order["modules"], order["events"])
         prober.watch_imports()
         prober.sweep()
         manager.register(prober)
-    for plugin in (notes, Choice(order), Ending(notes, prober)):
+    for plugin in (notes, Choice(order, names), Ending(notes, prober)):
         manager.register(plugin)

@@ -333,17 +333,21 @@ HEAD = (
 )  # fmt: skip
 
 
-def show(reports):
+def show(coming):
+    """Print each row as soon as it is known, then the details; return the reports."""
     print(f"| {' | '.join(HEAD)} |")
     print(f"|{'---|' * 3}{'---:|' * (len(HEAD) - 3)}")
-    for report in reports:
-        print(f"| {' | '.join(row(report))} |")
+    reports = []
+    for report in coming:
+        reports.append(report)
+        print(f"| {' | '.join(row(report))} |", flush=True)
     for report in reports:
         show_differences(report)
         show_probes(report)
     print("\nVerdicts\n")
     for report in reports:
         print(f"- {report.package} {report.version} on {report.python}: {verdict(report)}")
+    return reports
 
 
 def row(report):
@@ -445,7 +449,7 @@ def parse(arguments):
     )
     parser.add_argument("--python", action="append", metavar="PATH", help="repeatable")
     parser.add_argument("--events", default="return,end", help="of call, return, end")
-    parser.add_argument("--quick", action="store_true", help="two or three small packages")
+    parser.add_argument("--quick", action="store_true", help="three small packages")
     parser.add_argument(
         "--only-probed", action="store_true", help="take the bare run from the last time"
     )
@@ -473,11 +477,12 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
+    # Started in the background of a script it is ignored, and then in the tests too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     pairs = [(suite, each) for each in options.interpreters for suite in options.suites]
     with ThreadPoolExecutor(options.jobs) as pool:
-        reports = list(pool.map(lambda pair: explore(*pair, options), pairs))
-    show(reports)
+        reports = show(pool.map(lambda pair: explore(*pair, options), pairs))
     print(
         f"\n`{'` and `'.join(options.events)}` probes; {platform.platform()}, {os.cpu_count()} "
         f"CPUs; {time.monotonic() - began:.0f} s altogether"
