@@ -39,6 +39,7 @@ _FIXED = frozenset(_op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") i
     {_op["FOR_ITER"]} if sys.version_info < (3, 12) else set()
 )
 _NO_ENTRY = frozenset(_op[name] for name in ("END_ASYNC_FOR", "CLEANUP_THROW") if name in _op)
+_PUSH_EXC_INFO = _op["PUSH_EXC_INFO"]
 _JUMP_FORWARD, _JUMP_BACKWARD = _op["JUMP_FORWARD"], _op["JUMP_BACKWARD"]
 # 3.11 has conditional jumps in both directions.
 _FORWARD_TWIN = {
@@ -165,7 +166,13 @@ class Timing:
             if depth is None:
                 continue
             depth += kept
-            if id(one) in handlers and one.opcode not in _NO_ENTRY:
+            if id(one) in handlers and one.opcode == _PUSH_EXC_INFO:
+                # Behind it: coverage passes over a line that begins with this instruction.
+                emit = self._emitter(depth + 1, one)
+                self.raised(emit)
+                behind[id(one)] = emit.out
+                self.deepest = max(self.deepest, emit.deepest)
+            elif id(one) in handlers and one.opcode not in _NO_ENTRY:
                 emit = self._emitter(depth, one)
                 stub = emit.guard_error()
                 self.raised(emit)

@@ -167,11 +167,9 @@ class _Weaver:
             self.timing = Timing(self.constants, self.body, depth)
         if len(after) == 1 and not ends and after[0].sift is not None:
             self.only = after[0]
-        # On the first line of the body: tracers, debuggers and coverage see it begin once.
-        first = next((one.location for one in self.body if one.location[0] is not None), NOWHERE)
-        entry = Emitter(self.constants, 0, (first[0], first[0], None, None))
-        if self.hidden or first[0] is None:
-            entry.location = NOWHERE
+        # On no line: a debugger's jump to the first line must not lead into it, where only some
+        # of what is kept is there.
+        entry = Emitter(self.constants, 0, NOWHERE)
         self._enter(entry, before, after)
         leaving = None
         woven: dict[int, list[Instruction]] = {}
