@@ -1112,7 +1112,9 @@ def test_code_that_no_compiler_made_is_an_error_that_says_so(place, event):
         return x
 
     code = subject.__code__
-    operations = [opcode.opmap["NOP"] if n == opcode.opmap["RESUME"] else n for n in code.co_code[::2]]
+    operations = [
+        opcode.opmap["NOP"] if n == opcode.opmap["RESUME"] else n for n in code.co_code[::2]
+    ]
     pairs = zip(operations, code.co_code[1::2], strict=True)
     subject = code_like(subject, co_code=bytes(byte for pair in pairs for byte in pair))
     assert subject(1) == 1

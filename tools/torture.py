@@ -109,7 +109,10 @@ def verify(code: CodeType, given: dict[str, object]) -> None:
     depth_of = [before.get(id(one)) for one in own]
     opcodes = [one.opcode for one in own]
     woven = weaver.weave(
-        given.get("before", ()), given.get("after", ()), given.get("ends", ()), given.get("lines", ())
+        given.get("before", ()),
+        given.get("after", ()),
+        given.get("ends", ()),
+        given.get("lines", ()),
     )
     listing = assembly.read(woven)
     at = {one.start: number for number, one in enumerate(listing)}
@@ -209,13 +212,15 @@ def main() -> int:
                 for each in fewer(code):
                     verify(code, each)
                     seen["woven"] += 1
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 kind = f"{type(error).__name__}: {str(error)[:60]}"
                 seen[f"FAILED {kind}"] += 1
                 seen["failed"] += 1
                 if seen["failed"] <= 15:
                     print(path, code.co_qualname, code.co_firstlineno)
-                    print("   ", *traceback.format_exc().splitlines()[-4:], sep="\n    ", flush=True)
+                    print(
+                        "   ", *traceback.format_exc().splitlines()[-4:], sep="\n    ", flush=True
+                    )
             slowest = max(slowest, (time.monotonic() - began, f"{path} {code.co_qualname}"))
     for name, count in seen.items():
         print(f"{count:8,} {name}")
