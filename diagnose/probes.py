@@ -51,7 +51,8 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended", "timer", "was_slow",
+        "_claim", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
+        "timer", "was_slow",
     )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
@@ -74,6 +75,7 @@ class _Attachment:
         self._claim = itertools.count().__next__
         plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
+        self._span = plan.span
         self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
 
     def fail(self, error: Exception) -> None:
@@ -141,7 +143,8 @@ class _Attachment:
     def resume(self) -> None:
         """See :class:`diagnose.budget.Metered`."""
         with handlers.Quiet(), _lock:
-            if not self.suspended:
+            # It may have been taken off while it was on its way to be suspended.
+            if not self.suspended or not self.probe.holds(self):
                 return
             status = self.instrument.status
             try:
@@ -169,8 +172,14 @@ class _Attachment:
         if not self.armed or self._claim() > 0:
             return False
         self.armed = False
-        handlers.disarm(self.hook)
+        self.disarm()
         return True
+
+    def disarm(self) -> None:
+        """Serve no hit from now on, also of calls that are inside."""
+        handlers.disarm(self.hook)
+        if self._span is not None:
+            self._span.abandon()
 
     def _leave_later(self) -> None:
         # The code is made anew elsewhere: this thread has a program to go on with.
@@ -328,6 +337,10 @@ class FunctionProbe:
             raise
         _finish(gone)
 
+    def holds(self, attachment: _Attachment) -> bool:
+        """Whether it is attached, suspended or not."""
+        return self._attachments.get(attachment.key) is attachment
+
     def detach(self, key: str) -> None:
         """Disarm what is under ``key``, if anything is; the last one puts the code back."""
         with handlers.Quiet(), _lock:
@@ -352,7 +365,7 @@ class FunctionProbe:
         except DiagnoseError:
             status.state, status.code, status.error = was
             # Code objects take no part in garbage collection: this breaks the cycle.
-            handlers.disarm(new.hook)
+            new.disarm()
             raise
         self._resolved = target
         self._attachments[key] = new
@@ -432,7 +445,7 @@ def _update(site: Site, new: _Attachment | None = None) -> None:
 def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
-    handlers.disarm(attachment.hook)
+    attachment.disarm()
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:

@@ -289,6 +289,27 @@ def test_a_hit_that_takes_too_long_is_the_last_but_for_one_more_try(stage, caplo
     manager.stop()
 
 
+def test_what_is_taken_off_while_it_proves_too_slow_does_not_come_back(stage, monkeypatch):
+    def subject():
+        return 1
+
+    code = subject.__code__
+    probe = attach_to(stage.place(subject))
+    probe.attach("k", LogInstrument("n", "1"))
+    (attachment,) = probe._attachments.values()
+    disarm = type(attachment)._disarm
+
+    def disarm_and_lose(self):
+        result = disarm(self)
+        probe.detach("k")  # by another thread, between two steps of this one
+        return result
+
+    monkeypatch.setattr(type(attachment), "_disarm", disarm_and_lose)
+    attachment.too_slow(1.0)
+    attachment.resume()
+    assert subject.__code__ is code
+
+
 def test_waiting_for_other_threads_is_not_slow():
     told = []
     meter = Meter(0.05, told.append)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import os
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 
 import pytest
-from stage import Stage, attached, outcome, timers_ran
+from stage import DEADLINE_SECONDS, Stage, attached, in_thread, outcome, timers_ran
 
 from diagnose import attach_to
 from diagnose.errors import (
@@ -22,6 +24,18 @@ from diagnose.instruments import CallTreeInstrument, HunterInstrument
 from diagnose.managers import InstrumentManager
 
 FAST = Limits(rate=1e6)
+
+
+def recorder(seen, limits=FAST):
+    """An instrument that keeps its trees."""
+
+    class Recorder(CallTreeInstrument):
+        longest_seconds = None
+
+        def emit(self, _name, value, _tags):
+            seen.append(value)
+
+    return Recorder("n", limits=limits)
 
 
 @pytest.fixture
@@ -313,6 +327,109 @@ def test_taking_it_off_inside_the_call_ends_the_watch(stage):
     probe.attach("t", instrument)
     assert shop.calls(lambda: probe.detach("t")) == 1
     assert instrument.trees == []
+
+
+SUBJECT = """\
+def leaf():
+    return 1
+
+def subject(inside=None):
+    if inside is not None:
+        inside()
+    return leaf()
+"""
+
+
+def test_a_call_that_is_inside_when_it_is_done_or_suspended_is_not_watched_on(stage):
+    module = stage.script(SUBJECT)
+
+    def at_rest():
+        return sys.getprofile() is None and (
+            sys.version_info < (3, 12)
+            or "diagnose" not in [sys.monitoring.get_tool(number) for number in range(6)]
+        )
+
+    seen = []
+    tree = recorder(seen)
+    with attached(f"{module.__name__}.subject", tree) as probe:
+        (attachment,) = probe._attachments.values()
+
+        def suspend():
+            attachment.suspend("for a test")
+            in_thread(module.leaf)
+
+        module.subject(suspend)
+        assert at_rest()
+        attachment.resume()
+        module.subject()
+        assert [each.root.children != {} for each in seen] == [True]  # in this thread too
+    seen.clear()
+    with attached(f"{module.__name__}.subject", recorder(seen, limits=Limits(rate=1e6, hits=2))):
+        module.subject(lambda: in_thread(module.subject))
+        assert at_rest()
+    assert len(seen) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_watches_for_itself(stage):
+    module = stage.script(SUBJECT)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        inside.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+
+    seen = []
+    tree = recorder(seen)
+    with attached(f"{module.__name__}.subject", tree):
+        thread = threading.Thread(target=module.subject, args=(wait,))
+        thread.start()
+        assert inside.wait(DEADLINE_SECONDS)
+        child = os.fork()
+        if child == 0:
+            try:
+                module.subject()
+                fine = len(seen) == 1
+                if sys.version_info >= (3, 12):
+                    names = [sys.monitoring.get_tool(number) for number in range(6)]
+                    fine = fine and "diagnose" not in names
+                os._exit(0 if fine else 3)
+            finally:
+                os._exit(4)
+        assert os.waitpid(child, 0)[1] == 0
+        go_on.set()
+        thread.join(DEADLINE_SECONDS)
+
+
+# On 3.11 one thread at a time may change its profiler; hunter's is ended at the next event then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_taking_it_off_amid_calls_raises_nothing_in_them(stage):
+    module = stage.script(SUBJECT)
+    errors, stopped = [], threading.Event()
+
+    def work():
+        try:
+            while not stopped.is_set():
+                module.subject(module.leaf)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(200):
+            with attached(f"{module.__name__}.subject", recorder([])):
+                time.sleep(0.0005)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        sys.setswitchinterval(before)
+    assert errors == []
 
 
 def test_an_expression_that_fails_ends_the_watch_too(stage):

@@ -759,8 +759,9 @@ def test_sources_of_probed_functions_are_read_from_their_files(place):
 @pytest.mark.parametrize("switch", [sys.settrace, sys.setprofile])
 def test_what_a_tracer_raises_at_a_return_leaves_the_function(place, switch):
     def subject(a, b, c):
-        a = b = c = [a]  # noqa: F841 - probes look at them
-        return a
+        a = [a]
+        b, c = [b], [c]
+        return a, b, c
 
     def tracer(frame, event, _argument):
         if event == "return" and frame.f_code.co_name == "subject":

@@ -72,7 +72,10 @@ def unmet(code):
 
 
 def end(code):
-    return [ProbeTestInstrument("n", "sorted(locals())", "end"), HistogramInstrument("n", "1", "end")]
+    return [
+        ProbeTestInstrument("n", "sorted(locals())", "end"),
+        HistogramInstrument("n", "1", "end"),
+    ]
 
 
 def lines(code):
@@ -93,7 +96,8 @@ def everything(code):
 
 
 KINDS = {
-    each.__name__: each for each in (call, returns, unmet, end, lines, hotspots, calltree, everything)
+    each.__name__: each
+    for each in (call, returns, unmet, end, lines, hotspots, calltree, everything)
 }
 
 
@@ -250,7 +254,15 @@ print(json.dumps([sorted(data.lines(tools.FILE)), sorted(data.arcs(tools.FILE) o
 
 def covered(kind, order, *, core, branch):
     done = subprocess.run(
-        [sys.executable, "-c", COVERAGE, kind, order, "yes" if branch else "no", str(Path(__file__).parent)],
+        [
+            sys.executable,
+            "-c",
+            COVERAGE,
+            kind,
+            order,
+            "yes" if branch else "no",
+            str(Path(__file__).parent),
+        ],
         env=dict(os.environ, COVERAGE_CORE=core),
         capture_output=True,
         text=True,

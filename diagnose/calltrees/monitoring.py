@@ -7,6 +7,7 @@ not wanted for is switched off at its first event.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from sys import _getframe
@@ -39,7 +40,8 @@ if sys.version_info >= (3, 12):
         | _events.PY_UNWIND
     )
     _ident = threading.get_ident
-    _lock = threading.Lock()
+    # Reentrant, for the collection of garbage runs code of anybody's while it is held.
+    _lock = threading.RLock()
     _tool: int | None = None
     _collectors: dict[int, MonitoredCollector] = {}
 
@@ -52,16 +54,27 @@ if sys.version_info >= (3, 12):
 
         def finish(self) -> CallTree:
             """See :meth:`Collector.finish`."""
+            self.abandon()
+            return self.tree()
+
+        def abandon(self) -> None:
+            """See :meth:`Collector.abandon`; its thread may just now be telling it something."""
             with _lock:
                 if _collectors.get(self._thread) is self:
                     del _collectors[self._thread]
                     if not _collectors:
                         _release()
-            return self.tree()
 
-        def abandon(self) -> None:
-            """See :meth:`Collector.abandon`."""
-            self.finish()
+    def _after_fork_in_child() -> None:
+        # Of the threads, only the one that forked is here.
+        global _lock  # noqa: PLW0603
+        _lock = threading.RLock()
+        for thread in [each for each in _collectors if each != _ident()]:
+            del _collectors[thread]
+        if not _collectors:
+            _release()
+
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
     def begin(options: Options, frame: Any) -> Collector | None:
         """See :func:`diagnose.calltrees.begin`."""

@@ -77,11 +77,14 @@ class Span:
             frame; it returns an object with an attribute ``is_last``, or None: not this time.
         finish: called after the body with that object; what it returns is the value of ``name``.
         name: what expressions know it by.
+        abandon: ends what was begun and is not going to be finished, since the handler is
+            disarmed; nothing is begun from then on.
     """
 
     begin: Callable[[Any], Any]
     finish: Callable[[Any], object]
     name: str
+    abandon: Callable[[], None]
 
 
 class Watch(Protocol):

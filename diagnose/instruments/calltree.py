@@ -11,7 +11,7 @@ from diagnose.calltrees import CallTree
 from diagnose.calltrees.collector import Options
 from diagnose.errors import InstrumentError
 from diagnose.guards import Limits
-from diagnose.handlers import Span
+from diagnose.handlers import BUSY, Span
 from diagnose.instruments.log import LogInstrument
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ class SpanInstrument(LogInstrument):
                 f"{self.event!r}"
             )
             raise InstrumentError(message, code="unknown-event")
-        self._running: set[Any] = set()
-        self._lock = threading.Lock()
 
     def plan(
         self,
@@ -52,32 +50,58 @@ class SpanInstrument(LogInstrument):
         watch: Watch | None = None,
     ) -> Plan:
         """See :meth:`Instrument.plan`."""
-        span = Span(self._begin, self._finish, self.made)
+        running = _Running(self.begin)
+        span = Span(running.begin, running.finish, self.made, running.abandon)
         return replace(super().plan(probe, fail, done, watch), span=span)
 
     def begin(self, frame: Any) -> Any:
         """Begin to watch the call of ``frame``; None: not this one."""
         raise NotImplementedError
 
-    def _begin(self, frame: Any) -> Any:
-        running = self.begin(frame)
-        if running is not None:
-            with self._lock:
-                self._running.add(running)
-        return running
 
-    def _finish(self, running: Any) -> object:
-        with self._lock:
-            self._running.discard(running)
-        return running.finish()
+class _Running:
+    """The calls that are being watched for one handler.
 
-    def detached(self) -> None:
-        """End what is being watched: its end will not be told of any more."""
-        with self._lock:
-            running, self._running = self._running, set()
-        for each in running:
-            each.abandon()
-        super().detached()
+    No lock: a signal handler, or a child of a fork, may come here in the middle. What is done
+    to the set is one atomic call each time.
+    """
+
+    __slots__ = ("_begin", "_calls", "_is_over")
+
+    def __init__(self, begin: Callable[[Any], Any]) -> None:
+        self._begin = begin
+        self._calls: set[Any] = set()
+        self._is_over = False
+
+    def begin(self, frame: Any) -> Any:
+        call = self._begin(frame)
+        if call is not None:
+            self._calls.add(call)
+            if self._is_over:  # it was abandoned meanwhile
+                self.abandon()
+                return None
+        return call
+
+    def finish(self, call: Any) -> object:
+        # Probes are silent: what is called here holds locks that a begin would wait for.
+        ident = threading.get_ident()
+        is_outermost = ident not in BUSY
+        try:
+            BUSY.add(ident)
+            self._calls.discard(call)
+            return call.finish()
+        finally:
+            if is_outermost:
+                BUSY.discard(ident)
+
+    def abandon(self) -> None:
+        self._is_over = True
+        while self._calls:
+            try:
+                call = self._calls.pop()
+            except KeyError:  # it came to its end, or another thread was first
+                return
+            call.abandon()
 
 
 class CallTreeInstrument(SpanInstrument):
