@@ -34,6 +34,7 @@ _TO_BOOL, _NOT_TAKEN = _op.get("TO_BOOL"), _op.get("NOT_TAKEN")
 _JUMP_IF_TRUE = _op.get("POP_JUMP_IF_TRUE") or _op["POP_JUMP_FORWARD_IF_TRUE"]
 _JUMP_IF_FALSE = _op.get("POP_JUMP_IF_FALSE") or _op["POP_JUMP_FORWARD_IF_FALSE"]
 _JUMP_FORWARD, _NOP = _op["JUMP_FORWARD"], _op["NOP"]
+_POP_EXCEPT, _PUSH_EXC_INFO = _op["POP_EXCEPT"], _op["PUSH_EXC_INFO"]
 # Signals are not looked for on the way back.
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
@@ -185,19 +186,26 @@ class Emitter:
         """Go on at ``target``, further up."""
         self.add(_JUMP_BACK).target = target
 
-    def guard_error(self) -> Emitter:
+    def guard_error(self, *, is_handled: bool = False) -> Emitter:
         """Let what is raised by what is written next take the place of the topmost value.
 
         That is an error on its way to a handler, and what comes after is the handler's begin.
         It is written where :meth:`end_guard` says, so that it gets there whatever happens: it
         is what leaves the ``with`` block, or puts back the error that was handled before.
 
+        Args:
+            is_handled: the error is the one that ``sys.exception()`` gives already, and below it
+                is the one before.
+
         Returns:
             What is to be handed to :meth:`end_guard`, and to stand behind all else.
         """
         stub = Emitter(self.constants, self.depth + 1, NOWHERE, self.handler)
-        stub.swap()
-        stub.pop()
+        stub.drop_second()
+        if is_handled:
+            stub.swap()
+            stub.add(_POP_EXCEPT, 0, -1)
+            stub.add(_PUSH_EXC_INFO, 0, 1)
         self.handler = Handler(stub.out[0], self.depth, keeps_place=False)
         return stub
 

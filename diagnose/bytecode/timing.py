@@ -169,7 +169,10 @@ class Timing:
             if id(one) in handlers and one.opcode == _PUSH_EXC_INFO:
                 # Behind it: coverage passes over a line that begins with this instruction.
                 emit = self._emitter(depth + 1, one)
+                stub = emit.guard_error(is_handled=True)
                 self.raised(emit)
+                emit.end_guard(stub)
+                self.stubs.append(stub)
                 behind[id(one)] = emit.out
                 self.deepest = max(self.deepest, emit.deepest)
             elif id(one) in handlers and one.opcode not in _NO_ENTRY:

@@ -168,8 +168,11 @@ class _Weaver:
         if len(after) == 1 and not ends and after[0].sift is not None:
             self.only = after[0]
         # On no line: a debugger's jump to the first line must not lead into it, where only some
-        # of what is kept is there.
-        entry = Emitter(self.constants, 0, NOWHERE)
+        # of what is kept is there. But if all is on one line, that line must not begin twice.
+        line = self.prologue[-1].location[0]
+        first = next((one.location[0] for one in self.body if one.location[0] is not None), None)
+        is_on_one_line = first == line and not self.hidden
+        entry = Emitter(self.constants, 0, (line, line, None, None) if is_on_one_line else NOWHERE)
         self._enter(entry, before, after)
         leaving = None
         woven: dict[int, list[Instruction]] = {}

@@ -33,7 +33,6 @@ class ProfiledCollector(Collector):
         super().__init__(options, frame)
         self._first: dict[int, int] = {}
         self._ended = False
-        _setprofile(self)
 
     def __call__(self, frame: Any, event: str, _arg: object) -> None:
         """Take note of an event in the thread."""
@@ -56,7 +55,7 @@ class ProfiledCollector(Collector):
 
     def _leave_thread(self) -> None:
         if _getprofile() is self:
-            _setprofile(None)
+            _install(None)  # if not now, then at the next event
 
     def finish(self) -> CallTree:
         """See :meth:`Collector.finish`."""
@@ -87,4 +86,17 @@ def begin(options: Options, frame: Any) -> Collector | None:
             "3.11 has room for one; end it, or take an event 'return' with 'hotspots'"
         )
         raise ProbeError(message, code="calltree-unavailable")
-    return ProfiledCollector(options, frame)
+    collector = ProfiledCollector(options, frame)
+    return collector if _install(collector) else None
+
+
+def _install(function: ProfiledCollector | None) -> bool:
+    """Set the thread's profile function, unless another thread is setting its own just now.
+
+    CPython 3.11 has one flag for all threads, and raises where it can't wait.
+    """
+    try:
+        _setprofile(function)
+    except RuntimeError:
+        return False
+    return True
