@@ -8,6 +8,7 @@ import pytest
 from stage import Stage, attached, outcome, probed
 
 from diagnose import HistogramInstrument
+from diagnose.bytecode import assembly, flow
 from diagnose.errors import InstrumentError, ProbeError, UnknownNameError
 from diagnose.instruments import ProbeTestInstrument
 
@@ -236,6 +237,31 @@ def test_what_a_line_probe_raises_on_the_way_to_a_handler_gets_there(stage):
             module.subject()
     assert module.log == ["enter", raised.type.__name__]
     assert sys.exception() is None
+
+
+def test_lines_are_those_that_there_were_before_hotspots_came(stage):
+    shop = stage.script("""
+    def subject(items, more):
+        for (
+            a,
+            b,
+        ) in items(
+            more,
+        ):
+            c = more(a)
+            if c:
+                if c.x:
+                    d = (
+                        f"{a!r} and {b!r}"
+                        f"{c!r}"
+                    )
+                yield d
+    """)
+    path = f"{shop.__name__}.subject"
+    with probed(path, "hotspots"):
+        for line in flow.line_starts(assembly.read(shop.subject.__code__)):
+            with probed(path, "items", f"line:{line}"):
+                pass
 
 
 def test_a_metric_of_a_local_at_a_line(stage):

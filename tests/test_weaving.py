@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import functools
@@ -8,10 +9,12 @@ import inspect
 import itertools
 import opcode
 import sys
+import threading
 import types
 
 import pytest
-from stage import EVENTS, Stage, events, outcome, picture, probed
+from stage import DEADLINE_SECONDS, EVENTS, Stage, events, outcome, picture, probed
+from waiting import wait_until
 
 from diagnose import sites
 from diagnose.bytecode import weaving
@@ -1073,6 +1076,24 @@ def varint(value):
         out.append(0x40 | value & 0x3F)
         value >>= 6
     return bytes([*out, value])
+
+
+@pytest.mark.parametrize("event", ["call", "return"])
+@pytest.mark.parametrize("value", ["frame", "elapsed and frame"])
+def test_the_first_function_of_a_thread_has_no_caller(place, event, value):
+    done = threading.Event()
+
+    def subject(x):
+        done.set()
+
+    if event == "call":
+        value = value.replace("elapsed", "x")
+    with probed(place(subject), value, event) as seen:
+        _thread.start_new_thread(subject, (1,))
+        assert done.wait(DEADLINE_SECONDS)
+        wait_until(lambda: seen.results)
+    assert seen.results == [None]
+    assert seen.status.error is None
 
 
 def test_code_without_a_table_of_lines_is_probed(place):

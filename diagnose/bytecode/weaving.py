@@ -163,6 +163,9 @@ class _Weaver:
     ) -> CodeType:
         wants_timing = any("hotspots" in hook.names for hook in after)
         depth = depths(self.listing) if lines or wants_timing else {}
+        # Now: what else is put in changes where jumps lead to.
+        starts = line_starts(self.listing) if lines else {}
+        handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
         if wants_timing:
             self.timing = Timing(self.constants, self.body, depth)
         if len(after) == 1 and not ends and after[0].sift is not None:
@@ -184,7 +187,7 @@ class _Weaver:
             self.timing.weave(len(self.kept), woven, behind)
             self.stubs += self.timing.stubs
             self.deepest = max(self.deepest, self.timing.deepest + 1)
-        self._weave_lines(lines, depth, woven)
+        self._weave_lines(lines, starts, handlers, depth, woven)
         if after or ends:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
@@ -279,13 +282,26 @@ class _Weaver:
         elif name == "now":
             emit.call(_utcnow)
         elif name == "frame":
-            # Number 0 is the function's own.
-            emit.begin_call(_getframe)
-            emit.constant(1)
-            emit.end_call(1)
+            self._frame(emit)
         else:
             message = f"the function has no parameter {name!r}"
             raise ValueError(message)
+
+    def _frame(self, emit: Emitter) -> None:
+        # A thread's first function has no caller, and asking for it is an error.
+        begin, around = emit.depth, emit.handler
+        stub = Emitter(self.constants, begin + 1, emit.location, around)
+        stub.begin_call(_no_caller)
+        stub.copy(begin)
+        stub.end_call(1)
+        stub.drop_second()
+        self.stubs.append(stub)
+        emit.handler = Handler(stub.out[0], begin, keeps_place=False)
+        emit.begin_call(_getframe)
+        emit.constant(1)  # number 0 is the function's own
+        emit.end_call(1)
+        emit.handler = around
+        stub.jump_back(self._meet(emit))
 
     def _all_args(self, emit: Emitter) -> None:
         given = self.parameters.positional
@@ -574,11 +590,11 @@ class _Weaver:
     def _weave_lines(
         self,
         lines: Sequence[tuple[int, Hook]],
+        starts: dict[int, list[Instruction]],
+        handlers: set[int],
         depth: dict[int, int],
         woven: dict[int, list[Instruction]],
     ) -> None:
-        starts = line_starts(self.listing) if lines else {}
-        handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
         for line, hook in lines:
             if line not in starts:
                 message = f"there is no code on line {line}"
@@ -630,6 +646,12 @@ def _sifted(hook: Hook) -> str:
 
 def _utcnow() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _no_caller(error: BaseException) -> None:
+    """Stand for the caller's frame; what is another error (a signal's) goes on."""
+    if not isinstance(error, ValueError):
+        raise error
 
 
 def _keywords(names: tuple[str, ...], values: tuple[object, ...], more: Any) -> dict[str, object]:
