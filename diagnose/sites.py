@@ -172,13 +172,16 @@ class CodeSite:
                 "probed; take the instruments that name it off, or change them"
             )
             raise ProbeError(message) from error
+        before = self._function.__code__
         self._base = base
         _sites[id(self._function)] = self
+        _keep_local_events(before, code)
         self._function.__code__ = self._ours = code
 
     def _restore(self) -> None:
         if self._ours is not None:
             if self._function.__code__ is self._ours:
+                _keep_local_events(self._ours, self._base)
                 self._function.__code__ = self._base
             else:
                 log.warning(
@@ -189,6 +192,22 @@ class CodeSite:
         self._ours = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+
+
+if sys.version_info >= (3, 12):
+
+    def _keep_local_events(before: CodeType, after: CodeType) -> None:
+        """Let tools that watch one code object (``sys.monitoring``) watch the other one too."""
+        for tool in range(6):
+            if sys.monitoring.get_tool(tool) is not None:
+                events = sys.monitoring.get_local_events(tool, before)
+                if events != sys.monitoring.get_local_events(tool, after):
+                    sys.monitoring.set_local_events(tool, after, events)
+
+else:
+
+    def _keep_local_events(before: CodeType, after: CodeType) -> None:
+        """Do nothing: ``sys.monitoring`` is new in 3.12."""
 
 
 def _unusable(function: FunctionType, error: Exception) -> ProbeError:

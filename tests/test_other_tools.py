@@ -1,273 +1,280 @@
-"""Other tools in the process see what they saw without probes, whoever came first."""
+"""Coverage, debuggers, monitoring tools and wrappers beside probes, before and after them."""
 
 from __future__ import annotations
 
+import bdb
 import contextlib
-import json
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import subject_for_tools as subject
+import wrapt
+from stage import Stage, attached, events, probed
 
-from diagnose import attach_to
-from diagnose.bytecode import assembly, flow, timing
-from diagnose.guards import Limits
-from diagnose.handlers import BUSY
-from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
-from diagnose.instruments.calltree import CallTreeInstrument
+from diagnose import HistogramInstrument
+from diagnose.instruments import ProbeTestInstrument
 
-FILE = subject.__file__
-
-# --- probes on everything in the subject, each kind of code that they write ----------------------
-
-FUNCTIONS = {
-    "loops": subject.loops,
-    "begins_with_a_loop": subject.begins_with_a_loop,
-    "begins_with_for": subject.begins_with_for,
-    "one_line": subject.one_line,
-    "handles": subject.handles,
-    "returns_in_try": subject.returns_in_try,
-    "raises": subject.raises,
-    "manages": subject.manages,
-    "comprehends": subject.comprehends,
-    "chooses": subject.chooses,
-    "numbers": subject.numbers,
-    "delegates": subject.delegates,
-    "waits": subject.waits,
-    "managed.__wrapped__": subject.managed.__wrapped__,
-    "ticks": subject.ticks,
-    "recursive": subject.recursive,
-    "closes_over": subject.closes_over,
-    "decorated": subject.decorated,
-    "decorated.__wrapped__": subject.decorated.__wrapped__,
-    "Cart.__init__": subject.Cart.__init__,
-    "Cart.half": subject.Cart.half.fget,
-    "Cart.made": subject.Cart.made.__func__,
-    "Cart.sized": subject.Cart.sized,
-}
-EVERY_CALL = Limits(rate=1e9)
+by_monitoring = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12"
+)
 
 
-class Tree(CallTreeInstrument):
-    def emit(self, name, value, tags):
-        """Leave standard output alone."""
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
 
 
-def call(code):
-    return [ProbeTestInstrument("n", "0", "call"), HistogramInstrument("n", "1", "call")]
+SUBJECT = """\
+import contextlib
+
+def work(n):
+    total = 0
+    for each in range(n):
+        if each % 2:
+            total += each
+            continue
+        try:
+            total += 10 // each
+        except ZeroDivisionError:
+            total -= 1
+        finally:
+            total += 0
+    with contextlib.suppress(KeyError):
+        {}[total]
+    return [x for x in
+            range(total) if x]
+
+def numbers(n):
+    while n:
+        n -= 1
+        got = yield n
+    if got:
+        return 1
+
+async def wait(n):
+    for _ in range(n):
+        n += 1
+    return n
+
+def one(x): return x + 1
+
+def call_all():
+    work(5)
+    list(numbers(2))
+    try:
+        wait(2).send(None)
+    except StopIteration:
+        pass
+    one(2)
+"""
+LINES = {"work": (4, 7, 10, 12, 15), "numbers": (21, 23), "wait": (29,), "one": (32,)}
 
 
-def returns(code):
-    return [
-        ProbeTestInstrument("n", "(args, kwargs, result, exception, elapsed)"),
-        HistogramInstrument("n", "elapsed"),
-    ]
-
-
-def unmet(code):
-    return [HistogramInstrument("n", "elapsed", when="0 == 1")]
-
-
-def end(code):
-    return [
-        ProbeTestInstrument("n", "sorted(locals())", "end"),
-        HistogramInstrument("n", "1", "end"),
-    ]
-
-
-def lines(code):
-    starts = flow.line_starts(assembly.read(code))
-    return [ProbeTestInstrument("n", "0", f"line:{line}") for line in starts]
-
-
-def hotspots(code):
-    return [ProbeTestInstrument("n", "str(hotspots)")]
-
-
-def calltree(code):
-    return [Tree("n", limits=EVERY_CALL)]
-
-
-def everything(code):
-    return [each for make in (call, returns, end, lines, hotspots) for each in make(code)]
-
-
-KINDS = {
-    each.__name__: each
-    for each in (call, returns, unmet, end, lines, hotspots, calltree, everything)
-}
+def instruments(name):
+    """One of each event, and one that is served without a call."""
+    made = [ProbeTestInstrument(each, "1", each) for each in ("call", "return", "end")]
+    made += [ProbeTestInstrument("n", "1", f"line:{line}") for line in LINES[name]]
+    return [*made, HistogramInstrument("n", "elapsed")]
 
 
 @contextlib.contextmanager
-def probes_on_the_subject(kind):
-    """Probe all functions of the subject; that they are hit, and none fails, is checked too."""
-    on = []
-    try:
-        for name, function in FUNCTIONS.items():
-            probe = attach_to(f"{subject.__name__}.{name}")
-            instruments = KINDS[kind](function.__code__)
-            on.append((probe, instruments))
-            for number, instrument in enumerate(instruments):
-                probe.attach(str(number), instrument)
-        yield
-    finally:
-        for probe, _ in on:
-            for key in list(probe.instruments):
-                probe.detach(key)
-    for probe, instruments in on:
-        for each in instruments:
-            assert each.status.error is None, (probe, each, each.status.error)
-
-
-@pytest.fixture(autouse=True, params=["", "busy"])
-def both_ways_through_what_is_put_in(request, monkeypatch):
-    """Once as usual, once where an instrument runs elsewhere and loops fold after a few runs."""
-    if request.param and "takes_a_process" in request.fixturenames:
-        pytest.skip("it is the same")
-    if request.param:
-        monkeypatch.setattr(timing, "_LONG", frozenset(range(2, 70)))
-        BUSY.add(-1)
-    yield
-    BUSY.discard(-1)
-
-
-ORDERS = ["probe first", "tool first", "on and off"]
-
-
-def seen_by(tool, order=None, kind=None):
-    """What a tool sees of two runs, and what they return.
-
-    Args:
-        tool: context manager of a list that it adds to.
-        order: None: without probes.
-        kind: of probes.
-    """
-    results = []
-
-    def run(seen):
-        subject.calls.clear()
-        seen.append("begin")
-        results.append(subject.run())
-        results.append(subject.run())
-        seen.append("end")
-
+def everything(module):
+    """Probes of all kinds on all functions."""
     with contextlib.ExitStack() as stack:
-        if order == "probe first":
-            stack.enter_context(probes_on_the_subject(kind))
-        seen = stack.enter_context(tool())
-        if order == "tool first":
-            stack.enter_context(probes_on_the_subject(kind))
-        elif order == "on and off":
-            with probes_on_the_subject(kind):
-                results.append(subject.run())
-            results.pop()
-        run(seen)
-        found = seen[seen.index("begin") : seen.index("end")]
-    return found, results
+        made = []
+        for name in LINES:
+            made += instruments(name)
+            stack.enter_context(attached(f"{module}.{name}", *made[-len(instruments(name)) :]))
+        yield
+    assert [each.status.error for each in made] == [None] * len(made)
 
 
-def assert_unseen(tool, kind, order):
-    bare = seen_by(tool)
-    assert seen_by(tool, order, kind) == bare
-    assert seen_by(tool) == bare
-    assert len(bare[0]) > 50
-    return bare[0]
+# --- coverage ---------------------------------------------------------------------------------
 
+COVERED = """
+import contextlib, json, sys
+sys.path[:0] = {path!r}
+import coverage
+import subject_of_coverage, test_other_tools
 
-def mine(code):
-    return code.co_filename == FILE
-
-
-# --- sys.settrace, sys.setprofile ------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def tracing(*, opcodes=False, lines=True):
-    seen = []
-
-    def trace(frame, event, arg):
-        if not mine(frame.f_code):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = opcodes, lines
-        if event != "opcode":
-            kind = arg[0] if event == "exception" else type(arg)
-            seen.append((frame.f_code.co_qualname, event, frame.f_lineno, kind))
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
-
-
-def tracing_opcodes():
-    return tracing(opcodes=True)
-
-
-def tracing_without_lines():
-    return tracing(lines=False)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tool", [tracing, tracing_opcodes, tracing_without_lines])
-def test_a_tracer_sees_the_same_events(tool, kind, order):
-    assert_unseen(tool, kind, order)
-
-
-# --- coverage --------------------------------------------------------------------------------------
-
-COVERAGE = """
-import sys, json
-kind, order, branch, where = sys.argv[1:]
-sys.path.insert(0, where)
-import contextlib, coverage
-if order == "tool first":
-    measured = coverage.Coverage(branch=branch == "yes", include=["*/subject_for_tools.py"], data_file=None)
-    measured.start()
-import test_other_tools as tools
-if order != "tool first":
-    measured = coverage.Coverage(branch=branch == "yes", include=["*/subject_for_tools.py"], data_file=None)
-probes = tools.probes_on_the_subject(kind) if kind != "none" else contextlib.nullcontext()
-if order == "probe first":
-    with probes:
-        measured.start()
-        tools.subject.run()
-elif order == "tool first":
-    with probes:
-        tools.subject.run()
-else:
-    measured.start()
-    with probes:
-        tools.subject.run()
-    tools.subject.run()
-measured.stop()
-data = measured.get_data()
-print(json.dumps([sorted(data.lines(tools.FILE)), sorted(data.arcs(tools.FILE) or ()), measured._collector.tracer_name()]))
+order = sys.argv[1]
+found = []
+for probes in (False, True):
+    measure = coverage.Coverage(branch=True, data_file=None, include=["*subject_of_coverage*"])
+    with contextlib.ExitStack() as stack:
+        if probes and order == "probe first":
+            stack.enter_context(test_other_tools.everything("subject_of_coverage"))
+        measure.start()
+        if probes and order == "tool first":
+            stack.enter_context(test_other_tools.everything("subject_of_coverage"))
+        subject_of_coverage.call_all()
+        measure.stop()
+    data = measure.get_data()
+    name, = data.measured_files()
+    found.append((sorted(data.lines(name)), sorted(data.arcs(name))))
+assert found[0] == found[1], [set(a) ^ set(b) for a, b in zip(*found)]
+assert len(found[0][0]) > 20
+print("same", len(found[0][1]))
 """
 
 
-def covered(kind, order, *, core, branch):
+@pytest.mark.parametrize("order", ["probe first", "tool first"])
+@pytest.mark.parametrize("core", ["ctrace", "pytrace", "sysmon"])
+def test_coverage_sees_the_same_lines_and_branches(tmp_path, core, order):
+    if core == "sysmon" and sys.version_info < (3, 14):
+        pytest.skip("measures branches from 3.14 on")
+    (tmp_path / "subject_of_coverage.py").write_text(SUBJECT)
+    script = tmp_path / "covered.py"
+    path = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    script.write_text(COVERED.format(path=path))
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            COVERAGE,
-            kind,
-            order,
-            "yes" if branch else "no",
-            str(Path(__file__).parent),
-        ],
-        env=dict(os.environ, COVERAGE_CORE=core),
+        [sys.executable, script, order],
+        env={**os.environ, "COVERAGE_CORE": core},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert done.stdout.startswith("same"), done.stderr[-3000:]
+
+
+# --- debuggers --------------------------------------------------------------------------------
+
+
+class Stepper(bdb.Bdb):
+    """Notes where it stops, and goes on in one way."""
+
+    def __init__(self, filename, how):
+        super().__init__()
+        self.filename = filename
+        self.how = how
+        self.stops = []
+
+    def stop(self, frame, what):
+        if frame.f_code.co_filename == self.filename:
+            local = {k: v for k, v in frame.f_locals.items() if isinstance(v, int)}
+            self.stops.append((what, frame.f_code.co_name, frame.f_lineno, sorted(local.items())))
+        if self.how == "next" and frame.f_code.co_filename == self.filename:
+            self.set_next(frame)
+        else:
+            self.set_step()
+
+    def user_line(self, frame):
+        self.stop(frame, "line")
+
+    def user_return(self, frame, value):
+        self.stop(frame, "return")
+
+    def user_exception(self, frame, info):
+        self.stop(frame, "exception")
+
+
+@pytest.mark.parametrize("how", ["step", "next"])
+@pytest.mark.parametrize("names", [("call",), ("return",), ("end",), ("call", "return", "end")])
+def test_a_debugger_stops_at_the_same_places(stage, how, names):
+    module = stage.script(SUBJECT)
+
+    def debugged():
+        stepper = Stepper(module.work.__code__.co_filename, how)
+        before = sys.gettrace()
+        try:
+            stepper.runcall(module.call_all)
+        finally:
+            sys.settrace(before)
+        return stepper.stops
+
+    bare = debugged()
+    with contextlib.ExitStack() as stack:
+        for name in LINES:
+            stack.enter_context(events(f"{module.__name__}.{name}", names))
+        assert debugged() == bare
+    assert len(bare) > 5
+
+
+# --- sys.monitoring ---------------------------------------------------------------------------
+
+
+@by_monitoring
+@pytest.mark.parametrize("order", ["probe first", "tool first"])
+def test_a_tool_that_watches_one_function_goes_on_watching_it(stage, order):
+    module = stage.script(SUBJECT)
+    function, tool = module.work, 3
+    monitoring = sys.monitoring
+    wanted = monitoring.events.LINE | monitoring.events.PY_RETURN
+
+    def watch(seen):
+        monitoring.register_callback(
+            tool, monitoring.events.LINE, lambda code, line: seen.append(line)
+        )
+        monitoring.register_callback(
+            tool, monitoring.events.PY_RETURN, lambda code, offset, value: seen.append("return")
+        )
+        monitoring.set_local_events(tool, function.__code__, wanted)
+
+    monitoring.use_tool_id(tool, "test")
+    try:
+        bare, now = [], []
+        watch(bare)
+        function(5)
+        if order == "tool first":
+            watch(now)
+        with probed(f"{module.__name__}.work", "elapsed"):
+            if order == "probe first":
+                watch(now)
+            function(5)
+            assert now == bare
+        del now[:]
+        function(5)
+        assert now == bare
+        assert monitoring.get_local_events(tool, function.__code__) == wanted
+    finally:
+        monitoring.set_local_events(tool, function.__code__, 0)
+        monitoring.free_tool_id(tool)
+
+
+# --- wrappers ---------------------------------------------------------------------------------
+
+
+def with_functools(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@wrapt.decorator
+def with_wrapt(wrapped, instance, args, kwargs):
+    return wrapped(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [with_functools, with_wrapt])
+def test_a_function_may_be_wrapped_while_it_is_probed(stage, wrap):
+    module = stage.script(SUBJECT)
+    bare = module.one
+    with probed(f"{module.__name__}.one", "(x, result)") as seen:
+        module.one = wrap(module.one)
+        assert module.one(1) == 2
+        module.one = bare
+        assert module.one(2) == 3
+    assert seen.results == [(1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("wrap", [with_functools, with_wrapt])
+def test_a_wrapped_function_may_be_probed_and_unwrapped(stage, wrap):
+    module = stage.script(SUBJECT)
+    bare = module.one
+    code = bare.__code__
+    module.one = wrap(bare)
+    instrument = ProbeTestInstrument("n", "(x, result)")
+    module.bare = bare
+    with attached(f"{module.__name__}.bare", instrument):
+        assert module.one(1) == 2
+        module.one = bare
+        assert bare(2) == 3
+    assert instrument.results == [(1, 2), (2, 3)]
+    assert bare.__code__ is code
