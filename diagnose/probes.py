@@ -51,7 +51,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
+        "_claim", "_hits_at_resume", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
         "timer", "was_slow",
     )  # fmt: skip
 
@@ -63,6 +63,7 @@ class _Attachment:
         self.timer: Timer | None = None
         self.meter: Meter | None = None
         self.was_slow = False
+        self._hits_at_resume = 0
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
             self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
@@ -90,11 +91,12 @@ class _Attachment:
     def too_slow(self, seconds: float) -> None:
         """Be taken off after a hit that took too long; called in the program's thread.
 
-        Once it is tried again: a process that gets no processor for a while (a container at
-        its quota) looks the same. The second time is the last.
+        It is tried again: a process that gets no processor for a while (a container at its
+        quota) looks the same. The second time is the last, unless many hits between were fast.
         """
         instrument, status = self.instrument, self.instrument.status
-        is_first, self.was_slow = not self.was_slow, True
+        is_first = not self.was_slow or status.hits - self._hits_at_resume >= FORGIVING_HITS
+        self.was_slow = True
         with handlers.Quiet():
             text = (
                 f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
@@ -147,6 +149,7 @@ class _Attachment:
             if not self.suspended or not self.probe.holds(self):
                 return
             status = self.instrument.status
+            self._hits_at_resume = status.hits
             try:
                 self.arm()
                 _update(self.site, self)
@@ -190,7 +193,8 @@ class _Attachment:
             _update(self.site)
 
 
-SLOW_PAUSE_SECONDS = 10.0
+SLOW_PAUSE_SECONDS = 1.0
+FORGIVING_HITS = 100
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
