@@ -30,6 +30,7 @@ class SpanInstrument(LogInstrument):
     """
 
     default_limits: ClassVar[Limits] = Limits(rate=1)
+    longest_seconds: ClassVar[float | None] = 0.5
     made: ClassVar[str]
     """What expressions call the thing that was made of a call."""
 
