@@ -122,15 +122,6 @@ class Emitter:
             self.constant(function)
             self.add(_PUSH_NULL, 0, 1)
 
-    def begin_call_of(self, position: int) -> None:
-        """Begin to call what stands at ``position``, counted from the bottom of the stack."""
-        if _NULL_COMES_FIRST:
-            self.add(_PUSH_NULL, 0, 1)
-            self.copy(position)
-        else:
-            self.copy(position)
-            self.add(_PUSH_NULL, 0, 1)
-
     def end_call(self, count: int = 0) -> None:
         """Call with the ``count`` topmost values; the result takes their place."""
         if _PRECALL is not None:

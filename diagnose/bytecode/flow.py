@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["depths", "line_starts"]
+__all__ = ["JUMPS", "LEAVES", "depths", "line_starts"]
 
 _op = opcode.opmap
-_LEAVES = frozenset(
+# What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
+LEAVES = frozenset(
     _op[name]
     for name in ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS")
     if name in _op
 )
-_JUMPS = frozenset(
+JUMPS = frozenset(
     _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 )
 _END_ASYNC_FOR = _op["END_ASYNC_FOR"]
@@ -79,7 +80,7 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
                     waiting.append((place, one.handler.depth + one.handler.keeps_place + 1))
             if one.target is not None and one.opcode != _END_ASYNC_FOR:
                 waiting.append((one.target, depth + _effect(one, jump=True)))
-            if one.opcode in _LEAVES or one.opcode in _JUMPS:
+            if one.opcode in LEAVES or one.opcode in JUMPS:
                 break
             depth += _effect(one, jump=False)
             one = following[id(one)]

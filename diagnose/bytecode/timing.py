@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode.emitter import Emitter
+from diagnose.bytecode.flow import JUMPS, LEAVES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Timing", "line_totals", "sums"]
 
 _op = opcode.opmap
-_LEAVES = frozenset(
-    _op[name]
-    for name in ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS")
-    if name in _op
-)
-_GOES_ON = frozenset(
-    _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
-)
 # Where these lead to is bound to them.
 _FIXED = frozenset(_op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") if name in _op) - (
     {_op["FOR_ITER"]} if sys.version_info < (3, 12) else set()
@@ -184,7 +177,7 @@ class Timing:
                 self._put(ahead, one, emit)
             if one.target is not None:
                 self._weave_jump(one, depth, ahead)
-            if after is None or one.opcode in _LEAVES or one.opcode in _GOES_ON:
+            if after is None or one.opcode in LEAVES or one.opcode in JUMPS:
                 continue
             if self._line_of[id(after)] != self._line_of[id(one)] and id(after) in self._depth:
                 emit = self._emitter(self._depth[id(after)] + kept, one)
@@ -205,7 +198,7 @@ class Timing:
         if self._line_of[id(target)] == self._line_of[id(one)]:
             return
         goes_back = one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN
-        if one.opcode in _GOES_ON:
+        if one.opcode in JUMPS:
             emit = self._emitter(depth, one)
             place = self.end_run(emit, one)
             if goes_back:
