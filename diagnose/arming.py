@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from diagnose import imports, probes, targets
+from diagnose import handlers, imports, probes, sites, targets
 from diagnose.errors import TargetDriftedError, TargetKindError
 from diagnose.handlers import Quiet
+from diagnose.targets import fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from diagnose.specs import Spec
     from diagnose.targets import Target
 
-__all__ = ["Appointment", "Armed", "arm", "check", "locate"]
+__all__ = ["Appointment", "Armed", "arm", "check", "locate", "rehearse"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +96,42 @@ def arm(
     probe = probes.active_probes.get(spec.target) or probes.FunctionProbe(spec.target)
     probe.attach(slot, instrument, lifespan=lifespan, target=target)
     return Armed(probe, instrument, target)
+
+
+def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, object]:
+    """Do all of :func:`arm` that can fail, and leave the function as it is.
+
+    Returns:
+        What was found: ``function``, ``file``, ``line`` (of its first line), ``kind``,
+        ``coverage``, ``fingerprint`` and ``lines`` (those that an event ``line:N`` can be on,
+        the nearest to N of them if there are many); where there is no Python code, less.
+
+    Raises:
+        DiagnoseError: it could not be armed there.
+    """
+    check(spec, target)
+    site = sites.site_of(target)
+    probe = probes.FunctionProbe(spec.target)
+    plan = instrument.plan(probe, _ignore, _ignore)
+    scope = site.scope(spec.event, instrument.mgr.global_namespace)
+    # Code objects take no part in garbage collection: this breaks the cycle.
+    handlers.disarm(handlers.write(plan, scope, f"<probe {instrument.name}>"))
+    found: dict[str, object] = {"kind": target.kind.value, "coverage": site.coverage}
+    if target.function is None:
+        return {"function": repr(target.subject)[:200], **found}
+    code = fingerprints.read_code(target.function)
+    return {
+        "function": f"{target.function.__module__}.{target.function.__qualname__}",
+        "file": code.co_filename,
+        "line": code.co_firstlineno,
+        **found,
+        "fingerprint": targets.fingerprint(target),
+        "lines": sites.probeable_lines(code, spec.event),
+    }
+
+
+def _ignore(*_: object) -> None:
+    return None
 
 
 class Appointment:

@@ -109,6 +109,9 @@ class Metered(Protocol):
     def resume(self) -> None:
         """Be in place again."""
 
+    def note_cost(self, share: float) -> None:
+        """Take note of what it cost lately, as a share of one core."""
+
 
 @dataclass(slots=True, eq=False)
 class _Account:
@@ -187,6 +190,8 @@ class Budget:
             self._looked_at = now
         for account in accounts:
             self._reckon(account, now)
+            if passed > 0:
+                account.item.note_cost(account.cost / passed)
         if self.share is None or passed <= 0:
             return
         total = sum(account.cost for account in accounts) / passed

@@ -19,7 +19,7 @@ from diagnose.errors import InstrumentError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Limits", "Rate", "hit_tokens"]
+__all__ = ["Allotment", "Limits", "Rate", "hit_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Limits:
         rate: hits a second at most (below 1: one hit in ``1 / rate`` seconds); None: any.
         sample: the share of hits to take, above 0 and up to 1; None: all.
         hits: how many hits altogether; then the instrument is done; None: any.
+        fleet_hits: how many hits in all processes together; what asks for them is the
+            manager's business. In a process without a fleet it is the same as ``hits``.
 
     Raises:
         InstrumentError: code ``bad-limit``: one of them makes no sense.
@@ -38,12 +40,14 @@ class Limits:
     rate: float | None = None
     sample: float | None = None
     hits: int | None = None
+    fleet_hits: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, fits, wanted in (
             ("rate", self.rate, _is_positive, "a number of hits a second above 0"),
             ("sample", self.sample, _is_share, "a share above 0 and up to 1"),
             ("hits", self.hits, _is_count, "a whole number of hits from 1 on"),
+            ("fleet_hits", self.fleet_hits, _is_count, "a whole number of hits from 1 on"),
         ):
             if value is not None and not fits(value):
                 message = f"limits.{name} is {value!r}; it has to be {wanted}, or be left out"
@@ -55,6 +59,7 @@ class Limits:
             defaults.rate if self.rate is None else self.rate,
             defaults.sample if self.sample is None else self.sample,
             defaults.hits if self.hits is None else self.hits,
+            defaults.fleet_hits if self.fleet_hits is None else self.fleet_hits,
         )
 
 
@@ -108,6 +113,30 @@ class Rate:
                     self.until = now + self._window
             finally:
                 self._lock.release()
+
+
+class Allotment(list[None]):
+    """Hits that an instrument may make, one item each; somebody else adds more now and then.
+
+    Taking one is ``pop``, one atomic C call, so that N items make exactly N hits.
+    """
+
+    # It is a constant of a code object.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def grant(self, hits: int) -> None:
+        """Allow so many more."""
+        self.extend([None] * hits)
+
+    def revoke(self) -> int:
+        """Allow none any more; how many were not used."""
+        unused = 0
+        try:
+            while True:
+                self.pop()
+                unused += 1
+        except IndexError:
+            return unused
 
 
 def hit_tokens(count: int) -> Iterator[int]:

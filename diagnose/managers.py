@@ -34,13 +34,14 @@ from diagnose.instruments import (
 )
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
 from diagnose.outcomes import UNTOLD, Outcome, Record
-from diagnose.specs import State
+from diagnose.specs import Stage, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from diagnose.arming import Armed
     from diagnose.expressions import Policy
+    from diagnose.guards import Allotment
     from diagnose.instruments import Instrument
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
@@ -266,7 +267,7 @@ class InstrumentManager:
                 probe = kept.probe
         else:
             slot, probe = f"{self._serial}:{key if isinstance(key, str) else id(key)}", None
-        record = self._records[key] = Record(slot, content, probe)
+        record = self._records[key] = Record(key, slot, content, probe)
         return record
 
     def _bring_up(
@@ -290,6 +291,10 @@ class InstrumentManager:
             self._disarm(record)
             reason = () if switched_off is None else (switched_off,)
             return Outcome(State.DISABLED, warnings=(*reason, *spec.warnings))
+        if spec.stage is Stage.TAKEN_BACK:
+            self._disarm(record)
+            why = spec.reason or "its canary was taken back"
+            return Outcome(State.DISABLED, warnings=(why, *spec.warnings))
         if record.final is not None:
             return record.final
         remaining = spec.remaining(now)
@@ -309,17 +314,29 @@ class InstrumentManager:
         elif record.error is not None and not record.is_due():
             return record.outcome
         record.warnings = spec.warnings_at(now)
+        if spec.is_dry_run:
+            return self._rehearse(record, spec)
         return self._look_at(record, self._arm(record, spec, remaining))
 
     def _arm(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
         appointment, record.appointment = record.appointment, None
         armed = None if appointment is None else appointment.cancel()
         if armed is None:
-            record.spare = self._make(spec, remaining)
+            record.spare = self._make(record, spec, remaining)
             record.subject = None
             armed = self._put(record, spec, record.spare, remaining, arming.locate(spec))
         record.succeed(armed)
         return armed.instrument
+
+    def _rehearse(self, record: Record, spec: Spec) -> Outcome:
+        """Find out what would be armed, and arm nothing."""
+        self._disarm(record)
+        target = arming.locate(spec)
+        record.subject = target.subject
+        found = arming.rehearse(spec, self._make(record, spec, None), target)
+        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings)))
+        record.final = Outcome(State.VALIDATED, warnings=warnings, found=found)
+        return record.final
 
     def _put(
         self,
@@ -362,12 +379,12 @@ class InstrumentManager:
         """See to it that what is pending is armed as soon as its module is imported."""
         instrument, record.spare = record.spare, None
         spec, error = record.spec, record.error
-        if spec is None or not isinstance(error, TargetNotImportedError):
+        if spec is None or spec.is_dry_run or not isinstance(error, TargetNotImportedError):
             return
         remaining, ref = spec.remaining(now), weakref.ref(self)
         try:
             if instrument is None:  # it was armed, and its module was taken away
-                instrument = self._make(spec, remaining)
+                instrument = self._make(record, spec, remaining)
 
             def kept() -> None:
                 manager = ref()
@@ -419,7 +436,7 @@ class InstrumentManager:
             self._disarm(record)
         return outcome
 
-    def _make(self, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+    def _make(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
         made_by = self.instrument_classes[spec.instrument_type]
         expires = None
         if remaining is not None:
@@ -442,7 +459,12 @@ class InstrumentManager:
         for name in arguments.keys() - given.keys():
             setattr(instrument, name, arguments[name])
         instrument.budget = self.budget
+        instrument.allotment = self._allotment(record, spec)
         return instrument
+
+    def _allotment(self, record: Record, spec: Spec) -> Allotment | None:
+        """What a spec's instrument takes its hits from, if the fleet has a budget of them."""
+        return None
 
     def _parse(self, key: Hashable, document: Any) -> Spec:
         types = {
@@ -491,6 +513,8 @@ class InstrumentManager:
             entry["code"] = outcome.code
         if outcome.warnings:
             entry["warnings"] = list(outcome.warnings)
+        if outcome.found is not None:
+            entry["found"] = dict(outcome.found)
         return entry
 
     def _has_entry(self, document: Any) -> bool:

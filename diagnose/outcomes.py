@@ -16,8 +16,11 @@ from diagnose.errors import (
 from diagnose.specs import State
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
     from diagnose.arming import Appointment, Armed
     from diagnose.instruments import Instrument
+    from diagnose.instruments.base import Status
     from diagnose.probes import FunctionProbe
     from diagnose.specs import Spec
 
@@ -36,18 +39,21 @@ class Outcome:
     err: str | None = None
     code: str | None = None
     warnings: tuple[str, ...] = ()
+    found: Mapping[str, object] | None = None
 
 
 class Record:
     """What a manager knows of one spec.
 
     Attributes:
+        key: the spec's, in the manager.
         slot: its key on probes.
         content: the document's fingerprint; another one is another version.
         spec: None while the document is no valid spec.
         probe: what has an instrument in the slot, of this version or of the one before, which
             goes on until this one is in place.
         instrument: what is armed of this version.
+        status: of the instrument that was armed last of this version.
         subject: what it is armed on, or was to be; None if the path led nowhere.
         appointment: what arms it as soon as its module is imported.
         spare: an instrument that was made for this version, and is armed nowhere yet.
@@ -70,6 +76,7 @@ class Record:
         "error",
         "final",
         "instrument",
+        "key",
         "moved",
         "outcome",
         "probe",
@@ -78,18 +85,23 @@ class Record:
         "slot",
         "spare",
         "spec",
+        "status",
         "subject",
         "told",
         "warnings",
         "wrapped",
     )
 
-    def __init__(self, slot: str, content: object, probe: FunctionProbe | None) -> None:
+    def __init__(
+        self, key: Hashable, slot: str, content: object, probe: FunctionProbe | None
+    ) -> None:
+        self.key = key
         self.slot = slot
         self.content = content
         self.spec: Spec | None = None
         self.probe = probe
         self.instrument: Instrument | None = None
+        self.status: Status | None = None
         self.subject: object = None
         self.appointment: Appointment | None = None
         self.spare: Instrument | None = None
@@ -138,6 +150,7 @@ class Record:
     def succeed(self, armed: Armed) -> None:
         """Note that an instrument is armed."""
         self.probe, self.instrument = armed.probe, armed.instrument
+        self.status = armed.instrument.status
         self.subject = armed.target.subject
         self.error, self.awaited, self.spare = None, (), None
         self.skips = 0

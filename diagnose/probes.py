@@ -159,6 +159,10 @@ class _Attachment:
             else:
                 status.state, status.code, status.error = "installed", None, None
 
+    def note_cost(self, share: float) -> None:
+        """See :class:`diagnose.budget.Metered`."""
+        self.instrument.status.cost = share
+
     def _give_up(self, code: str, text: str) -> bool:
         if not self._disarm():
             return False

@@ -252,6 +252,22 @@ def _line(code: CodeType, event: str) -> int:
     raise ProbeError(message, code="line-without-code")
 
 
+_LINES_SHOWN = 40
+
+
+def probeable_lines(code: CodeType, event: str) -> list[int]:
+    """The lines of the file that an event ``line:N`` can be on.
+
+    Of many, those nearest to the line of ``event``, or the first ones.
+    """
+    starts = flow.line_starts(assembly.read(code))
+    kind, _, number = event.partition(":")
+    middle = code.co_firstlineno
+    if kind == "line":
+        middle = int(number) + (_def_line(code) if number.startswith("+") else 0)
+    return sorted(sorted(starts, key=lambda each: abs(each - middle))[:_LINES_SHOWN])
+
+
 def _def_line(code: CodeType) -> int:
     """The line of the ``def``: a code object knows only that of its first decorator."""
     first = code.co_firstlineno

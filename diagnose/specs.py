@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -27,13 +28,29 @@ from diagnose.targets.fingerprints import FORM
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-__all__ = ["DEFAULT_LIFESPAN", "LABELS", "Select", "Spec", "State", "fingerprint", "parse"]
+__all__ = [
+    "DEFAULT_LIFESPAN",
+    "LABELS",
+    "PERCENT_MODULUS",
+    "Canary",
+    "Select",
+    "Spec",
+    "Stage",
+    "State",
+    "fingerprint",
+    "parse",
+    "percent_factors",
+    "process_share",
+]
 
 DEFAULT_LIFESPAN = timedelta(minutes=10)
 """For a spec without ``lifespan``: what nobody thought about must not stay for ever."""
 
 LONGEST_LIFESPAN = timedelta(days=3660)
 """More is a mistake in the number; ``lifespan: null`` says "until removed"."""
+
+PERCENT_MODULUS = 2**31 - 1
+"""A prime: see :func:`percent_factors`."""
 
 LABELS = ("service", "env", "host", "version")
 """The labels that a process may always be selected by; an application can add its own."""
@@ -51,11 +68,14 @@ _FIELDS = (
     "select",
     "limits",
     "fingerprint",
+    "validate",
+    "canary",
+    "stage",
+    "changed",
     "created_by",
     "comment",
 )
 _INSTRUMENT_FIELDS = ("type", "name", "value", "event", "custom")
-_LATER_FIELDS = ("canary", "validate")
 _CLOCKS_DIFFER = timedelta(minutes=1)
 _ANY_RATE = 1e9
 _WARNINGS_AT_MOST = 10
@@ -80,6 +100,8 @@ class State(StrEnum):
     DRIFTED = "drifted"
     """The code is not the code that the spec was written against."""
     DISABLED = "disabled"
+    VALIDATED = "validated"
+    """It would have been installed, had it not been a dry run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +138,39 @@ class Select:
             label = labels.get(name)
             if label is None or not any(_fits(label, pattern) for pattern in patterns):
                 return False
-        return self.percent is None or _share(spec_id, process_id) * 100 < self.percent
+        if self.percent is None:
+            return True
+        factor, shift = percent_factors(spec_id)
+        place = (factor * process_share(process_id) + shift) % PERCENT_MODULUS
+        return place < self.percent / 100 * PERCENT_MODULUS
+
+
+class Stage(StrEnum):
+    """How far a spec with a canary has come; the words of its field ``stage.name``."""
+
+    CANARY = "canary"
+    """On a few processes only."""
+    EVERYWHERE = "everywhere"
+    """All was well on the few."""
+    TAKEN_BACK = "taken back"
+    """All was not well: it is nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Let a spec begin on a few processes, and go on from there by itself.
+
+    Attributes:
+        percent: of the processes that it is meant for.
+        time: after which it goes to all of them.
+        max_cost: the share of one core that it may cost in a process; None: any.
+        max_errors: in how many processes it may fail.
+    """
+
+    percent: float
+    time: timedelta
+    max_cost: float | None
+    max_errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +191,12 @@ class Spec:
         lifespan: from ``lastmodified`` on; None until the spec is removed.
         lastmodified: the version of the spec, aware, in UTC.
         enabled: False keeps it from being applied.
-        select: which processes it is for; None for all.
+        select: which processes it is for just now; None for all.
+        is_dry_run: it is to be checked in each process, and installed in none.
+        canary: how it is to begin; None: everywhere at once.
+        stage: how far it has come since; None without a canary.
+        reason: why it is at that stage, if there is something to say.
+        began: what its lifespan counts from, aware, in UTC: as a rule ``lastmodified``.
         fingerprints: of the code that it was written against, one for each Python version;
             none if any code will do. See :mod:`diagnose.targets.fingerprints`.
         warnings: what in the document has no effect, one sentence each.
@@ -157,6 +216,11 @@ class Spec:
     lastmodified: datetime
     enabled: bool
     select: Select | None
+    is_dry_run: bool
+    canary: Canary | None
+    stage: Stage | None
+    reason: str | None
+    began: datetime
     fingerprints: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -176,7 +240,7 @@ class Spec:
         """
         if self.lifespan is None:
             return None
-        return min(self.lifespan, self.lifespan - (now - self.lastmodified))
+        return min(self.lifespan, self.lifespan - (now - self.began))
 
     def warnings_at(self, now: datetime) -> tuple[str, ...]:
         """The warnings, and one more if ``lastmodified`` is in the future at ``now`` (aware)."""
@@ -196,7 +260,7 @@ def parse(
     spec_id: object,
     document: object,
     *,
-    instrument_types: Mapping[str, Collection[str]],
+    instrument_types: Mapping[str, Collection[str]] | None,
     default_values: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Spec:
     """Check a document and return what it says.
@@ -205,7 +269,8 @@ def parse(
         spec_id: what the spec is called.
         document: the mapping; anything else is an error of this spec.
         instrument_types: for each type that ``instrument.type`` may name, the fields of
-            ``instrument`` that its class accepts beyond the usual ones.
+            ``instrument`` that its class accepts beyond the usual ones. None: who asks applies
+            no specs, and takes every type and field of ``instrument``.
         default_values: for some of them, the expression that is taken if there is no ``value``.
 
     Raises:
@@ -227,39 +292,48 @@ def parse(
     instrument, limits = whole.section("instrument"), whole.section("limits")
     target = _target(whole)
     instrument_type = _instrument_type(instrument, instrument_types)
-    accepted = frozenset(instrument_types[instrument_type])
+    accepted = frozenset(
+        instrument.document if instrument_types is None else instrument_types[instrument_type]
+    )
+    default = "" if instrument_types is None else default_values.get(instrument_type)
     custom = instrument.section("custom")
     custom.get("tags", _TEXT)
     rate, sample, hits, fleet_hits = (limits.get(name, kind) for name, kind in _LIMITS.items())
     extra = {name: instrument.document[name] for name in accepted if name in instrument.document}
     warnings = [
-        *whole.unknown((*_FIELDS, *_LATER_FIELDS)),
-        *(_unsupported(name) for name in _LATER_FIELDS if name in document),
+        *whole.unknown(_FIELDS),
         *instrument.unknown((*_INSTRUMENT_FIELDS, *accepted)),
         *limits.unknown(tuple(_LIMITS)),
-        *([] if fleet_hits is None else [_unsupported("limits.fleet_hits")]),
     ]
     if "lifespan" not in document:
         warnings.append(
             f"lifespan is missing: {DEFAULT_LIFESPAN.total_seconds() / 60:g} minutes are taken; "
             "set it (in minutes; null for until the spec is removed)"
         )
+    lastmodified = _lastmodified(document)
+    canary, stage, began, reason = _canary(whole, lastmodified)
     return Spec(
         id=spec_id,
         target=target,
         instrument_type=instrument_type,
         name=instrument.get("name", _TEXT, str(spec_id)),
-        value=instrument.get("value", _EXPRESSION, default_values.get(instrument_type))
-        or instrument.get("value", _EXPRESSION, required="missing-value"),
+        value=instrument.get(
+            "value", _EXPRESSION, default, required="missing-value" if default is None else None
+        ),
         event=instrument.get("event", _TEXT, "return"),
         custom=dict(custom.document),
         extra=extra,
         when=whole.get("when", _EXPRESSION),
-        limits=Limits(rate, sample, hits),
+        limits=Limits(rate, sample, hits, fleet_hits),
         lifespan=_lifespan(document),
-        lastmodified=_lastmodified(document),
+        lastmodified=lastmodified,
         enabled=whole.get("enabled", _FLAG, True),
-        select=_select(whole.section("select")),
+        select=_select(whole.section("select"), canary if stage is Stage.CANARY else None),
+        is_dry_run=whole.get("validate", _FLAG, False),
+        canary=canary,
+        stage=stage,
+        reason=reason,
+        began=began,
         fingerprints=_fingerprints(whole),
         warnings=_limited(warnings),
     )
@@ -300,6 +374,15 @@ _PATTERNS = _Kind(
     ),
 )
 _PERCENT = _Kind("a number from 0 to 100", lambda v: _is_number(v) and 0 <= v <= 100)  # noqa: PLR2004
+_NUMBER = _Kind(
+    "a whole number, 0 or more", lambda v: _is_number(v) and isinstance(v, int) and v >= 0
+)
+_SHARE = _Kind("a share of one core, such as 0.01", lambda v: _is_number(v) and 0 < v < math.inf)
+_MINUTES = _Kind(
+    "a number of minutes above 0", lambda v: _is_number(v) and 0 < v <= _LONGEST_CANARY_MINUTES
+)
+_CANARY_MINUTES = 5
+_LONGEST_CANARY_MINUTES = 60 * 24 * 30
 _COUNT = _Kind("a whole number above 0", lambda v: _is_number(v) and isinstance(v, int) and v > 0)
 _LIMITS = {
     "rate": _Kind("a number above 0 (per second)", lambda v: _is_number(v) and 0 < v <= _ANY_RATE),
@@ -365,8 +448,8 @@ def _target(whole: _Section) -> str:
     return target
 
 
-def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]]) -> str:
-    types = ", ".join(sorted(known))
+def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]] | None) -> str:
+    types = ", ".join(sorted(known or ("log", "hist", "incr")))
     if not instrument.document:
         raise SpecError(
             "instrument is missing; it must be a document with type, name and value, such as "
@@ -376,7 +459,7 @@ def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]])
     name: str = instrument.get(
         "type", _Kind(f"one of {types}", lambda v: isinstance(v, str)), required="missing-type"
     )
-    if name not in known:
+    if known is not None and name not in known:
         raise SpecError(
             f"instrument.type {_shown(name)} is not known here{_hint(name, known)}; "
             f"use one of {types}, or add the class to the manager's instrument_classes",
@@ -410,10 +493,8 @@ def _lastmodified(document: Mapping[Any, Any]) -> datetime:
             "it is the version of the spec, and its lifespan counts from it",
             code="lastmodified-missing",
         )
-    # An aware date may be out of range in UTC, and a tzinfo may raise anything.
-    with contextlib.suppress(Exception):
-        if isinstance(moment, datetime):
-            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if (aware := _moment(moment)) is not None:
+        return aware
     raise SpecError(
         "lastmodified must be a date between the years 1 and 9999 (new Date() in mongosh, a "
         f"datetime in Python), not {_shown_with_type(moment)}",
@@ -421,14 +502,54 @@ def _lastmodified(document: Mapping[Any, Any]) -> datetime:
     )
 
 
-def _select(section: _Section) -> Select | None:
-    if not section.document:
+def _moment(value: object) -> datetime | None:
+    """A date, aware, in UTC; None if it is none."""
+    # An aware date may be out of range in UTC, and a tzinfo may raise anything.
+    with contextlib.suppress(Exception):
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return None
+
+
+def _select(section: _Section, canary: Canary | None) -> Select | None:
+    if not section.document and canary is None:
         return None
     patterns: dict[str, tuple[str, ...]] = {}
     for name in section.document:
         if name != "percent" and (value := section.get(name, _PATTERNS)) is not None:
             patterns[str(name)] = (value,) if isinstance(value, str) else tuple(value)
-    return Select(patterns, section.get("percent", _PERCENT))
+    percent = section.get("percent", _PERCENT)
+    if canary is not None:
+        percent = canary.percent * (1 if percent is None else percent / 100)
+    return Select(patterns, percent)
+
+
+def _canary(
+    whole: _Section, lastmodified: datetime
+) -> tuple[Canary | None, Stage | None, datetime, str | None]:
+    """The canary; how far it has come; since when the spec is there; why it is at that stage.
+
+    What ``stage`` says about another version holds no more: whoever changes a spec begins anew.
+    """
+    section = whole.section("canary")
+    if not section.document:
+        return None, None, lastmodified, None
+    canary = Canary(
+        percent=section.get("percent", _PERCENT, required="missing-percent"),
+        time=timedelta(minutes=section.get("for", _MINUTES, _CANARY_MINUTES)),
+        max_cost=section.get("max_cost", _SHARE),
+        max_errors=section.get("max_errors", _NUMBER, 0),
+    )
+    stage = whole.document.get("stage")
+    if not isinstance(stage, Mapping) or _moment(stage.get("version")) != lastmodified:
+        return canary, Stage.CANARY, lastmodified, None
+    name = Stage.CANARY
+    with contextlib.suppress(ValueError):
+        name = Stage(stage.get("name"))  # type: ignore[arg-type]
+    if _PERCENT.admits(percent := stage.get("percent")):
+        canary = replace(canary, percent=float(percent))  # type: ignore[arg-type]
+    reason = text if isinstance(text := stage.get("reason"), str) else None
+    return canary, name, _moment(stage.get("began")) or lastmodified, reason
 
 
 def _fingerprints(whole: _Section) -> tuple[str, ...]:
@@ -449,16 +570,22 @@ def _fits(label: str, pattern: str) -> bool:
     return label == pattern or fnmatchcase(label, pattern)
 
 
-def _share(spec_id: object, process_id: str) -> float:
-    """Where from 0 to 1 the process stands for this spec; the same on every machine."""
-    digest = hashlib.blake2b(
-        f"{spec_id}\0{process_id}".encode(errors="surrogatepass"), digest_size=8
-    ).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def percent_factors(spec_id: object) -> tuple[int, int]:
+    """A factor and a shift, which spread processes evenly, for each spec in another way.
+
+    ``(factor * process_share(process_id) + shift) % PERCENT_MODULUS`` is where the process
+    stands for the spec. It is no more than arithmetic, so that a database can reckon it too.
+    (Universal hashing: J. L. Carter and M. N. Wegman, 1979.)
+    """
+    digest = hashlib.blake2b(f"{spec_id}".encode(errors="surrogatepass"), digest_size=16).digest()
+    factor = 1 + int.from_bytes(digest[:8], "big") % (PERCENT_MODULUS - 1)
+    return factor, int.from_bytes(digest[8:], "big") % PERCENT_MODULUS
 
 
-def _unsupported(name: str) -> str:
-    return f"{name} is not supported yet by this version: ignored"
+def process_share(process_id: str) -> int:
+    """A number that is as good as random, from 0 to ``PERCENT_MODULUS - 1``, for each process."""
+    digest = hashlib.blake2b(process_id.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % PERCENT_MODULUS
 
 
 def _limited(warnings: list[str]) -> tuple[str, ...]:

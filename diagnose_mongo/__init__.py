@@ -47,7 +47,8 @@ def start(
         collection: of spec documents.
         sinks: where metrics go; ``manager.sinks`` can be changed at any time.
         options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
-            ``version``, ``labels``, ``process_id``, ``period``, ``expression_policy``, ``cpu_budget``.
+            ``version``, ``labels``, ``process_id``, ``period``, ``heartbeat``, ``watch``,
+            ``expression_policy``, ``cpu_budget``, ``bounded_above``.
 
     Returns:
         The manager; ``stop()`` ends it, as does the end of the program.
@@ -59,8 +60,8 @@ def start(
     from diagnose_mongo.server import URI_VARIABLE  # noqa: PLC0415 - see __getattr__
     from diagnose_mongo.store import connect  # noqa: PLC0415
 
-    store = connect(uri or os.environ.get(URI_VARIABLE) or _LOCAL_URI, database, collection)
-    manager = manager_class(store, **options)
+    link = connect(uri or os.environ.get(URI_VARIABLE) or _LOCAL_URI, database, collection)
+    manager = manager_class(link, **options)
     manager.sinks.extend(sinks)
     manager.start()
     return manager

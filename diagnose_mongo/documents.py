@@ -19,10 +19,12 @@ __all__ = [
     "ID",
     "POLL_INDEX",
     "VERSION",
+    "beside",
     "entry_document",
     "entry_path",
     "key_of",
     "name_of",
+    "text",
     "version_of",
 ]
 
@@ -37,6 +39,11 @@ POLL_INDEX = "diagnose_poll"
 """The index on ``(_id, lastmodified)`` that answers a poll without reading documents."""
 
 _LONGEST_TEXT = 2_000
+
+
+def beside(collection: str, name: str) -> str:
+    """The name of another collection of the fleet whose specs are in ``collection``."""
+    return name if collection == COLLECTION else f"{collection}_{name}"
 
 
 def key_of(raw_id: Any) -> Hashable:
@@ -73,16 +80,20 @@ def entry_path(process_id: str) -> str:
 
 def entry_document(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The entry with texts that any document can hold: valid Unicode, of limited length."""
-    return {
-        name: [_text(item) for item in value] if isinstance(value, (list, tuple)) else _text(value)
-        for name, value in entry.items()
-    }
+    return {name: _storable(value) for name, value in entry.items()}
 
 
-def _text(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if len(value) > _LONGEST_TEXT:
-        value = f"{value[: _LONGEST_TEXT - 3]}..."
+def _storable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _storable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    return text(value) if isinstance(value, str) else value
+
+
+def text(value: str, longest: int = _LONGEST_TEXT) -> str:
+    """A text that any document can hold: valid Unicode, of limited length."""
+    if len(value) > longest:
+        value = f"{value[: longest - 3]}..."
     # A lone surrogate can't be encoded, and would keep every other entry from being written.
     return value.encode("utf-8", "replace").decode("utf-8")

@@ -2,8 +2,8 @@
 
 Every period it asks the collection for the versions of all specs (one covered index query),
 reads those that changed, applies them, and writes ``applied.<process id>`` where its outcome
-changed. When MongoDB is down everything that is armed stays as it is, lifespans end on time,
-and attempts to reach it again come ever more rarely.
+changed; now and then it says that it lives. When MongoDB is down everything that is armed stays
+as it is, lifespans end on time, and attempts to reach it again come ever more rarely.
 """
 
 from __future__ import annotations
@@ -22,16 +22,31 @@ from typing import TYPE_CHECKING, Any, Self
 from diagnose.errors import SpecError, StoreError
 from diagnose.managers import CPU_BUDGET, InstrumentManager
 from diagnose.outcomes import UNTOLD
-from diagnose_mongo import documents
+from diagnose_mongo import documents, presence
+from diagnose_mongo.allotments import Allotments
+from diagnose_mongo.chores import Chores
 from diagnose_mongo.identity import Identity
 from diagnose_mongo.polling import Poller, phase_of
-from diagnose_mongo.store import SpecStore, Undecodable
+from diagnose_mongo.store import (
+    BudgetStore,
+    Control,
+    ControlStore,
+    Link,
+    ProcessStore,
+    SpecStore,
+    Undecodable,
+    budget_id,
+    is_refused,
+)
+from diagnose_mongo.watching import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from datetime import datetime
 
     from diagnose.expressions import Policy
+    from diagnose.guards import Allotment
+    from diagnose.outcomes import Record
     from diagnose.specs import Spec
     from diagnose_mongo.store import ServerClock, SpecCollection
 
@@ -51,6 +66,13 @@ _LONGEST_BACK_OFF_SECONDS = 60.0
 _FAREWELL_SECONDS = 2.0
 # A process that forks only to become another program should leave no trace in the fleet.
 _FORK_SETTLES_SECONDS = 0.1
+# Whoever changes one spec is likely to change it again, or another.
+_BRISK_SECONDS = 60.0
+_BRISK_POLLS_PER_PERIOD = 5
+_SHORTEST_BRISK_PERIOD = 1.0
+
+BOUNDED_ABOVE = 5_000
+"""Above so many processes ``applied`` holds failures and a sample only."""
 
 _managers: weakref.WeakValueDictionary[int, MongoInstrumentManager] = weakref.WeakValueDictionary()
 
@@ -77,19 +99,27 @@ class MongoInstrumentManager(InstrumentManager):
         service: label for ``select.service``; without it the variable ``DIAGNOSE_SERVICE``.
         env: label for ``select.env``; without it ``DIAGNOSE_ENV``.
         version: label for ``select.version``; without it ``DIAGNOSE_VERSION``.
-        labels: further ones, and ``host`` if it is not to be the machine's name.
+        labels: further ones, and ``host`` if it is not to be the machine's name. See
+            :data:`diagnose_mongo.identity.LABEL_VARIABLES` for what else labels come from.
         expression_policy: what expressions in specs may do. Whoever can write to the
             collection can do that in every process: ``"python"`` is everything.
         cpu_budget: the share of one core that all probes of this process may cost; above it
             the costliest is suspended for a time. None: no limit.
+        heartbeat: seconds between two times that the process says that it lives; who missed
+            three counts as dead.
+        watch: follow a change stream too, which takes a connection of its own: changes come
+            within milliseconds. Where there is none, polls do.
+        bounded_above: in a fleet of more processes than this, not each has an entry of its own
+            in ``applied``: failures do (the first 200), and a sample.
 
     Attributes:
         period: as given; of effect when polling starts.
+        heartbeat: as given.
     """
 
     def __init__(
         self,
-        collection: SpecCollection | SpecStore,
+        collection: SpecCollection | Link,
         *,
         process_id: str | None = None,
         period: float = 10.0,
@@ -99,6 +129,9 @@ class MongoInstrumentManager(InstrumentManager):
         labels: Mapping[str, str] | None = None,
         expression_policy: Policy = "restricted",
         cpu_budget: float | None = CPU_BUDGET,
+        heartbeat: float = presence.HEARTBEAT_SECONDS,
+        watch: bool = False,
+        bounded_above: int = BOUNDED_ABOVE,
     ) -> None:
         self._identity = Identity.make(
             process_id, {"service": service, "env": env, "version": version, **(labels or {})}
@@ -115,9 +148,17 @@ class MongoInstrumentManager(InstrumentManager):
                 process_id,
                 self.process_id,
             )
-        self.period = _checked_period(period)
-        self._store = collection if isinstance(collection, SpecStore) else SpecStore(collection)
-        self._store_is_stale = False
+        self.period = _checked_seconds("period", period)
+        self.heartbeat = _checked_seconds("heartbeat", heartbeat)
+        self._bounded_above = bounded_above
+        self._link = collection if isinstance(collection, Link) else Link(collection)
+        self._link_is_stale = False
+        self._open()
+        self._allotments = Allotments()
+        self._chores = Chores(self.process_id, bounded_above)
+        self._watcher = Watcher(self._wake) if watch else None
+        self._control = Control()
+        self._refused: set[str] = set()
         self._poller: Poller | None = None
         self._stopping = threading.Event()
         self._clock: ServerClock | None = None
@@ -128,8 +169,19 @@ class MongoInstrumentManager(InstrumentManager):
         self._written: dict[Hashable, dict[str, Any]] = {}
         self._complaints: set[tuple[Hashable, str]] = set()
         self._down_since: float | None = None
-        self._retry_at = 0.0
+        self._retry_at = self._beat_at = self._brisk_until = 0.0
+        self._rest_until = 0.0
+        self._has_beaten = self._lost_entries = False
         _managers[id(self)] = self
+
+    def _open(self) -> None:
+        """Set up what talks to the collections, anew in a forked child."""
+        self._store = SpecStore(self._link)
+        # mongomock's have no more than specs.
+        is_real = self._link.is_real
+        self._processes = ProcessStore(self._link) if is_real else None
+        self._controls = ControlStore(self._link) if is_real else None
+        self._budgets = BudgetStore(self._link) if is_real else None
 
     # --- what programs call ---
 
@@ -158,15 +210,27 @@ class MongoInstrumentManager(InstrumentManager):
         if poller is not None:
             poller.stop()
         super().stop()
-        if self._down_since is None:
-            with contextlib.suppress(StoreError):
-                self._write(timeout=_FAREWELL_SECONDS)
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._down_since is None and not self._link_is_stale:
+            self._say_good_bye()
         with self._lock:
             self._forget()
             self.specs.clear()
-        if not self._store_is_stale:
-            self._store.close()
-            self._store_is_stale = self._store.is_owned
+        if not self._link_is_stale:
+            self._link.close()
+            self._link_is_stale = self._link.is_owned
+
+    def _say_good_bye(self) -> None:
+        # All of it together may not take longer.
+        with contextlib.suppress(StoreError), self._link.talking("leaving", _FAREWELL_SECONDS):
+            self._write(timeout=_FAREWELL_SECONDS)
+            processes, controls, budgets = self._processes, self._controls, self._budgets
+            if processes is None or controls is None or budgets is None or not self._has_beaten:
+                return
+            self._allotments.close(budgets, self.process_id, _FAREWELL_SECONDS)
+            self._chores.close(controls, _FAREWELL_SECONDS)
+            processes.leave(self.process_id, _FAREWELL_SECONDS)
 
     def apply(self) -> None:
         """Poll once, now: read what changed, apply it, write the outcomes.
@@ -177,7 +241,7 @@ class MongoInstrumentManager(InstrumentManager):
 
     def apply_in_background(self, period: float = 60) -> None:
         """Poll every ``period`` seconds: :meth:`start` by the name that other managers have."""
-        self.period = _checked_period(period)
+        self.period = _checked_seconds("period", period)
         with self._lock:
             poller = self._poller
             if poller is not None:
@@ -208,29 +272,43 @@ class MongoInstrumentManager(InstrumentManager):
             settle=settle,
         )
         self._poller.start()
+        if self._watcher is not None:
+            self._watcher.start(self._link)
 
     def _poll(self, stopping: threading.Event | None) -> float | None:
-        """One poll; returns when to try MongoDB again, in seconds, if that is before the next."""
+        """One poll; returns when the next one is wanted, in seconds, if that is before its time."""
         with self._turn:
             if _is_set(stopping):
                 return None
             # A program that calls apply() wants an answer; the background keeps to its plan.
-            is_time = stopping is None or time.monotonic() >= self._retry_at
+            now = time.monotonic()
+            is_time = stopping is None or now >= max(self._retry_at, self._rest_until)
             is_reached = is_time and self._is_reached(lambda: self._read(stopping), stopping)
             # Also without MongoDB: lifespans end, the off switch works, errors are found.
             self._apply(stopping)
-            if is_reached and self._is_reached(self._write, stopping):
+            soon = [self._brisk_seconds()]
+            if is_reached and self._is_reached(lambda: soon.append(self._report()), stopping):
                 self._note_recovery()
-            return None if self._down_since is None else self._retry_at - time.monotonic()
+            if self._down_since is not None:
+                return self._retry_at - time.monotonic()
+            return min((each for each in soon if each is not None), default=None)
+
+    def _brisk_seconds(self) -> float | None:
+        """When to look again, just after something was changed."""
+        if time.monotonic() >= self._brisk_until or self._control.period:
+            return None
+        return max(_SHORTEST_BRISK_PERIOD, self.period / _BRISK_POLLS_PER_PERIOD)
 
     def _read(self, stopping: threading.Event | None) -> None:
-        if self._store_is_stale:
-            self._store = self._store.reopened()
-            self._store_is_stale = False
+        if self._link_is_stale:
+            self._link = self._link.reopened()
+            self._link_is_stale = False
+            self._open()
         store = self._store
         is_full = self._polls % _POLLS_PER_FULL_POLL == 0
         if is_full:
-            store.prepare()
+            store.look_for_index()
+        self._read_control()
         found = {
             documents.key_of(raw_id): (raw_id, documents.version_of(lastmodified))
             for raw_id, lastmodified in store.versions()
@@ -243,9 +321,13 @@ class MongoInstrumentManager(InstrumentManager):
         read = store.fetch(changed) if changed else []
         # A new process can't have entries, unless its id was given by somebody.
         has_past = self._polls > 0 or self._identity.given is not None
-        entries = store.entries(self.process_id) if is_full and has_past else None
+        looks_back = (is_full and has_past) or self._lost_entries
+        entries = store.entries(self.process_id) if looks_back else None
+        self._lost_entries = False
         if read or is_full:
-            self._clock = store.clock() or self._clock
+            self._clock = self._link.clock() or self._clock
+        if self._polls and any(self._versions.get(key) != found[key][1] for key in found):
+            self._brisk_until = time.monotonic() + _BRISK_SECONDS
         with self._lock:
             if _is_set(stopping):
                 return
@@ -265,6 +347,89 @@ class MongoInstrumentManager(InstrumentManager):
                 )
             if entries is not None:
                 self._believe(entries)
+
+    def _read_control(self) -> None:
+        if self._controls is not None:
+            controls = self._controls
+
+            def read() -> None:
+                self._control = controls.read()
+
+            self._unless_refused("what steers the whole fleet can't be read", read)
+        if self._control.period > self.period:
+            # The background comes at its own times; so this is some way short of the period.
+            self._rest_until = time.monotonic() + self._control.period - self.period / 2
+        else:
+            self._rest_until = 0.0
+
+    def _unless_refused(self, what: str, talk: Callable[[], None]) -> None:
+        """Do something that is not needed for specs to be applied: this user may lack the right."""
+        try:
+            talk()
+        except StoreError as exc:
+            if not is_refused(exc):
+                raise
+            if what not in self._refused:
+                self._refused.add(what)
+                log.warning("%s; the specs are applied all the same: %s", what, exc)
+
+    # --- reporting ---
+
+    def _report(self) -> float | None:
+        """Tell what there is to tell; returns when to do so again, if that is soon."""
+        processes, budgets, controls = self._processes, self._budgets, self._controls
+        soon: list[float | None] = []
+        if processes is not None and time.monotonic() >= self._beat_at:
+            # Before entries are written: an entry of nobody who lives is removed.
+            self._unless_refused("this process can't be listed", lambda: self._beat(processes))
+        self._write()
+        if budgets is not None:
+            self._unless_refused(
+                "the fleet's budgets can't be used",
+                lambda: soon.append(self._refill(budgets)),
+            )
+        if controls is not None and self._has_beaten:
+            self._unless_refused("the fleet's chores can't be done", self._do_chores)
+        if self._lost_entries:
+            soon.append(0.0)
+        return min((each for each in soon if each is not None), default=None)
+
+    def _beat(self, processes: ProcessStore) -> None:
+        seconds = max(self.heartbeat, self.period, self._control.heartbeat, self._control.period)
+        with self._lock:
+            told = [
+                (self._raw_ids[key], self.specs[key].get(documents.VERSION), record)
+                for key, record in self._records.items()
+                if record.outcome is not None and isinstance(self.specs.get(key), dict)
+            ]
+            content = presence.content(self.process_id, self.labels, self.period, told)
+        is_new = processes.beat(self.process_id, content, seconds * presence.TTL_HEARTBEATS)
+        # It counted as dead, so its entries may have been removed.
+        self._lost_entries = is_new and self._has_beaten
+        self._has_beaten = True
+        self._beat_at = time.monotonic() + seconds - self.period / 2
+
+    def _refill(self, budgets: BudgetStore) -> float | None:
+        with self._lock:
+            keys = {key for key, record in self._records.items() if record.instrument is not None}
+        soon = self._allotments.refill(budgets, self.process_id, keys)
+        for key in self._allotments.over():
+            record = self._records.get(key)
+            if record is not None and (instrument := record.instrument) is not None:
+                instrument.status.state = "done"
+        return soon
+
+    def _do_chores(self) -> None:
+        with self._lock:
+            known = [(self._raw_ids[key], document) for key, document in self.specs.items()]
+        self._chores.do(
+            self._link,
+            self._control,
+            self.now(),
+            heartbeat=self.heartbeat,
+            period=self.period,
+            specs=known,
+        )
 
     def _believe(self, entries: dict[Any, Any]) -> None:
         """Take what the collection has for what was written; what differs is told again."""
@@ -349,6 +514,14 @@ class MongoInstrumentManager(InstrumentManager):
             )
         return super()._parse(documents.name_of(key, document), document)
 
+    def _allotment(self, record: Record, spec: Spec) -> Allotment | None:
+        size = spec.limits.fleet_hits
+        if size is None or self._budgets is None:
+            return None
+        version = self.specs[record.key].get(documents.VERSION)
+        budget = budget_id(self._raw_ids[record.key], version)
+        return self._allotments.get(record.key, budget, size).allotment
+
     def _switched_off(self) -> str | None:
         value = os.environ.get(DISABLED_VARIABLE, "")
         if value.strip().lower() not in _OFF:
@@ -358,7 +531,7 @@ class MongoInstrumentManager(InstrumentManager):
             return (
                 f"switched off on this machine: the file {file} of {DISABLE_FILE_VARIABLE} exists"
             )
-        return None
+        return self._control.paused
 
     def _wake(self) -> None:
         poller = self._poller
@@ -376,7 +549,9 @@ class MongoInstrumentManager(InstrumentManager):
 
     def _forget(self) -> None:
         self._polls = 0
-        self._down_since, self._retry_at = None, 0.0
+        self._down_since = None
+        self._retry_at = self._beat_at = self._brisk_until = self._rest_until = 0.0
+        self._has_beaten = self._lost_entries = False
         for known in (self._versions, self._raw_ids, self._outbox, self._written):
             known.clear()
 
@@ -385,7 +560,11 @@ class MongoInstrumentManager(InstrumentManager):
         self._identity = self._identity.for_child()
         self.process_id = self._identity.process_id
         self._forget()
-        self._store_is_stale = True
+        self._allotments.after_fork_in_child()
+        self._chores = Chores(self.process_id, self._bounded_above)
+        if self._watcher is not None:
+            self._watcher = Watcher(self._wake)
+        self._link_is_stale = True
         # The event may have been in use in a thread that is no more.
         is_stopping = self._stopping.is_set()
         self._stopping = threading.Event()
@@ -397,10 +576,10 @@ class MongoInstrumentManager(InstrumentManager):
             self._start_polling(settle=_FORK_SETTLES_SECONDS)
 
 
-def _checked_period(period: float) -> float:
-    if not 0 < period < math.inf:
-        raise ValueError(f"period must be a number of seconds above 0, such as 10, not {period!r}")
-    return float(period)
+def _checked_seconds(name: str, seconds: float) -> float:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0, such as 10, not {seconds!r}")
+    return float(seconds)
 
 
 def _is_set(stopping: threading.Event | None) -> bool:

@@ -44,8 +44,15 @@ ORDER = """
     diagnose_mongo.store
     diagnose_mongo.polling
     diagnose_mongo.identity
+    diagnose_mongo.presence
+    diagnose_mongo.allotments
+    diagnose_mongo.canary
+    diagnose_mongo.chores
+    diagnose_mongo.watching
     diagnose_mongo.manager
-    diagnose_mongo.janitor
+    diagnose_mongo.rollouts
+    diagnose_mongo.changes
+    diagnose_mongo.installation
     diagnose_mongo.guardian
     diagnose_mongo.server
     diagnose_mongo.autostart

@@ -40,6 +40,9 @@ class Item:
         self.armed = False
         self.reasons.append(reason)
 
+    def note_cost(self, share):
+        self.cost = share
+
     def resume(self):
         self.armed = True
 

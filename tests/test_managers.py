@@ -397,12 +397,11 @@ def test_a_spec_for_other_processes_leaves_no_entry(shop, manager):
 
 
 def test_what_has_no_effect_is_named_on_the_entry(shop, manager):
-    manager.specs["a"] = spec(lifspan=3, limits={"fleet_hits": 5})
+    manager.specs["a"] = spec(lifspan=3)
     manager.apply()
     assert entry(manager)["state"] == "installed"
     assert entry(manager)["warnings"] == [
         "lifspan is not a known field: ignored; did you mean 'lifespan'?",
-        "limits.fleet_hits is not supported yet by this version: ignored",
     ]
 
 

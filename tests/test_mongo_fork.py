@@ -140,7 +140,7 @@ def test_a_child_uses_a_client_of_its_own_and_nothing_warns(specs, manager):
             warnings.simplefilter("always")
             manager.apply()
         assert manager._store is not seen
-        assert manager._store.is_owned
+        assert manager._link.is_owned
         assert not [w for w in caught if "fork" in str(w.message)]
         return "fine"
 

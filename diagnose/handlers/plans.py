@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from diagnose.expressions import Expression
-    from diagnose.guards import Limits
+    from diagnose.guards import Allotment, Limits
 
 __all__ = ["Plan", "Scope", "Span", "Watch"]
 
@@ -61,6 +61,7 @@ class Plan:
     done: Callable[[], None]
     reject: Mapping[str, Callable[[], object]]
     limits: Limits
+    allotment: Allotment | None = None
     check: Callable[..., object] | None = None
     watch: Watch | None = None
     span: Span | None = None

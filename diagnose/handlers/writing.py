@@ -412,6 +412,10 @@ class _Writer:
     def guards(self) -> list[ast.stmt]:
         """Statements that turn hits away, the cheapest first."""
         limits, texts = self.plan.limits, []
+        if self.plan.allotment is not None:
+            # Bound to a name first, as above.
+            self.constants |= {"allotment": self.plan.allotment, "IndexError": IndexError}
+            texts.append("if not (d·allotment := C·allotment):\n C·reject_fleet()\n return")
         if limits.sample is not None:
             self.constants |= {"random": _random, "sample": limits.sample}
             texts.append("if C·random() >= C·sample:\n C·reject_sample()\n return")
@@ -426,6 +430,9 @@ class _Writer:
             self.constants.setdefault("tokens", guards.hit_tokens(limits.hits))
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·reject_hits()\n return")
+        if self.plan.allotment is not None:
+            take = "try:\n d·allotment.pop()\nexcept C·IndexError:\n C·reject_fleet()\n return"
+            texts.append(take)
         return _statements("\n".join(texts))
 
     def is_safe(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import logging
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from diagnose.budget import Budget
     from diagnose.expressions import Expression, Policy
+    from diagnose.guards import Allotment
     from diagnose.handlers import Watch
     from diagnose.sinks import Sink
 
@@ -36,7 +38,7 @@ of the file runs, by its number, or counted from the line of the ``def``."""
 
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
-REASONS = ("condition", "sample", "rate", "hits", "reentrant", "check", "error")
+REASONS = ("condition", "sample", "rate", "hits", "fleet", "reentrant", "check", "error")
 
 F = TypeVar("F")
 
@@ -85,9 +87,10 @@ class Status:
         code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
         error: what went wrong and what to do; or None.
         attachments: how many functions the instrument is on.
+        cost: the share of one core that it took lately, if a budget counts it.
     """
 
-    __slots__ = ("_reasons", "_state", "attachments", "code", "drained", "error", "hit")
+    __slots__ = ("_reasons", "_state", "attachments", "code", "cost", "drained", "error", "hit")
 
     def __init__(self) -> None:
         self._state = "new"
@@ -96,6 +99,7 @@ class Status:
         self.hit = Tally()
         self.drained = 0
         self.attachments = 0
+        self.cost = 0.0
         self._reasons = {reason: Tally() for reason in REASONS}
 
     @property
@@ -153,6 +157,8 @@ class Instrument:
     """What serving one hit may take; then the instrument is taken off. None: any time."""
     budget: Budget | None = None
     """Where its cost counts; managers set it for what they make of specs."""
+    allotment: Allotment | None = None
+    """Hits that it may make, if a fleet has a budget of them; managers set it."""
     default_limits: ClassVar[Limits] = Limits()
 
     def __init__(  # noqa: PLR0917  (the names and their order are those of 5.0.1)
@@ -341,11 +347,20 @@ class Instrument:
             fail=fail,
             reject=self.status.tallies(),
             done=done,
-            limits=self.limits.over(self.default_limits),
+            limits=self._own_limits(),
+            allotment=self.allotment,
             check=self._check(probe),
             watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
+
+    def _own_limits(self) -> Limits:
+        limits = self.limits.over(self.default_limits)
+        if limits.fleet_hits is None or self.allotment is not None:
+            return limits
+        # Nobody hands out hits: this process is the fleet.
+        hits = limits.fleet_hits if limits.hits is None else min(limits.hits, limits.fleet_hits)
+        return dataclasses.replace(limits, hits=hits)
 
     def _deliver(self, tags: str, constants: dict[str, object]) -> str:
         constants["emit"] = self.emit

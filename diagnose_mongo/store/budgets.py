@@ -1,0 +1,160 @@
+"""Budgets of hits for a whole fleet: a number from which processes take blocks.
+
+There is a document for each version of each spec: how many hits are ``left``, and who holds how
+many in ``held``. What was taken and is not given back counts as used, so that there are never
+more hits than the budget, whoever dies when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from diagnose_mongo import documents
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from diagnose_mongo.store.link import Link
+
+__all__ = ["BudgetStore", "Taken", "budget_id"]
+
+_KEPT_MS = 3_600_000
+
+
+class Taken(NamedTuple):
+    """What came of asking for hits.
+
+    Attributes:
+        hits: how many may be made, in addition.
+        is_over: there are none left, and nobody else can give any back.
+    """
+
+    hits: int
+    is_over: bool
+
+
+class BudgetStore:
+    """Takes hits from budgets, and gives them back. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._collection = link.beside("budgets")
+
+    def take(
+        self,
+        budget: Mapping[str, object],
+        size: int,
+        process_id: str,
+        *,
+        unused: int,
+        wanted: int,
+    ) -> Taken:
+        """Take a block of hits.
+
+        Args:
+            budget: which one, see :func:`budget_id`; it is made at the first time.
+            size: of the whole budget.
+            process_id: who takes them.
+            unused: of those taken before, how many were not used yet.
+            wanted: how many more there should be.
+
+        Raises:
+            StoreError: the server could not be asked. Hits that it handed out without this
+                process hearing of it are lost.
+        """
+        mine = f"held.{process_id}"
+        taken = {"$min": ["$left", wanted]}
+        update: list[dict[str, Any]] = [
+            {"$set": {"took": taken}},
+            {
+                "$set": {
+                    "left": {"$subtract": ["$left", "$took"]},
+                    mine: {"$add": [unused, "$took"]},
+                }
+            },
+            {
+                "$set": {
+                    "held": {
+                        "$arrayToObject": {
+                            "$filter": {
+                                "input": {"$objectToArray": "$held"},
+                                "cond": {"$gt": ["$$this.v", 0]},
+                            }
+                        }
+                    }
+                }
+            },
+        ]
+        with self._link.talking("taking hits from the fleet's budget"):
+            found = self._find_and_update(budget, update)
+            if found is None:
+                self._make(budget, size)
+                found = self._find_and_update(budget, update) or {"took": 0, "left": 0, "held": {}}
+        hits = int(found["took"])
+        return Taken(hits, is_over=found["left"] <= 0 and not found["held"])
+
+    def _find_and_update(
+        self, budget: Mapping[str, object], update: list[dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        return self._collection.find_one_and_update(
+            {documents.ID: budget}, update, return_document=ReturnDocument.AFTER
+        )
+
+    def _make(self, budget: Mapping[str, object], size: int) -> None:
+        # Another process may make it just now.
+        with contextlib.suppress(DuplicateKeyError):
+            self._collection.update_one(
+                {documents.ID: budget},
+                {
+                    "$setOnInsert": {"left": size, "of": size, "held": {}},
+                    "$currentDate": {"at": True},
+                },
+                upsert=True,
+            )
+
+    def give_back(
+        self, budget: Mapping[str, object], process_id: str, unused: int, timeout: float
+    ) -> None:
+        """Give hits back that were taken and not used; the process takes no more.
+
+        Raises:
+            StoreError: it could not be written in ``timeout`` seconds; then they are lost.
+        """
+        with self._link.talking("giving hits back to the fleet's budget", timeout):
+            # Once only: a second time there is nothing under this name.
+            self._collection.update_one(
+                {documents.ID: budget, f"held.{process_id}": {"$exists": True}},
+                {"$inc": {"left": unused}, "$unset": {f"held.{process_id}": ""}},
+            )
+
+    def tidy(self, versions: Sequence[tuple[Any, object]], living: Collection[str]) -> None:
+        """Remove budgets of specs' former versions, and what dead processes held.
+
+        Args:
+            versions: of each spec the ``_id`` and ``lastmodified``, just read.
+            living: ids of the processes that live.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        current = {documents.key_of(budget_id(*each)) for each in versions}
+        # A budget may be younger than what was read of the specs; an old one is not.
+        is_old = {"$gt": [{"$subtract": ["$$NOW", _KEPT_MS]}, "$at"]}
+        with self._link.talking("tidying the fleet's budgets"):
+            found = self._collection.aggregate([{"$project": {"held": 1, "is_old": is_old}}])
+            for each in list(found):
+                this = {documents.ID: each[documents.ID]}
+                if each["is_old"] and documents.key_of(each[documents.ID]) not in current:
+                    self._collection.delete_one(this)
+                elif dead := set(each["held"]).difference(living):
+                    paths = {f"held.{process_id}": "" for process_id in dead}
+                    self._collection.update_one(this, {"$unset": paths})
+
+
+def budget_id(raw_id: object, lastmodified: object) -> dict[str, object]:
+    """The ``_id`` of the budget of one version of a spec."""
+    return {"spec": raw_id, "version": lastmodified}

@@ -1,0 +1,100 @@
+"""The collection of processes: who lives, where, and what the probes there cost.
+
+Each process has a small document, which it renews now and then. What is not renewed in time
+counts as dead from the moment in ``expires`` on, by the server's clock; a TTL index removes it
+some time later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diagnose_mongo import documents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diagnose_mongo.store.link import Link
+
+__all__ = ["IS_ALIVE", "ProcessStore"]
+
+IS_ALIVE = {"$expr": {"$gt": ["$expires", "$$NOW"]}}
+"""What a query asks of a process's document, for those that live."""
+
+
+class ProcessStore:
+    """Writes one process's document, and reads those of all. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._collection = link.beside("processes")
+
+    def beat(self, process_id: str, content: Mapping[str, Any], ttl: float) -> bool:
+        """Say that a process lives.
+
+        Args:
+            process_id: its id.
+            content: the rest of its document.
+            ttl: seconds that this is good for.
+
+        Returns:
+            Whether its document was new, or had been removed meanwhile.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        moments = {
+            "at": "$$NOW",
+            "expires": {"$add": ["$$NOW", int(ttl * 1000)]},
+            "since": {"$ifNull": ["$since", "$$NOW"]},
+        }
+        # Literally: names of specs may begin with a dollar.
+        literal = {name: {"$literal": value} for name, value in content.items()}
+        with self._link.talking("saying that this process lives"):
+            result = self._collection.update_one(
+                {documents.ID: process_id}, [{"$set": {**literal, **moments}}], upsert=True
+            )
+        return result.upserted_id is not None
+
+    def leave(self, process_id: str, timeout: float) -> None:
+        """Remove a process's document: it ends.
+
+        Raises:
+            StoreError: it could not be removed in ``timeout`` seconds.
+        """
+        with self._link.talking("removing this process", timeout):
+            self._collection.delete_one({documents.ID: process_id})
+
+    def living(self) -> set[str]:
+        """The ids of all that live. Answered from an index, if it is there.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("reading who lives"):
+            return {
+                each[documents.ID] for each in self._collection.find(IS_ALIVE, {documents.ID: 1})
+            }
+
+    def count(self) -> int:
+        """How many live.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("counting who lives"):
+            return self._collection.count_documents(IS_ALIVE)
+
+    def all(self) -> list[dict[str, Any]]:
+        """The documents of all that live, in the order of their ids; with ``age`` in seconds.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
+        with self._link.talking("reading who lives"):
+            return list(
+                self._collection.aggregate(
+                    [{"$match": IS_ALIVE}, {"$sort": {documents.ID: 1}}, {"$set": {"age": age}}]
+                )
+            )

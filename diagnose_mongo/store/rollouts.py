@@ -1,0 +1,289 @@
+"""Counts how far specs have come over the fleet, on the server, in one aggregation.
+
+Two places say what became of a spec in a process: its entry in ``applied``, and the process's
+own document. The first is what counts, as long as the fleet is small enough for all of them to
+fit; then the second. Who should have the spec is reckoned there too: the processes that live,
+whose labels match, and who are among the ``percent``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Any
+
+from bson import Int64
+
+from diagnose.specs import PERCENT_MODULUS, percent_factors
+from diagnose_mongo import documents
+from diagnose_mongo.store.processes import IS_ALIVE
+
+if TYPE_CHECKING:
+    from diagnose.specs import Select
+    from diagnose_mongo.store.link import Link
+
+__all__ = ["RolloutStore"]
+
+_EXAMPLES = 3
+
+
+class RolloutStore:
+    """Reads how far specs have come. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._specs = link.collection
+        self._processes = link.beside("processes")
+
+    def spec(self, spec_id: object) -> dict[str, Any] | None:
+        """The document with this ``_id``, or with this ``id``, without ``applied``; None: none.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("reading a spec"):
+            for query in ({documents.ID: spec_id}, {"id": spec_id}):
+                found = self._specs.find_one(query, {documents.APPLIED: 0})
+                if found is not None:
+                    return found
+        return None
+
+    def count(
+        self,
+        raw_id: object,
+        version: object,
+        name: object,
+        select: Select | None,
+        *,
+        of_processes: bool = False,
+    ) -> list[dict[str, Any]] | None:
+        """Of one version of a spec, in how many processes it has come how far.
+
+        Args:
+            raw_id: its ``_id``.
+            version: its ``lastmodified``.
+            name: what people call the spec.
+            select: whom it is meant for.
+            of_processes: what processes' own documents say counts, not ``applied``.
+
+        Returns:
+            A row for each kind of outcome: ``state`` (``waiting``: it has not said anything
+            yet; ``behind``: about another version only; ``gone``: an entry of a process that
+            does not live), ``code``, ``count``, ``examples`` (some of them: ``process``, ``err``).
+            None: there is no such version, any more.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        pipeline = self._by_process if of_processes else self._by_entry
+        with self._link.talking("counting how far a spec has come"):
+            rows = list(self._specs.aggregate(pipeline(raw_id, version, is_meant(name, select))))
+        if not rows:
+            return None
+        return [
+            {
+                "state": row["_id"]["state"],
+                "code": row["_id"].get("code"),
+                "count": row["count"],
+                "examples": [each for each in row["examples"] if each.get("process")],
+            }
+            for row in rows
+            if row["_id"]["state"] != "none"
+        ]
+
+    def _by_entry(self, raw_id: object, version: object, meant: Any) -> list[dict[str, Any]]:
+        entries = {
+            "$cond": [
+                {"$eq": [{"$type": "$applied"}, "object"]},
+                {"$objectToArray": "$applied"},
+                [],
+            ]
+        }
+        return [
+            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$project": {documents.VERSION: 1, "entry": entries}},
+            {"$unwind": {"path": "$entry", "preserveNullAndEmptyArrays": True}},
+            {
+                "$project": {
+                    "_id": "$entry.k",
+                    "state": "$entry.v.state",
+                    "code": "$entry.v.code",
+                    "err": "$entry.v.err",
+                    "told": {"$gt": ["$entry.k", None]},
+                    "current": _are_equal("$entry.v.lm", f"${documents.VERSION}"),
+                }
+            },
+            {
+                "$unionWith": {
+                    "coll": self._processes.name,
+                    "pipeline": [
+                        {"$match": IS_ALIVE},
+                        {"$project": {"alive": {"$literal": True}, "meant": meant}},
+                    ],
+                }
+            },
+            {
+                "$group": {
+                    "_id": "$_id",
+                    "state": {"$max": "$state"},
+                    "code": {"$max": "$code"},
+                    "err": {"$max": "$err"},
+                    "told": {"$max": "$told"},
+                    "current": {"$max": "$current"},
+                    "alive": {"$max": "$alive"},
+                    "meant": {"$max": "$meant"},
+                }
+            },
+            *_COUNTED,
+        ]
+
+    def _by_process(self, raw_id: object, version: object, meant: Any) -> list[dict[str, Any]]:
+        mine = {
+            "$first": {
+                "$filter": {
+                    "input": "$specs",
+                    "cond": {"$eq": ["$$this.id", {"$literal": raw_id}]},
+                }
+            }
+        }
+        return [
+            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$project": {"_id": None}},
+            {
+                "$unionWith": {
+                    "coll": self._processes.name,
+                    "pipeline": [
+                        {"$match": IS_ALIVE},
+                        {"$project": {"meant": meant, "mine": mine}},
+                        {
+                            "$project": {
+                                "alive": {"$literal": True},
+                                "meant": 1,
+                                "state": "$mine.state",
+                                "code": "$mine.code",
+                                "err": "$mine.err",
+                                "told": {"$gt": ["$mine", None]},
+                                "current": _are_equal("$mine.lm", {"$literal": version}),
+                            }
+                        },
+                    ],
+                }
+            },
+            *_COUNTED,
+        ]
+
+    def meant(self, name: object, select: Select | None) -> int:
+        """For how many processes that live a spec of this name and selection is meant.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("counting whom a spec is meant for"):
+            return self._processes.count_documents(
+                {"$and": [IS_ALIVE, {"$expr": is_meant(name, select)}]}
+            )
+
+    def costs(self, raw_id: object) -> dict[str, Any]:
+        """What a spec has cost and done, over all that live.
+
+        Returns:
+            ``hits`` in all, ``cost`` (the largest share of a core that one process spent on
+            it), ``mean_cost``, ``suppressed`` by reason.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        pipeline: list[dict[str, Any]] = [
+            {"$match": IS_ALIVE},
+            {"$project": {"specs": 1}},
+            {"$unwind": "$specs"},
+            {"$match": {"specs.id": raw_id}},
+            {
+                "$facet": {
+                    "all": [
+                        {
+                            "$group": {
+                                "_id": None,
+                                "hits": {"$sum": "$specs.hits"},
+                                "cost": {"$max": "$specs.cost"},
+                                "mean_cost": {"$avg": "$specs.cost"},
+                            }
+                        }
+                    ],
+                    "suppressed": [
+                        {"$project": {"each": {"$objectToArray": "$specs.suppressed"}}},
+                        {"$unwind": "$each"},
+                        {"$group": {"_id": "$each.k", "count": {"$sum": "$each.v"}}},
+                    ],
+                }
+            },
+        ]
+        with self._link.talking("counting what a spec costs"):
+            (found,) = self._processes.aggregate(pipeline)
+        whole = found["all"][0] if found["all"] else {}
+        return {
+            "hits": whole.get("hits") or 0,
+            "cost": whole.get("cost") or 0.0,
+            "mean_cost": whole.get("mean_cost") or 0.0,
+            "suppressed": {each["_id"]: each["count"] for each in found["suppressed"]},
+        }
+
+
+def _are_equal(one: Any, other: Any) -> dict[str, Any]:
+    # What is not there is null in an entry.
+    return {"$eq": [{"$ifNull": [one, None]}, {"$ifNull": [other, None]}]}
+
+
+_STATE = {
+    "$switch": {
+        "branches": [
+            {"case": {"$not": [{"$or": ["$told", "$alive"]}]}, "then": "none"},
+            {"case": {"$not": ["$alive"]}, "then": "gone"},
+            {"case": {"$and": ["$told", "$current"]}, "then": {"$ifNull": ["$state", "installed"]}},
+            # An entry about a version that was meant for it, when this one is not.
+            {"case": {"$not": ["$meant"]}, "then": "none"},
+            {"case": "$told", "then": "behind"},
+        ],
+        "default": "waiting",
+    }
+}
+_COUNTED: list[dict[str, Any]] = [
+    {"$project": {"state": _STATE, "code": 1, "err": 1}},
+    {
+        "$group": {
+            "_id": {
+                "state": "$state",
+                # Of those that are not there or late, what they said before is of no interest.
+                "code": {"$cond": [{"$in": ["$state", ["gone", "behind"]]}, None, "$code"]},
+            },
+            "count": {"$sum": 1},
+            "examples": {"$firstN": {"input": {"process": "$_id", "err": "$err"}, "n": _EXAMPLES}},
+        }
+    },
+]
+
+
+def is_meant(spec_id: object, select: Select | None) -> Any:
+    """An expression: whether the process of a document is meant; see ``Select.matches``."""
+    if select is None:
+        return {"$literal": True}
+    wanted: list[Any] = []
+    for name, patterns in select.patterns.items():
+        label = f"$labels.{name}"
+        fits: list[dict[str, Any]] = [
+            {"$eq": [label, {"$literal": pattern}]} for pattern in patterns
+        ]
+        fits += [
+            {"$regexMatch": {"input": label, "regex": _regex(pattern)}} for pattern in patterns
+        ]
+        wanted.append({"$or": fits})
+    if select.percent is not None:
+        factor, shift = percent_factors(spec_id)
+        product = {"$multiply": [Int64(factor), "$share"]}
+        place = {"$mod": [{"$add": [product, Int64(shift)]}, Int64(PERCENT_MODULUS)]}
+        wanted.append({"$lt": [place, select.percent / 100 * PERCENT_MODULUS]})
+    return {"$and": wanted}
+
+
+def _regex(pattern: str) -> str:
+    # PCRE's \Z lets a line break follow.
+    return rf"^{fnmatch.translate(pattern).removesuffix(chr(92) + 'Z')}\z"

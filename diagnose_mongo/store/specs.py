@@ -1,0 +1,303 @@
+"""The collection of specs: what a process reads from it, and the entries that it writes.
+
+A document that can't be decoded, or can't take an entry, is that document's problem alone: the
+others are read and written all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bson import decode
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, OperationFailure
+
+from diagnose.errors import StoreError
+from diagnose_mongo import documents
+from diagnose_mongo.store.link import ANYTHING, is_refused, short
+from diagnose_mongo.store.processes import IS_ALIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from diagnose_mongo.store.link import Link
+
+__all__ = ["SpecStore", "Undecodable"]
+
+log = logging.getLogger(__name__)
+
+_BAD_VALUE = 2  # what the server says to a hint that names no index
+_PATH_NOT_VIABLE = 28
+# Asked of an array, $type is about what is in it; but "array" is about itself.
+_APPLIED_IS_NO_DOCUMENT = {
+    "$or": [
+        {documents.APPLIED: {"$not": {"$type": "object"}}},
+        {documents.APPLIED: {"$type": "array"}},
+    ]
+}
+_IDS_PER_FETCH = 1_000
+_ENTRIES_PER_UPDATE = 500
+_CHORE_SECONDS = 30.0
+
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """What stands in for a document whose bytes the driver can't read.
+
+    Attributes:
+        reason: the driver's words.
+    """
+
+    reason: str
+
+
+class SpecStore:
+    """Reads specs, and writes one process's entries into them. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._collection = link.collection
+        self._use_index = link.is_real
+        self._is_index_missed = False
+
+    def versions(self) -> list[tuple[Any, object]]:
+        """For every spec its ``_id`` and ``lastmodified``, from the index alone if there is one.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("looking for changed specs"):
+            query = {documents.ID: 1, documents.VERSION: 1}
+            if self._use_index:
+                try:
+                    return self._pairs(self._collection.find({}, query).hint(documents.POLL_INDEX))
+                except OperationFailure as exc:
+                    if exc.code != _BAD_VALUE:
+                        raise
+                self._use_index = self._make_index()
+            return self._pairs(self._collection.find({}, query))
+
+    def look_for_index(self) -> None:
+        """Use the index of polls again, which somebody may have made meanwhile."""
+        self._use_index = self._link.is_real
+
+    def _make_index(self) -> bool:
+        """Make the index that polls use; whether it is there. Without the right, polls do without."""
+        try:
+            with self._link.talking("making an index"):
+                self._collection.create_index(
+                    [(documents.ID, 1), (documents.VERSION, 1)], name=documents.POLL_INDEX
+                )
+        except StoreError as exc:
+            if not isinstance(exc.__cause__, OperationFailure):
+                raise
+            if not self._is_index_missed:
+                self._is_index_missed = True
+                advice = "run `diagnose install` once" if is_refused(exc) else exc
+                log.warning(
+                    "polls read whole documents, because the index %r can't be made here: %s",
+                    documents.POLL_INDEX,
+                    advice,
+                )
+            return False
+        return True
+
+    @staticmethod
+    def _pairs(found: Iterable[Mapping[str, Any]]) -> list[tuple[Any, object]]:
+        return [(each[documents.ID], each.get(documents.VERSION)) for each in found]
+
+    def fetch(self, raw_ids: Sequence[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
+        """The specs with these ids, without ``applied``; those that are gone are left out."""
+        read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
+        for start in range(0, len(raw_ids), _IDS_PER_FETCH):
+            with self._link.talking("reading changed specs"):
+                read += self._fetch_some(list(raw_ids[start : start + _IDS_PER_FETCH]))
+        return read
+
+    def _fetch_some(self, raw_ids: list[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
+        wanted = {documents.ID: {"$in": raw_ids}}
+        without_entries = {documents.APPLIED: 0}
+        if not self._link.is_real:
+            found = self._collection.find(wanted, without_entries)
+            return [(document[documents.ID], document) for document in found]
+        read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
+        reason = None
+        raw = self._collection.with_options(codec_options=_RAW)
+        for each in raw.find(wanted, without_entries):
+            try:
+                document = decode(each.raw, ANYTHING)
+            except (BSONError, ValueError, TypeError, OverflowError) as exc:
+                reason = short(exc)
+            else:
+                read.append((document[documents.ID], document))
+        if reason is not None:
+            # Some have no readable id of their own: those that were asked for and are not
+            # among the others, unless they were deleted meanwhile.
+            known = {documents.key_of(raw_id) for raw_id, _ in read}
+            missing = [raw_id for raw_id in raw_ids if documents.key_of(raw_id) not in known]
+            there = self._collection.find({documents.ID: {"$in": missing}}, {documents.ID: 1})
+            read.extend((each[documents.ID], Undecodable(reason)) for each in there)
+        return read
+
+    def entries(self, process_id: str) -> dict[Any, Any]:
+        """By key, the entries that the collection has for this process. Reads every document."""
+        path = documents.entry_path(process_id)
+        with self._link.talking("reading this process's entries"):
+            found = self._collection.find({path: {"$exists": True}}, {path: 1})
+            return {
+                documents.key_of(each[documents.ID]): each[documents.APPLIED][process_id]
+                for each in found
+                if isinstance(each[documents.APPLIED], dict)
+            }
+
+    def write(
+        self,
+        process_id: str,
+        entries: Sequence[tuple[Any, Mapping[str, Any]]],
+        *,
+        erased: Sequence[Any] = (),
+        timeout: float | None = None,
+    ) -> list[tuple[Any, str]]:
+        """Write and erase this process's entries, each in a document of its own.
+
+        Args:
+            process_id: whose.
+            entries: pairs of a spec's ``_id`` and the entry.
+            erased: the ``_id`` of each spec whose entry is to go.
+            timeout: seconds, if not the usual.
+
+        Returns:
+            Pairs of an ``_id`` and why that document refused (too large, a validator). One
+            that is gone does not refuse.
+        """
+        path = documents.entry_path(process_id)
+        updates: list[tuple[Any, Any]] = [
+            (raw_id, {"$set": {path: entry}}) for raw_id, entry in entries
+        ]
+        updates += [(raw_id, {"$unset": {path: ""}}) for raw_id in erased]
+        if not updates:
+            return []
+        with self._link.talking("writing this process's entries", timeout):
+            refusals = self._update(
+                [({documents.ID: raw_id}, update) for raw_id, update in updates]
+            )
+            blocked = [i for i, (code, _) in refusals.items() if code == _PATH_NOT_VIABLE]
+            if blocked:
+                # `applied` is there and is no document (null, say). Another process may be
+                # about to make it one just now: so this is done in two steps.
+                self._update(
+                    [
+                        (
+                            {documents.ID: updates[i][0], **_APPLIED_IS_NO_DOCUMENT},
+                            {"$set": {documents.APPLIED: {}}},
+                        )
+                        for i in blocked
+                    ]
+                )
+                again = self._update(
+                    [({documents.ID: updates[i][0]}, updates[i][1]) for i in blocked]
+                )
+                for i in blocked:
+                    del refusals[i]
+                refusals |= {blocked[i]: refusal for i, refusal in again.items()}
+        return [(updates[i][0], reason) for i, (_, reason) in refusals.items()]
+
+    def _update(self, updates: Sequence[tuple[Any, Any]]) -> dict[int, tuple[int | None, str]]:
+        """Update one document each; by index, code and text of those that were refused."""
+        if not updates:
+            return {}
+        if not self._link.is_real:
+            for query, update in updates:
+                self._collection.update_one(query, update)
+            return {}
+        try:
+            self._collection.bulk_write(
+                [UpdateOne(query, update) for query, update in updates], ordered=False
+            )
+        except BulkWriteError as exc:
+            errors = exc.details.get("writeErrors", [])
+            if not errors:
+                raise  # the writes were done, but not acknowledged as they should be
+            return {each["index"]: (each.get("code"), short(each["errmsg"])) for each in errors}
+        return {}
+
+    # --- what is done for the whole fleet ---
+
+    def remove_entries_of_dead(self) -> int:
+        """Remove entries of processes that do not live; how many there were.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        keys = {"$map": {"input": {"$objectToArray": f"${documents.APPLIED}"}, "in": "$$this.k"}}
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {documents.APPLIED: {"$type": "object", "$not": {"$type": "array"}}}},
+            {"$project": {"keys": keys}},
+            {
+                "$lookup": {
+                    "from": self._link.beside("processes").name,
+                    "pipeline": [{"$match": IS_ALIVE}, {"$project": {documents.ID: 1}}],
+                    "as": "living",
+                }
+            },
+            {"$project": {"dead": {"$setDifference": ["$keys", f"$living.{documents.ID}"]}}},
+            {"$match": {"dead": {"$ne": []}}},
+        ]
+        removed = 0
+        with self._link.talking("removing entries of dead processes", _CHORE_SECONDS):
+            for each in list(self._collection.aggregate(pipeline)):
+                dead = each["dead"]
+                removed += len(dead)
+                for start in range(0, len(dead), _ENTRIES_PER_UPDATE):
+                    some = dead[start : start + _ENTRIES_PER_UPDATE]
+                    paths = {documents.entry_path(process_id): "" for process_id in some}
+                    self._collection.update_one(
+                        {documents.ID: each[documents.ID]}, {"$unset": paths}
+                    )
+        return removed
+
+    def set_stage(
+        self,
+        raw_id: Any,
+        version: object,
+        *,
+        name: str,
+        reason: str,
+        began: datetime,
+        percent: float | None,
+    ) -> bool:
+        """Move a canary on, which makes a new version; whether that of ``version`` was there still.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        stage: dict[str, Any] = {
+            "name": name,
+            "reason": {"$literal": reason},
+            "began": began,
+            "version": "$$NOW",
+        }
+        if percent is not None:
+            stage["percent"] = percent
+        # Anew: fields of the stage before must not stay.
+        update: list[dict[str, Any]] = [
+            {"$unset": "stage"},
+            {"$set": {"stage": stage, documents.VERSION: "$$NOW"}},
+        ]
+        with self._link.talking("moving a canary on"):
+            result = self._collection.update_one(
+                {documents.ID: raw_id, documents.VERSION: version}, update
+            )
+        return bool(result.modified_count)

@@ -1,0 +1,66 @@
+"""Follows a change stream, so that changes come at once; polls go on all the same."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import TYPE_CHECKING
+
+from diagnose.errors import StoreError
+from diagnose_mongo.store import follow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diagnose_mongo.store import Link
+
+__all__ = ["Watcher"]
+
+log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 5.0, 60.0
+_SPREAD_SECONDS = 0.1
+
+
+class Watcher:
+    """Calls ``changed`` soon after any spec was changed, in a daemon thread of its own.
+
+    Where there is no change stream (no replica set, no right to it, no server) it says so once,
+    and tries again now and then.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._stopping = threading.Event()
+
+    def start(self, link: Link) -> None:
+        """Start following; returns at once."""
+        self._stopping = threading.Event()
+        threading.Thread(
+            target=self._run, args=(link, self._stopping), name="diagnose-watch", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """Follow no more. Waits for nothing; idempotent."""
+        self._stopping.set()
+
+    def _run(self, link: Link, stopping: threading.Event) -> None:
+        pause, is_told = _AGAIN_SECONDS[0], False
+        while not stopping.is_set():
+            try:
+                for _ in follow(link, stopping.is_set):
+                    pause = _AGAIN_SECONDS[0]
+                    # Not all processes of a fleet in the same millisecond.
+                    if not stopping.wait(random.uniform(0, _SPREAD_SECONDS)):
+                        self._changed()
+            except StoreError as exc:
+                if not is_told and not stopping.is_set():
+                    log.warning("changes are found by polling only, for now: %s", exc)
+                is_told = True
+            except Exception:
+                log.exception("following changes failed; polls find them")
+            # What came between two streams is found by a poll.
+            if not stopping.wait(pause):
+                self._changed()
+            pause = min(2 * pause, _AGAIN_SECONDS[1])
