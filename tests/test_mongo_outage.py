@@ -215,7 +215,7 @@ def test_a_defect_in_a_poll_is_logged_once_and_polls_go_on(specs, manager, monke
         raise KeyError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manager._store, "versions", broken)
+        patch.setattr(manager._store, "look", broken)
         manager.start()
         for _ in range(5):
             assert calls.acquire(timeout=30)
