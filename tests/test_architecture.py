@@ -47,11 +47,11 @@ ORDER = """
     diagnose_mongo.presence
     diagnose_mongo.allotments
     diagnose_mongo.canary
+    diagnose_mongo.changes
     diagnose_mongo.chores
     diagnose_mongo.watching
     diagnose_mongo.manager
     diagnose_mongo.rollouts
-    diagnose_mongo.changes
     diagnose_mongo.installation
     diagnose_mongo.guardian
     diagnose_mongo.server
