@@ -48,7 +48,7 @@ def check(output: Output, link: Link, document: Mapping[str, Any], timeout: floa
     """
     tried = {name: value for name, value in document.items() if name not in _LEFT_OUT}
     tried |= {
-        documents.ID: changes.new_id(f"check.{document['target']}"),
+        documents.ID: f"check-{changes.new_id(str(document['target']))}",
         "validate": True,
         # If this is killed before it can take it away.
         "lifespan": max(_LIFESPAN_MINUTES, timeout / 60),

@@ -30,15 +30,12 @@ class ServerFacts:
         replica_set: its name; None: it is of none.
         round_trip: seconds.
         ahead: by how many seconds its clock is ahead of this machine's.
-        has_users: whether somebody is logged in; without it everybody may do everything, or
-            nothing.
     """
 
     version: str
     replica_set: str | None
     round_trip: float
     ahead: float
-    has_users: bool
 
 
 class Inspector:
@@ -61,10 +58,9 @@ class Inspector:
             hello = database.command("hello")
             took = time.monotonic() - began
             version = database.command("buildInfo")["version"]
-            users = database.command("connectionStatus")["authInfo"]["authenticatedUsers"]
         local_time = hello["localTime"].replace(tzinfo=UTC)
         ahead = (local_time - before).total_seconds() - took / 2
-        return ServerFacts(version, hello.get("setName"), took, ahead, bool(users))
+        return ServerFacts(version, hello.get("setName"), took, ahead)
 
     def indexes(self, name: str) -> set[str] | None:
         """The names of a collection's indexes; None: the collection is not there.
