@@ -154,7 +154,7 @@ def add(
             "change that one, or give this one another _id",
             code="spec-exists",
         )
-    _note(store, _marked_entry(None, after))
+    _note(store, _marked_entry("add", None, after))
     return Written(after[documents.ID], after[documents.VERSION])
 
 
@@ -210,7 +210,7 @@ def change(
             via=via,
         )
         if after is not None:
-            _note(store, _marked_entry(before, after))
+            _note(store, _marked_entry("change", before, after))
             return Written(after[documents.ID], after[documents.VERSION])
         # Somebody else was faster: look at what is there now.
     raise StoreError(f"the spec {spec_id!r} changes all the time: try again")
@@ -337,7 +337,7 @@ class Trail:
         self._seen = None
 
     def follow(self, link: Link, found: Sequence[tuple[Any, Any]], now: datetime) -> None:
-        """Look at what is there now, and record what is not recorded yet; some of it, if it is much.
+        """Look at what is there now, and record what is not recorded yet; of very much, some.
 
         Args:
             link: to the collections.
@@ -409,7 +409,8 @@ def _notice(store: HistoryStore, raw_id: Any, now: datetime | None = None) -> bo
                 return False
             store.note_failure(last[documents.ID], "the spec was not removed")
             return _notice(store, raw_id, now)
-    entry = _marked_entry(before, document)
+    action = "add" if is_removed else "change"
+    entry = _marked_entry(action, before, document)
     if entry is not None:
         there = store.find(entry[documents.ID])
         if there is None:
@@ -419,7 +420,6 @@ def _notice(store: HistoryStore, raw_id: Any, now: datetime | None = None) -> bo
         if last is None or (there["at"] >= last["at"] and not is_last):
             return True
         # Changed without another version; or one from before is back, from a backup, say.
-    action = "add" if is_removed else "change"
     store.note(_hand_entry(action, raw_id, last, before, document))
     return True
 
@@ -471,7 +471,7 @@ def _entry(
 
 
 def _marked_entry(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any]
+    action: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The entry of a version, as its marker says; None: there is none, or it is of another."""
     marker = after.get(documents.CHANGED)
@@ -480,7 +480,6 @@ def _marked_entry(
     if marker.get("id") is None or marker.get("version") != after.get(documents.VERSION):
         return None
     by = marker.get("by")
-    action = "add" if before is None else "change"
     entry = _entry(
         marker["id"],
         action,

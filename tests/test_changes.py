@@ -458,6 +458,15 @@ def test_a_crash_before_the_entry_is_made_up_for(process, specs, monkeypatch):
     assert entry.at == entry.version == specs.find_one()["lastmodified"]
 
 
+def test_a_crash_before_the_entry_of_a_large_document_is_made_up_for(process, specs, monkeypatch):
+    web = process("web")
+    add(specs, spec(comment="x" * 2_000_000))
+    fails_once(monkeypatch, "note")
+    change(specs, "a", {"lifespan": 5}, by="bob")
+    web.apply()
+    assert told(specs)[1:] == [("change", "library", "bob")]
+
+
 def test_a_crash_before_a_removal_is_found_out_later(process, specs, database, monkeypatch):
     web = process("web")
     add(specs, spec(), by="ann")
