@@ -433,9 +433,11 @@ def main():
     for number in options.processes:
         print(f"{number:,} processes ...", file=sys.stderr, flush=True)
         results.append(measure(number, options.seconds, max(number, presence.BOUNDED_ABOVE)))
+        print(results[-1], file=sys.stderr, flush=True)
     for number in options.bounded:
         print(f"{number:,} processes, bounded ...", file=sys.stderr, flush=True)
         results.append(measure(number, options.seconds, min(number - 1, presence.BOUNDED_ABOVE)))
+        print(results[-1], file=sys.stderr, flush=True)
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
