@@ -29,7 +29,8 @@ class ProcessStore:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._collection = link.beside("processes")
+        # A sign of life that a failover takes back is followed by the next one.
+        self._collection = link.beside("processes", is_for_good=False)
 
     def beat(self, process_id: str, content: Mapping[str, Any], ttl: float) -> bool:
         """Say that a process lives.
