@@ -434,11 +434,17 @@ def main():
     parser.add_argument("--bounded", type=int, action="append", default=[], metavar="N")
     parser.add_argument("--seconds", type=float, default=40.0, help="of the steady state")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--quick", action="store_true", help="200 processes, and no goal but: none lost"
+    )
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options.work)
         return 0
+    if options.quick:
+        options.processes, options.bounded, options.seconds = [200], [300], 3.0
+        presence.BOUNDED_ABOVE = 200
     results = []
     for number in options.processes:
         print(f"{number:,} processes ...", file=sys.stderr, flush=True)
@@ -451,7 +457,7 @@ def main():
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    problems = missed(results)
+    problems = [each for each in missed(results) if not options.quick or "lost" in each]
     for problem in problems:
         print(f"missed: {problem}")
     return 1 if problems else 0

@@ -74,6 +74,13 @@ class SpecStore:
         self._collection = link.collection
         self._use_index = link.is_real
         self._is_index_missed = False
+        self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
+        self._with_control = {
+            "$unionWith": {
+                "coll": link.beside("control").name,
+                "pipeline": [{"$project": {_CONTROL: "$$ROOT"}}],
+            }
+        }
 
     def versions(self) -> list[tuple[Any, object]]:
         """For every spec its ``_id`` and ``lastmodified``, from the index alone if there is one.
@@ -81,7 +88,11 @@ class SpecStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        return self._look([])[0]
+        if self._link.is_real:
+            found = self._look([])
+        else:
+            found = list(self._collection.find({}, {documents.ID: 1, documents.VERSION: 1}))
+        return [(each[documents.ID], each.get(documents.VERSION)) for each in found]
 
     def look(self) -> tuple[list[tuple[Any, object]], Control]:
         """The same and what holds for the whole fleet, in one query: all that a poll asks.
@@ -91,40 +102,29 @@ class SpecStore:
         """
         if not self._link.is_real:
             return self.versions(), Control()
-        versions, rest = self._look(
-            [
-                {
-                    "$unionWith": {
-                        "coll": self._link.beside("control").name,
-                        "pipeline": [{"$project": {_CONTROL: "$$ROOT"}}],
-                    }
-                }
+        found = self._look([self._with_control])
+        # Nearly always it is what it was.
+        if self._looked is None or self._looked[0] != found:
+            control = [each[_CONTROL] for each in found if _CONTROL in each]
+            versions = [
+                (each[documents.ID], each.get(documents.VERSION))
+                for each in found
+                if _CONTROL not in each
             ]
-        )
-        return versions, Control.of(each[_CONTROL] for each in rest)
+            self._looked = found, versions, Control.of(control)
+        return self._looked[1:]
 
-    def _look(
-        self, more: list[dict[str, Any]]
-    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+    def _look(self, more: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pipeline = [{"$project": {documents.ID: 1, documents.VERSION: 1}}, *more]
         with self._link.talking("looking for changed specs"):
-            found = None
             if self._use_index:
                 try:
-                    found = self._collection.aggregate(pipeline, hint=documents.POLL_INDEX)
+                    return list(self._collection.aggregate(pipeline, hint=documents.POLL_INDEX))
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
                     self._use_index = self._make_index()
-            if found is None:
-                found = self._collection.aggregate(pipeline)
-            versions, rest = [], []
-            for each in found:
-                if _CONTROL in each:
-                    rest.append(each)
-                else:
-                    versions.append((each[documents.ID], each.get(documents.VERSION)))
-        return versions, rest
+            return list(self._collection.aggregate(pipeline))
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
