@@ -77,7 +77,7 @@ class SpecStore:
         self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
         self._with_control = {
             "$unionWith": {
-                "coll": link.beside("control").name,
+                "coll": documents.beside(link.collection.name, "control"),
                 "pipeline": [{"$project": {_CONTROL: "$$ROOT"}}],
             }
         }
