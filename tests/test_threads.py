@@ -208,7 +208,8 @@ def test_calls_are_right_while_code_is_swapped_thousands_of_times(stage, often):
 def test_no_call_is_lost_while_other_probes_start_change_and_stop(stage, often):
     def work(x):
         if x < 0:
-            y = x
+            y = -x
+            return y
         return x
 
     class Counting(Instrument):
@@ -229,7 +230,7 @@ def test_no_call_is_lost_while_other_probes_start_change_and_stop(stage, often):
 
     def change():
         kind = chance.choice([ProbeTestInstrument, HistogramInstrument])
-        event = chance.choice(["call", "return", "end", "line:+3"])
+        event = chance.choice(["call", "return", "end", "line:+4"])
         value = chance.choice(["1", "x", "x + 1", "1 // 0", "y" if ":" in event else "x"])
         when, limits = chance.choice([None, "x", "x > 1"]), Limits(hits=chance.choice([None, 3]))
         other = kind("n", value, event, mgr=manager, when=when, limits=limits)
@@ -294,7 +295,9 @@ def test_a_handler_has_the_same_parameters_when_it_is_disarmed(stage):
             shapes, codes = [*map(shape, functions)], [each.__code__ for each in functions]
             probe.detach("k")
             assert [*map(shape, functions)] == shapes
-            assert all(each.__code__ is not code for each, code in zip(functions, codes))
+            assert all(
+                each.__code__ is not code for each, code in zip(functions, codes, strict=True)
+            )
 
 
 def test_no_call_falls_between_an_instrument_and_its_replacement(stage, often):
