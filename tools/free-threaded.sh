@@ -34,6 +34,7 @@ export PYTHON_GIL=0
 if [ $# != 0 ]; then exec "$home/bin/python" -m pytest -q "$@"; fi
 # One process for each file: code is never freed, and each collection goes over all that is kept.
 for file in $(ls tests/test_*.py | grep -Ev '_(mongo_.*|server|demo|fleet)\.py'); do
+    echo "== $file"
     "$home/bin/python" -m pytest -q "$file" || failed=1
 done
 exit "${failed:-0}"
