@@ -202,7 +202,7 @@ def test_calls_are_right_while_code_is_swapped_thousands_of_times(stage, often):
         site.update([])
         assert function.__code__ is code
     assert min(ran) > 0
-    assert ran[-1] > 50
+    assert ran[-1] > 10
 
 
 def test_no_call_is_lost_while_other_probes_start_change_and_stop(stage, often):
