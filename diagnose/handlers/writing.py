@@ -59,20 +59,24 @@ def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
     return _Writer(plan, scope, name).hook()
 
 
-def _nothing(*_: object, **__: object) -> None:
-    return None
-
-
-_NOTHING = _nothing.__code__
-
-
 def disarm(hook: weaving.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
     sift = None if hook.sift is None else hook.sift[0]
     for function in (hook.handler, hook.prelude, hook.absent, sift):
         if isinstance(function, FunctionType):
-            function.__code__ = _NOTHING
-            function.__kwdefaults__ = None
+            function.__code__ = _nothing(function.__code__.co_argcount)
+
+
+@functools.cache
+def _nothing(count: int) -> CodeType:
+    """Code with so many parameters that does nothing.
+
+    Without the GIL a call that begins as the code is exchanged lays out its arguments by the new
+    one in the frame of the old one: the interpreter crashes if they have other parameters.
+    """
+    names = tuple(f"_{number}" for number in range(count))
+    code = (lambda: None).__code__
+    return code.replace(co_argcount=count, co_nlocals=count, co_varnames=names)
 
 
 class _Writer:
@@ -375,22 +379,16 @@ class _Writer:
     def absent(self) -> FunctionType:
         """What serves a hit in which a variable has no value; written when there is one."""
 
+        @functools.cache
         def make() -> FunctionType:
-            writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
-            shared = self.constants.keys() & {"rate", "tokens"}
-            writer.constants |= {name: self.constants[name] for name in shared}
-            return writer.handler()
+            with Quiet():
+                writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
+                shared = self.constants.keys() & {"rate", "tokens"}
+                writer.constants |= {name: self.constants[name] for name in shared}
+                return writer.handler()
 
-        # No free variables, so that it can be disarmed like the others.
-        def absent(*, made: list[FunctionType], make: Callable[[], FunctionType]) -> None:
-            if not made:
-                with Quiet():
-                    made.append(make())
-            made[0](_getframe(1).f_locals)
-
-        function: Any = absent
-        function.__kwdefaults__ = {"made": [], "make": make}
-        return function  # type: ignore[no-any-return]
+        self.constants |= {"make": make, "frame_of": _getframe}
+        return self.function([], _statements("C·make()(C·frame_of(1).f_locals)"), [])
 
     def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
         """What stands for the handler where it can neither fail nor run user code.
