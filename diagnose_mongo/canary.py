@@ -109,13 +109,14 @@ def decide(
     return None
 
 
-def move_on(link: Link, documents_by_id: Iterable[tuple[Any, Any]], now: datetime) -> None:
+def move_on(link: Link, documents_by_id: Iterable[tuple[Any, Any]], now: datetime, by: str) -> None:
     """Look at all canaries, and move on those that are to be.
 
     Args:
         link: to the collections.
         documents_by_id: of all specs the ``_id`` and document, as last read.
         now: by the server's clock, aware.
+        by: the process that does it, for the history.
 
     Raises:
         StoreError: the server could not be asked.
@@ -129,10 +130,10 @@ def move_on(link: Link, documents_by_id: Iterable[tuple[Any, Any]], now: datetim
         except SpecError:
             continue  # each process says so in its entry
         if spec.enabled and spec.stage is Stage.CANARY:
-            _move(link, raw_id, document[documents.VERSION], spec, now)
+            _move(link, raw_id, document[documents.VERSION], spec, now, by=by)
 
 
-def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime) -> None:
+def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime, *, by: str) -> None:
     rollouts = RolloutStore(link)
     rows = rollouts.count(raw_id, version, spec.id, spec.select)
     if rows is None or spec.canary is None or spec.select is None:
@@ -151,5 +152,6 @@ def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime) -
         reason=step.reason,
         began=began,
         percent=step.percent,
+        by=by,
     ):
         log.warning("spec %r: %s", spec.id, step.reason)

@@ -13,6 +13,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from diagnose_mongo import canary, presence
+from diagnose_mongo.changes import Trail
 from diagnose_mongo.store import (
     BudgetStore,
     ControlStore,
@@ -52,6 +53,7 @@ class Chores:
         self._renew_at = self._turn_at = 0.0
         self._turns = 0
         self._living: set[str] = set()
+        self._trail = Trail()
 
     def do(
         self,
@@ -90,12 +92,15 @@ class Chores:
             self._renew_at = moment + lease / 3
             if self._held_since is None:
                 self._held_since, self._turn_at, self._turns = moment, moment, 0
-        canary.move_on(link, specs, now)
+                self._trail.forget()
+        canary.move_on(link, specs, now, self._process_id)
         if moment >= self._turn_at:
             self._turn_at = moment + heartbeat
             # Who could not say that it lives while the server was away gets the time to do so.
             is_settled = moment - self._held_since >= heartbeat * presence.TTL_HEARTBEATS
             self._take_turn(link, controls, control, is_settled=is_settled)
+        # Last: this user may lack the right to the history.
+        self._trail.follow(link, specs, now)
 
     def _take_turn(
         self, link: Link, controls: ControlStore, control: Control, *, is_settled: bool

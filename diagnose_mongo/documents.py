@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPLIED",
+    "CHANGED",
     "COLLECTION",
     "COUNTS",
     "ID",
     "POLL_INDEX",
     "VERSION",
+    "WRITTEN",
     "beside",
     "entry_document",
     "entry_path",
@@ -37,6 +39,10 @@ VERSION = "lastmodified"
 APPLIED = "applied"
 COUNTS = "counts"
 """How many processes there are in each state, where not all of them have an entry."""
+CHANGED = "changed"
+"""Who made the version that is there, if it was not made by hand."""
+WRITTEN = frozenset({APPLIED, COUNTS, CHANGED})
+"""The fields that are no part of what a spec says."""
 
 POLL_INDEX = "diagnose_poll"
 """The index on ``(_id, lastmodified)`` that answers a poll without reading documents."""

@@ -96,8 +96,9 @@ def install(link: Link) -> list[str]:
         processes.create_index("expires", expireAfterSeconds=0)
         done.append(f"{processes.full_name}: a TTL index on expires removes the dead")
         history = link.beside("history")
-        history.create_index([("spec", 1), ("at", -1)])
-        done.append(f"{history.full_name}: an index on spec and at")
+        history.create_index([("spec", 1), ("at", -1), (documents.ID, -1)])
+        history.create_index([("at", -1), (documents.ID, -1)])
+        done.append(f"{history.full_name}: indexes find the last changes, of one spec and of all")
     return done
 
 

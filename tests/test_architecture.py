@@ -47,11 +47,11 @@ ORDER = """
     diagnose_mongo.presence
     diagnose_mongo.allotments
     diagnose_mongo.canary
+    diagnose_mongo.changes
     diagnose_mongo.chores
     diagnose_mongo.watching
     diagnose_mongo.manager
     diagnose_mongo.rollouts
-    diagnose_mongo.changes
     diagnose_mongo.installation
     diagnose_mongo.guardian
     diagnose_mongo.server
@@ -69,12 +69,22 @@ ONLY_IN = {
     "gridfs": set(),
     "apscheduler": {"diagnose_mongo.polling"},
     "rich": {"diagnose_mongo.cli", "diagnose_mongo.dashboard", "diagnose_mongo.demo"},
+    "cyclopts": {"diagnose_mongo.cli"},
     "mongomock": set(),
     "pytest": set(),
     "hypothesis": set(),
 }
 
-EXTRAS = ["pymongo", "bson", "gridfs", "apscheduler", "rich", "mongomock", "diagnose_mongo"]
+EXTRAS = [
+    "pymongo",
+    "bson",
+    "gridfs",
+    "apscheduler",
+    "cyclopts",
+    "rich",
+    "mongomock",
+    "diagnose_mongo",
+]
 
 
 def module_name(path: Path) -> str:

@@ -664,7 +664,7 @@ def test_a_canary_among_a_few_processes_is_on_one_of_them_at_least():
 def test_a_step_is_made_only_on_the_version_that_was_looked_at(specs):
     specs.insert_one(spec(canary=canary()))
     store, version = SpecStore(Link(specs)), specs.find_one()["lastmodified"]
-    words = {"reason": "x", "began": version}
+    words = {"reason": "x", "began": version, "by": "web"}
     assert store.set_stage("a", version, name="canary", percent=8.0, **words)
     assert not store.set_stage("a", version, name="everywhere", percent=None, **words)
     assert specs.find_one()["stage"]["name"] == "canary"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ from waiting import wait_until
 
 from diagnose.errors import StoreError
 from diagnose.instruments import ProbeTestInstrument
-from diagnose_mongo import documents
+from diagnose_mongo import changes, documents
+from diagnose_mongo.cli.examination import examine
+from diagnose_mongo.cli.output import Output
 from diagnose_mongo.installation import install, install_roles
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.rollouts import rollout
@@ -172,6 +175,50 @@ def test_roles_allow_no_more_than_they_say(guarded):
     assert is_refused("diagnoseViewer", lambda link: link.collection.insert_one(spec("x")))
     assert is_refused("diagnoseViewer", lambda link: ControlStore(link).set({"paused": True}))
     assert is_refused("diagnoseViewer", lambda link: link.collection.update_one({}, {"$set": {}}))
+
+
+@pytest.mark.usefixtures("empty")
+def test_an_operator_changes_specs_and_workers_notice_what_is_done_by_hand(guarded, shop):
+    operator = guarded("diagnoseOperator")
+    manager = MongoInstrumentManager(guarded("diagnoseWorker"), process_id="web")
+    manager.apply()
+    document = spec()
+    del document["lastmodified"]
+    changes.add(operator, document, by="ann")
+    changes.change(operator, "a", {"lifespan": 5}, by="ann")
+    operator.collection.update_one({"_id": "a"}, {"$set": {"lifespan": 6}})
+    manager._polls = 60
+    manager.apply()
+    changes.remove(operator, "a", by="ann")
+    manager.stop()
+    found = [(e.action, e.by) for e in changes.history(guarded("diagnoseViewer"))]
+    assert found == [("remove", "ann"), ("change", None), ("change", "ann"), ("add", "ann")]
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_removal_that_is_refused_is_recorded_as_such(guarded, shop):
+    root = guarded("root")
+    root.collection.insert_one(spec())
+    with pytest.raises(StoreError, match="not authorized"):
+        changes.remove(guarded("diagnoseWorker"), "a", by="ann")
+    assert "not authorized" in changes.history(root)[0].failed
+    assert root.collection.find_one() is not None
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(
+    ("user", "words"),
+    [
+        ("diagnoseOperator", "may read and change all that it needs"),
+        ("diagnoseViewer", "may look, and may not change specs, control, history"),
+    ],
+)
+def test_the_doctor_says_what_a_user_may_do(guarded, capsys, user, words):
+    assert examine(Output(is_json=True), guarded(user)) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [words in each["text"] for each in findings if each["what"] == "rights"] == [True]
+    # Neither needs more than its role for anything that is looked at.
+    assert "not authorized" not in str(findings)
 
 
 @pytest.mark.usefixtures("empty")

@@ -12,6 +12,8 @@ from __future__ import annotations
 from diagnose_mongo.store.budgets import BudgetStore, budget_id
 from diagnose_mongo.store.changes import follow
 from diagnose_mongo.store.control import Control, ControlStore
+from diagnose_mongo.store.history import HistoryStore, content_of, is_about_content, new_entry_id
+from diagnose_mongo.store.inspection import Inspector, ServerFacts
 from diagnose_mongo.store.link import Link, ServerClock, SpecCollection, connect, is_refused
 from diagnose_mongo.store.processes import ProcessStore
 from diagnose_mongo.store.replica import initiate_replica_set
@@ -22,16 +24,22 @@ __all__ = [
     "BudgetStore",
     "Control",
     "ControlStore",
+    "HistoryStore",
+    "Inspector",
     "Link",
     "ProcessStore",
     "RolloutStore",
     "ServerClock",
+    "ServerFacts",
     "SpecCollection",
     "SpecStore",
     "Undecodable",
     "budget_id",
     "connect",
+    "content_of",
     "follow",
     "initiate_replica_set",
+    "is_about_content",
     "is_refused",
+    "new_entry_id",
 ]

@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
 from diagnose_mongo.store.control import Control
+from diagnose_mongo.store.history import mark
 from diagnose_mongo.store.link import ANYTHING, is_refused, short
 from diagnose_mongo.store.processes import IS_ALIVE
 
@@ -364,6 +365,7 @@ class SpecStore:
         reason: str,
         began: datetime,
         percent: float | None,
+        by: str,
     ) -> bool:
         """Move a canary on, which makes a new version; whether that of ``version`` was there still.
 
@@ -374,14 +376,15 @@ class SpecStore:
             "name": name,
             "reason": {"$literal": reason},
             "began": began,
-            "version": "$$NOW",
+            "version": f"${documents.VERSION}",
         }
         if percent is not None:
             stage["percent"] = percent
         # Anew: fields of the stage before must not stay.
         update: list[dict[str, Any]] = [
+            *mark(by, "canary"),
             {"$unset": "stage"},
-            {"$set": {"stage": stage, documents.VERSION: "$$NOW"}},
+            {"$set": {"stage": stage}},
         ]
         with self._link.talking("moving a canary on"):
             result = self._collection.update_one(

@@ -1,0 +1,614 @@
+"""The verbs of the command. What takes long to import is imported where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from diagnose.errors import DiagnoseError, SpecError
+from diagnose_mongo import documents
+from diagnose_mongo.cli import words
+from diagnose_mongo.cli.output import Output, duration, shown
+
+__all__ = ["run_command"]
+
+_FAILED, _USAGE = 1, 2
+_LOCAL_URI = "mongodb://127.0.0.1:27017"
+_NEED_A_VALUE = frozenset({"log", "hist", "incr"})
+_CHECK_MINUTES = 5
+
+app = App(
+    name="diagnose",
+    help="Probes for running Python programs: put them in, follow them, look at the fleet.",
+    help_epilogue="Every verb has --help, and -o json for programs.",
+    version_flags=[],
+    result_action="return_value",
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a verb; its exit code."""
+    try:
+        if not arguments:
+            app.help_print()
+            return _USAGE
+        result = app(arguments, exit_on_error=False, print_error=False)
+    except (CycloptsError, _UsageError) as exc:
+        command = f"diagnose {arguments[0]}" if arguments[0] in app else "diagnose"
+        text = " ".join(str(exc).split()).partition(" Available commands")[0].rstrip(".")
+        print(f"{command}: {text}; see `{command} --help`", file=sys.stderr)
+        return _USAGE
+    except DiagnoseError as exc:
+        print(f"diagnose: {shown(exc.message)}", file=sys.stderr)
+        return _FAILED
+    return result if isinstance(result, int) else 0
+
+
+class _UsageError(Exception):
+    """The command was used in a wrong way."""
+
+
+# --- options of all verbs -----------------------------------------------------------------------
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes."""
+
+    uri: Annotated[str | None, Parameter(env_var="DIAGNOSE_MONGODB_URI")] = None
+    "of MongoDB; without it, port 27017 of this machine."
+
+    database: Annotated[str, Parameter(env_var="DIAGNOSE_DATABASE")] = "diagnose"
+    "the database with the specs."
+
+    collection: str = documents.COLLECTION
+    "the collection of specs."
+
+    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text"
+    "for people, or for programs."
+
+    @contextlib.contextmanager
+    def link(self) -> Iterator[Any]:
+        """A link to the specs, for as long as it is needed."""
+        from diagnose_mongo.store import connect
+
+        link = connect(self.uri or _LOCAL_URI, self.database, self.collection)
+        try:
+            yield link
+        finally:
+            link.close()
+
+    def out(self) -> Output:
+        """Where to write."""
+        return Output(is_json=self.output == "json")
+
+
+_COMMON = Common()
+
+
+def _seconds(_: object, tokens: Sequence[Any]) -> float:
+    return words.seconds(tokens[0].value)
+
+
+def _minutes(_: object, tokens: Sequence[Any]) -> float | None:
+    text = tokens[0].value
+    return None if text in {"none", "null", "forever"} else words.minutes(text)
+
+
+def _canary(_: object, tokens: Sequence[Any]) -> Any:
+    return words.canary(tokens[0].value)
+
+
+def _duration(converter: Callable[[object, Sequence[Any]], float | None]) -> Parameter:
+    return Parameter(converter=converter, n_tokens=1, accepts_keys=False, metavar="DURATION")
+
+
+_Timeout = Annotated[float, _duration(_seconds)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Instrument:
+    """What is to be attached, to whom, for how long."""
+
+    value: str | None = None
+    "the expression to record, such as elapsed or 'len(items)'."
+
+    event: str = "return"
+    "when: call, return, end, line:N or line:+K."
+
+    type: str = "log"
+    "what becomes of the value: log, hist, incr, calltree, hunter, or one of the application's."
+
+    name: str | None = None
+    "what the values are called; without it, the spec's id."
+
+    when: str | None = None
+    "a condition: an expression that is checked first."
+
+    tags: str | None = None
+    "an expression whose value is a dict of tags."
+
+    lifespan: Annotated[float | None, _duration(_minutes)] = 10
+    "for how long: 90s, 10m, 2h, 1d; a plain number is minutes; forever."
+
+    rate: float | None = None
+    "so many hits a second at most, in each process."
+
+    sample: float | None = None
+    "the share of hits to take, such as 0.1."
+
+    hits: int | None = None
+    "so many hits in each process, then it is done."
+
+    fleet_hits: int | None = None
+    "so many hits in all processes together."
+
+    select: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    "which processes: service=web, env=prod, host='web1*', version=1.2, percent=10; repeatable."
+
+    canary: Annotated[
+        dict[str, Any] | None,
+        Parameter(converter=_canary, n_tokens=1, accepts_keys=False, metavar="PERCENT"),
+    ] = None
+    "begin on so many of them, such as 5%, or 5%:10m; it goes to all when all was well."
+
+    comment: str | None = None
+    "for people."
+
+    def document(self, target: str, spec_id: str) -> dict[str, Any]:
+        """The spec.
+
+        Raises:
+            _UsageError: an option does not fit.
+        """
+        if self.value is None and self.type in _NEED_A_VALUE:
+            raise _UsageError(
+                f"--value is missing: the expression that a {self.type} instrument records, such "
+                "as --value elapsed"
+            )
+        try:
+            chosen = words.select(self.select)
+        except ValueError as exc:
+            raise _UsageError(f"--select {exc}") from exc
+        given = {
+            "type": self.type,
+            "name": self.name or spec_id,
+            "value": self.value,
+            "event": self.event,
+            "custom": {"tags": self.tags} if self.tags else None,
+        }
+        limits = {
+            "rate": self.rate,
+            "sample": self.sample,
+            "hits": self.hits,
+            "fleet_hits": self.fleet_hits,
+        }
+        document = {
+            documents.ID: spec_id,
+            "target": target,
+            "instrument": _without_none(given),
+            "when": self.when,
+            "limits": _without_none(limits) or None,
+            "select": chosen or None,
+            "canary": self.canary,
+            "comment": self.comment,
+        }
+        return {**_without_none(document), "lifespan": self.lifespan}
+
+
+_INSTRUMENT = Instrument()
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+# --- specs --------------------------------------------------------------------------------------
+
+
+@app.command
+def add(
+    target: str,
+    /,
+    *,
+    instrument: Instrument = _INSTRUMENT,
+    id: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    wait: Annotated[bool, Parameter(show_default=False)] = True,
+    timeout: _Timeout = 60.0,
+    common: Common = _COMMON,
+) -> int:
+    """Put a probe on a function, and follow it over the fleet.
+
+    The first line of what it prints is the spec's id.
+
+    Args:
+        target: the dotted path of a function, such as shop.cart.Cart.checkout.
+        id: what the spec is to be called; without it, one is made up.
+        dry_run: have every process check it, and arm nothing; see `check`.
+        wait: follow the rollout; --no-wait ends as soon as the spec is there.
+        timeout: how long to follow it: 90s, 10m; a plain number is seconds.
+    """
+    from diagnose_mongo import changes
+    from diagnose_mongo.cli import checking, progress
+
+    out = common.out()
+    document = instrument.document(target, id or changes.new_id(target))
+    with common.link() as link:
+        if dry_run:
+            return checking.check(out, link, document, timeout)
+        made = changes.add(link, document, via="command")
+        if not out.is_json:
+            print(made.spec_id, flush=True)
+        data: dict[str, Any] = {"id": made.spec_id, "version": made.version}
+        code = progress.COMPLETE
+        if wait:
+            if out.is_json:
+                from diagnose_mongo.rollouts import wait_for_rollout
+
+                found = wait_for_rollout(link, made.spec_id, timeout)
+                data["rollout"] = progress.as_data(found)
+            else:
+                found = progress.follow(out, link, made.spec_id, timeout)
+            code = progress.exit_code(found)
+            _say_if_late(code, made.spec_id, timeout)
+        if out.is_json:
+            out.json(data)
+    return code
+
+
+def _say_if_late(code: int, spec_id: object, timeout: float) -> None:
+    from diagnose_mongo.cli.progress import TIMEOUT
+
+    if code == TIMEOUT and timeout:
+        print(
+            f"diagnose: the rollout was not over after {duration(timeout)}; go on waiting with "
+            f"`diagnose status {spec_id} --watch`",
+            file=sys.stderr,
+        )
+
+
+@app.command
+def ls(*, common: Common = _COMMON) -> int:
+    """List all specs, the last changed first, with what became of them."""
+    from diagnose_mongo.cli import tables
+    from diagnose_mongo.store import ControlStore, Inspector
+
+    out = common.out()
+    with common.link() as link:
+        found = Inspector(link).specs()
+        if out.is_json:
+            out.json(found)
+        else:
+            tables.specs(out, found, link.clock().now())
+            if (paused := ControlStore(link).read().paused) is not None:
+                out.say((paused, "yellow"))
+    return 0
+
+
+@app.command
+def get(id: str, /, *, common: Common = _COMMON) -> int:
+    """Show a spec.
+
+    Args:
+        id: of the spec.
+    """
+    from diagnose_mongo.cli import tables
+    from diagnose_mongo.store import Inspector
+
+    out = common.out()
+    with common.link() as link:
+        document = Inspector(link).document(_raw_id(link, id))
+        if document is None:
+            raise _no_spec(link, id)
+        if out.is_json:
+            out.json(document)
+        else:
+            tables.spec(out, document)
+    return 0
+
+
+@app.command
+def rm(*ids: str, common: Common = _COMMON) -> int:
+    """Remove specs: every process takes their probes off.
+
+    Args:
+        ids: of the specs.
+    """
+    from diagnose_mongo import changes
+
+    if not ids:
+        raise _UsageError("say which specs, by their ids; `diagnose ls` lists them")
+    out, removed, missing = common.out(), [], None
+    with common.link() as link:
+        for each in dict.fromkeys(ids):
+            try:
+                changes.remove(link, _raw_id(link, each), via="command")
+            except SpecError as exc:
+                if exc.code != "spec-not-found":
+                    raise
+                print(f"diagnose: {exc.message}", file=sys.stderr)
+                missing = each
+                continue
+            removed.append(each)
+            if not out.is_json:
+                out.say(f"{each} is removed")
+        if out.is_json:
+            out.json({"removed": removed})
+    return 0 if missing is None else _FAILED
+
+
+@app.command
+def status(
+    id: str,
+    /,
+    *,
+    watch: Annotated[
+        bool, Parameter(name=["--watch", "-w"], negative="", show_default=False)
+    ] = False,
+    timeout: Annotated[float | None, _duration(_seconds)] = None,
+    common: Common = _COMMON,
+) -> int:
+    """Show how far a spec has come over the fleet.
+
+    It ends with 0 if every process has it, with 1 if it failed in some, and with 124 if some have
+    not said what became of it.
+
+    Args:
+        id: of the spec.
+        watch: go on until every process has said what became of it.
+        timeout: for so long at most: 90s, 10m; a plain number is seconds. Without --watch it
+            waits too, and shows the end only. With --watch it is 60s unless set.
+    """
+    from diagnose_mongo.cli import progress
+
+    out = common.out()
+    seconds = (60.0 if watch else 0.0) if timeout is None else timeout
+    with common.link() as link:
+        raw_id = _raw_id(link, id)
+        found = progress.follow(out, link, raw_id, seconds, is_live=watch)
+    code = progress.exit_code(found)
+    _say_if_late(code, id, seconds)
+    return code
+
+
+@app.command
+def check(
+    target: Annotated[str, Parameter(metavar="ID|TARGET")],
+    /,
+    *,
+    instrument: Instrument = _INSTRUMENT,
+    timeout: _Timeout = 60.0,
+    common: Common = _COMMON,
+) -> int:
+    """Try a spec on every process it is meant for, without arming anything.
+
+    Args:
+        target: the id of a spec, or the dotted path of a function; then the options say the rest.
+        timeout: how long to wait for answers: 90s, 10m; a plain number is seconds.
+    """
+    from dataclasses import replace
+
+    from diagnose_mongo import changes
+    from diagnose_mongo.cli import checking
+    from diagnose_mongo.store import Inspector
+
+    out = common.out()
+    with common.link() as link:
+        inspector = Inspector(link)
+        raw_id = inspector.raw_id(target)
+        document = None if raw_id is None else inspector.document(raw_id)
+        if document is None:
+            if "." not in target:
+                raise _no_spec(link, target)
+            if instrument.value is None:
+                # Whether the function is there can be asked without knowing what to record.
+                instrument = replace(instrument, value="None")
+            document = instrument.document(target, changes.new_id(target))
+        elif instrument != _INSTRUMENT:
+            raise _UsageError(
+                f"{target!r} is a spec, which is tried as it is; leave the other options out"
+            )
+        return checking.check(out, link, document, timeout)
+
+
+def _raw_id(link: Any, text: str) -> Any:
+    from diagnose_mongo.store import Inspector
+
+    found = Inspector(link).raw_id(text)
+    if found is None:
+        raise _no_spec(link, text)
+    return found
+
+
+def _no_spec(link: Any, text: str) -> SpecError:
+    import difflib
+
+    from diagnose_mongo.store import SpecStore
+
+    known = [str(raw_id) for raw_id, _ in SpecStore(link).versions()]
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "; `diagnose ls` lists those that are there"
+    return SpecError(
+        f"there is no spec {text!r} in {link.collection.full_name!r}{hint}", code="spec-not-found"
+    )
+
+
+@app.command
+def history(
+    id: str | None = None,
+    /,
+    *,
+    limit: int = 20,
+    common: Common = _COMMON,
+) -> int:
+    """Show who changed what, the latest first.
+
+    Args:
+        id: of a spec, which may be gone; without it, of all.
+        limit: so many changes at most.
+    """
+    from dataclasses import asdict
+
+    from diagnose_mongo import changes
+    from diagnose_mongo.cli import tables
+    from diagnose_mongo.store import Inspector
+
+    if limit < 1:
+        raise _UsageError(f"--limit must be a number above 0, not {limit}")
+    out = common.out()
+    with common.link() as link:
+        raw_id = None if id is None else Inspector(link).raw_id(id)
+        entries = changes.history(link, id if raw_id is None else raw_id, limit)
+    if out.is_json:
+        out.json([{"id": e.pop("spec_id"), **e} for e in map(asdict, entries)])
+    else:
+        tables.history(out, entries, id)
+    return 0
+
+
+# --- the fleet ----------------------------------------------------------------------------------
+
+
+@app.command
+def ps(*, common: Common = _COMMON) -> int:
+    """List the processes that live."""
+    from diagnose_mongo.cli import tables
+    from diagnose_mongo.store import ProcessStore
+
+    out = common.out()
+    with common.link() as link:
+        found = ProcessStore(link).all()
+        if out.is_json:
+            out.json([{"id": each.pop(documents.ID), **each} for each in found])
+        else:
+            tables.processes(out, found, link.clock().now())
+    return 0
+
+
+@app.command
+def pause(*, reason: str | None = None, common: Common = _COMMON) -> int:
+    """Take all probes off, in every process, until `resume`.
+
+    Args:
+        reason: why; every process says it in its entries.
+    """
+    from diagnose_mongo.changes import who
+
+    return _steer(common, {"paused": True, "by": who(), "reason": reason})
+
+
+@app.command
+def resume(*, common: Common = _COMMON) -> int:
+    """Put the probes back that `pause` took off."""
+    return _steer(common, {"paused": None, "by": None, "reason": None})
+
+
+def _steer(common: Common, fields: dict[str, Any]) -> int:
+    from diagnose_mongo.store import ControlStore, ProcessStore
+
+    out = common.out()
+    with common.link() as link:
+        controls = ControlStore(link)
+        was_paused = controls.read().paused is not None
+        controls.set(fields)
+        paused = controls.read().paused
+        count = ProcessStore(link).count()
+    if out.is_json:
+        out.json({"paused": paused is not None, "reason": paused, "processes": count})
+    elif paused is not None:
+        out.say(f"{paused}; {count} processes follow with their next poll")
+    elif was_paused:
+        out.say(f"the fleet goes on; {count} processes follow with their next poll")
+    else:
+        out.say("the fleet was not paused")
+    return 0
+
+
+@app.command
+def install(
+    *,
+    roles: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    common: Common = _COMMON,
+) -> int:
+    """Set the database up: indexes, and a validator for specs. Doing it again does no harm.
+
+    Args:
+        roles: make roles for workers, operators and viewers, too.
+    """
+    from diagnose_mongo import installation
+
+    out = common.out()
+    with common.link() as link:
+        done = installation.install(link)
+        if roles:
+            done += [f"role {name}" for name in installation.install_roles(link)]
+    if out.is_json:
+        out.json({"done": done})
+    else:
+        for line in done:
+            out.say(line)
+    return 0
+
+
+@app.command
+def doctor(*, common: Common = _COMMON) -> int:
+    """Look for what keeps probes from working; ends with 1 if something does."""
+    from diagnose_mongo.cli import examination
+
+    out = common.out()
+    with common.link() as link:
+        return examination.examine(out, link)
+
+
+@app.command
+def run(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    service: str | None = None,
+    env: str | None = None,
+    version: str | None = None,
+    period: Annotated[float | None, _duration(_seconds)] = None,
+    common: Common = _COMMON,
+) -> int:
+    """Run a Python program with a manager in it, and in its children.
+
+    Args:
+        command: the program and its arguments, after --.
+        service: what specs select it by.
+        env: what specs select it by, such as prod.
+        version: what specs select it by.
+        period: how often it looks for changes: 10s unless set.
+    """
+    import importlib
+
+    if not command:
+        raise _UsageError("say what to run, after --, such as `diagnose run -- python app.py`")
+    given = {
+        "DIAGNOSE_MONGODB_URI": common.uri,
+        "DIAGNOSE_DATABASE": common.database,
+        "DIAGNOSE_COLLECTION": common.collection,
+        "DIAGNOSE_SERVICE": service,
+        "DIAGNOSE_ENV": env,
+        "DIAGNOSE_VERSION": version,
+        "DIAGNOSE_PERIOD": None if period is None else f"{period:g}",
+    }
+    environment = {**os.environ, **{name: value for name, value in given.items() if value}}
+    try:
+        autostart = importlib.import_module("diagnose_mongo.autostart")
+    except ModuleNotFoundError as exc:
+        if exc.name != "diagnose_mongo.autostart":
+            raise
+        print("diagnose: this version can't run programs yet", file=sys.stderr)
+        return _FAILED
+    code: int = autostart.run(list(command), environment)
+    return code

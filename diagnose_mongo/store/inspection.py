@@ -1,0 +1,176 @@
+"""What people ask of the collections: looks at a server and at specs, for the command."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId
+
+from diagnose.errors import StoreError
+from diagnose_mongo import documents
+from diagnose_mongo.store.link import is_refused
+
+if TYPE_CHECKING:
+    from diagnose_mongo.store.link import Link
+
+__all__ = ["Inspector", "ServerFacts"]
+
+_NOTHING: dict[str, Any] = {"$nor": [{}]}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says of itself.
+
+    Attributes:
+        version: of MongoDB.
+        replica_set: its name; None: it is of none.
+        round_trip: seconds.
+        ahead: by how many seconds its clock is ahead of this machine's.
+    """
+
+    version: str
+    replica_set: str | None
+    round_trip: float
+    ahead: float
+
+
+class Inspector:
+    """Reads what people want to know. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._specs = link.collection
+
+    def server(self) -> ServerFacts:
+        """Facts about the server.
+
+        Raises:
+            StoreError: it could not be asked.
+        """
+        database = self._specs.database
+        with self._link.talking("reaching MongoDB"):
+            database.command("ping")  # connects
+            before, began = datetime.now(UTC), time.monotonic()
+            hello = database.command("hello")
+            took = time.monotonic() - began
+            version = database.command("buildInfo")["version"]
+        local_time = hello["localTime"].replace(tzinfo=UTC)
+        ahead = (local_time - before).total_seconds() - took / 2
+        return ServerFacts(version, hello.get("setName"), took, ahead)
+
+    def indexes(self, name: str) -> set[str] | None:
+        """The names of a collection's indexes; None: the collection is not there.
+
+        Args:
+            name: ``specs``, or that of a collection beside it.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        collection = self._collection(name)
+        with self._link.talking("reading indexes"):
+            return set(collection.index_information()) or None
+
+    def has_validator(self) -> bool:
+        """Whether the collection of specs refuses what can be no spec.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("reading the validator"):
+            found = self._specs.database.list_collections(filter={"name": self._specs.name})
+            return any(each["options"].get("validator") for each in found)
+
+    def may(self, name: str, *, write: bool) -> bool:
+        """Whether this user may read a collection, or change it; nothing is changed.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        collection = self._collection(name)
+        try:
+            with self._link.talking("trying what this user may do"):
+                if write:
+                    # The server looks at the rights before it looks for a document.
+                    collection.update_one(_NOTHING, {"$set": {"x": 1}})
+                else:
+                    collection.find_one(_NOTHING)
+        except StoreError as exc:
+            if is_refused(exc):
+                return False
+            raise
+        return True
+
+    def _collection(self, name: str) -> Any:
+        return self._specs if name == documents.COLLECTION else self._link.beside(name)
+
+    # --- specs ---
+
+    def raw_id(self, text: str) -> Any:
+        """The ``_id`` of the spec that people mean by a text; None: there is none.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        queries: list[dict[str, Any]] = [{documents.ID: text}, {"id": text}]
+        if ObjectId.is_valid(text):
+            queries.append({documents.ID: ObjectId(text)})
+        if text.removeprefix("-").isdecimal() and abs(int(text)) < 2**63:
+            queries.append({documents.ID: int(text)})
+        with self._link.talking("reading a spec"):
+            for query in queries:
+                found = self._specs.find_one(query, {documents.ID: 1})
+                if found is not None:
+                    return found[documents.ID]
+        return None
+
+    def document(self, raw_id: Any) -> dict[str, Any] | None:
+        """The whole document, with all its entries; None: there is none.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        with self._link.talking("reading a spec"):
+            return self._specs.find_one({documents.ID: {"$eq": raw_id}})
+
+    def specs(self) -> list[dict[str, Any]]:
+        """All specs, the last changed first, with ``states`` in place of ``applied``.
+
+        ``states`` says how many entries there are in each state, or is what ``counts`` says where
+        not every process has one. Entries about another version count as ``behind``.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        is_current = {"$eq": ["$entry.v.lm", f"${documents.VERSION}"]}
+        is_document = {"$eq": [{"$type": f"${documents.APPLIED}"}, "object"]}
+        entries = {
+            "$cond": [is_document, {"$objectToArray": f"${documents.APPLIED}"}, []],
+        }
+        counting: list[dict[str, Any]] = [
+            {"$project": {documents.VERSION: 1, "entry": entries}},
+            {"$unwind": "$entry"},
+            {"$project": {"state": {"$cond": [is_current, "$entry.v.state", "behind"]}}},
+            {
+                "$group": {
+                    "_id": {"id": "$_id", "state": {"$ifNull": ["$state", "installed"]}},
+                    "count": {"$sum": 1},
+                }
+            },
+        ]
+        with self._link.talking("reading all specs"):
+            found = list(self._specs.find({}, {documents.APPLIED: 0}).sort(documents.VERSION, -1))
+            counted = list(self._specs.aggregate(counting))
+        states: dict[Any, dict[str, int]] = {}
+        for each in counted:
+            key = documents.key_of(each["_id"]["id"])
+            states.setdefault(key, {})[str(each["_id"]["state"])] = each["count"]
+        for document in found:
+            counts = document.pop(documents.COUNTS, None)
+            told = states.get(documents.key_of(document[documents.ID]), {})
+            document["states"] = counts if isinstance(counts, dict) else told
+        return found
