@@ -280,7 +280,7 @@ def test_the_server_selects_as_the_processes_do(process, specs, select):
 def test_the_server_reckons_percents_as_python_does(specs):
     processes = ProcessStore(Link(specs))
     for i in range(300):
-        processes.beat(f"p{i}", presence.content(f"p{i}", {}, 1.0, []), 60)
+        processes.beat(f"p{i}", "r", presence.content(f"p{i}", {}, 1.0, []), 60)
     store = RolloutStore(Link(specs))
     for name in ("a", "cart-latency", 7):
         for percent in (0, 1, 33.3, 50, 99.9, 100):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from diagnose_mongo.store.budgets import BudgetStore, budget_id
 from diagnose_mongo.store.changes import follow
 from diagnose_mongo.store.control import Control, ControlStore
-from diagnose_mongo.store.link import Link, ServerClock, SpecCollection, connect, is_refused
+from diagnose_mongo.store.link import Link, ServerClock, SpecCollection, connect, is_answer
 from diagnose_mongo.store.processes import ProcessStore
 from diagnose_mongo.store.replica import initiate_replica_set
 from diagnose_mongo.store.rollouts import RolloutStore
@@ -33,5 +33,5 @@ __all__ = [
     "connect",
     "follow",
     "initiate_replica_set",
-    "is_refused",
+    "is_answer",
 ]

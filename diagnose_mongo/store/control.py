@@ -19,6 +19,7 @@ __all__ = ["Control", "ControlStore"]
 
 _FLEET, _LEASE = "fleet", "lease"
 _LONGEST_SECONDS = 1e9
+_LONGEST_LEASE_MS = 86_400_000
 _LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001 - as BSON has it
 
 
@@ -59,16 +60,18 @@ class ControlStore:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading what holds for the whole fleet"):
-            found = {each[documents.ID]: each for each in self._collection.find({})}
+            both = {documents.ID: {"$in": [_FLEET, _LEASE]}}
+            found = {each[documents.ID]: each for each in self._collection.find(both)}
         fleet, lease = found.get(_FLEET, {}), found.get(_LEASE, {})
+        holder, ends = lease.get("holder"), lease.get("ends")
         return Control(
             paused=_reason(fleet) if fleet.get("paused") else None,
             period=_seconds(fleet.get("period")),
             heartbeat=_seconds(fleet.get("heartbeat")),
             processes=int(_seconds(lease.get("processes"))),
             is_bounded=lease.get("bounded") is True,
-            holder=lease.get("holder"),
-            lease_ends=lease.get("ends"),
+            holder=holder if isinstance(holder, str) else None,
+            lease_ends=ends if isinstance(ends, datetime) else None,
         )
 
     def set(self, changes: Mapping[str, Any]) -> None:
@@ -102,6 +105,8 @@ class ControlStore:
             "$or": [
                 {"holder": holder},
                 {"$expr": {"$not": {"$gt": ["$ends", "$$NOW"]}}},
+                # Nobody takes one for so long: a server's clock was wrong.
+                {"$expr": {"$gt": ["$ends", {"$add": ["$$NOW", _LONGEST_LEASE_MS]}]}},
             ],
         }
         taken = {

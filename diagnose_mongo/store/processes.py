@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pymongo import ReturnDocument
+
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
@@ -29,16 +31,18 @@ class ProcessStore:
         self._link = link
         self._collection = link.beside("processes")
 
-    def beat(self, process_id: str, content: Mapping[str, Any], ttl: float) -> bool:
+    def beat(self, process_id: str, run: str, content: Mapping[str, Any], ttl: float) -> str | None:
         """Say that a process lives.
 
         Args:
             process_id: its id.
+            run: tells apart managers of the same id.
             content: the rest of its document.
             ttl: seconds that this is good for.
 
         Returns:
-            Whether its document was new, or had been removed meanwhile.
+            The run that said so before, if that was good until now; None: under this id nobody
+            lived.
 
         Raises:
             StoreError: it could not be written.
@@ -47,14 +51,21 @@ class ProcessStore:
             "at": "$$NOW",
             "expires": {"$add": ["$$NOW", int(ttl * 1000)]},
             "since": {"$ifNull": ["$since", "$$NOW"]},
+            "run": {"$literal": run},
+            "before": {"$cond": [{"$gt": ["$expires", "$$NOW"]}, "$run", None]},
         }
         # Literally: names of specs may begin with a dollar.
         literal = {name: {"$literal": value} for name, value in content.items()}
         with self._link.talking("saying that this process lives"):
-            result = self._collection.update_one(
-                {documents.ID: process_id}, [{"$set": {**literal, **moments}}], upsert=True
+            found = self._collection.find_one_and_update(
+                {documents.ID: process_id},
+                [{"$set": {**literal, **moments}}],
+                {"before": 1},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
             )
-        return result.upserted_id is not None
+        before = found.get("before")
+        return before if isinstance(before, str) else None
 
     def leave(self, process_id: str, timeout: float) -> None:
         """Remove a process's document: it ends.
@@ -72,9 +83,10 @@ class ProcessStore:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading who lives"):
-            return {
+            found = [
                 each[documents.ID] for each in self._collection.find(IS_ALIVE, {documents.ID: 1})
-            }
+            ]
+        return {process_id for process_id in found if isinstance(process_id, str)}
 
     def count(self) -> int:
         """How many live.

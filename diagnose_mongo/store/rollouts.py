@@ -9,6 +9,7 @@ whose labels match, and who are among the ``percent``.
 from __future__ import annotations
 
 import fnmatch
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bson import Int64
@@ -81,7 +82,7 @@ class RolloutStore:
             return None
         return [
             {
-                "state": row["_id"]["state"],
+                "state": state if isinstance(state := row["_id"]["state"], str) else "?",
                 "code": row["_id"].get("code"),
                 "count": row["count"],
                 "examples": [each for each in row["examples"] if each.get("process")],
@@ -99,7 +100,7 @@ class RolloutStore:
             ]
         }
         return [
-            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$match": _this(raw_id, version)},
             {"$project": {documents.VERSION: 1, "entry": entries}},
             {"$unwind": {"path": "$entry", "preserveNullAndEmptyArrays": True}},
             {
@@ -141,12 +142,12 @@ class RolloutStore:
             "$first": {
                 "$filter": {
                     "input": "$specs",
-                    "cond": {"$eq": ["$$this.id", {"$literal": raw_id}]},
+                    "cond": {"$eq": ["$$this.id", {"$literal": documents.small(raw_id)}]},
                 }
             }
         }
         return [
-            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$match": _this(raw_id, version)},
             {"$project": {"_id": None}},
             {
                 "$unionWith": {
@@ -162,7 +163,9 @@ class RolloutStore:
                                 "code": "$mine.code",
                                 "err": "$mine.err",
                                 "told": {"$gt": ["$mine", None]},
-                                "current": _are_equal("$mine.lm", {"$literal": version}),
+                                "current": _are_equal(
+                                    "$mine.lm", {"$literal": documents.small(version)}
+                                ),
                             }
                         },
                     ],
@@ -196,7 +199,7 @@ class RolloutStore:
             {"$match": IS_ALIVE},
             {"$project": {"specs": 1}},
             {"$unwind": "$specs"},
-            {"$match": {"specs.id": raw_id}},
+            {"$match": {"specs.id": {"$eq": documents.small(raw_id)}}},
             {
                 "$facet": {
                     "all": [
@@ -228,9 +231,16 @@ class RolloutStore:
         }
 
 
+def _this(raw_id: object, version: object) -> dict[str, Any]:
+    wanted = {documents.ID: {"$eq": raw_id}}
+    # What is no date is the version of no valid spec; and some of it can't be asked for.
+    return wanted | {documents.VERSION: version} if isinstance(version, datetime) else wanted
+
+
 def _are_equal(one: Any, other: Any) -> dict[str, Any]:
-    # What is not there is null in an entry.
-    return {"$eq": [{"$ifNull": [one, None]}, {"$ifNull": [other, None]}]}
+    # What is no date is told in short (`documents.small`), and no version of a valid spec.
+    is_none = {"$and": [{"$ne": [{"$type": each}, "date"]} for each in (one, other)]}
+    return {"$or": [is_none, {"$eq": [one, other]}]}
 
 
 _STATE = {

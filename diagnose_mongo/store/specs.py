@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson import decode
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -16,6 +16,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.write_concern import WriteConcern
 
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
@@ -23,7 +24,7 @@ from diagnose_mongo.store.link import ANYTHING, is_refused, short
 from diagnose_mongo.store.processes import IS_ALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
     from datetime import datetime
 
     from diagnose_mongo.store.link import Link
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _BAD_VALUE = 2  # what the server says to a hint that names no index
 _PATH_NOT_VIABLE = 28
+# Refusals that are about one document, until it is another: its depth, a validator, its size.
+_LASTING = frozenset({15, _PATH_NOT_VIABLE, 121, 10334, 17419, 17420})
+_UNREADABLE = (BSONError, ValueError, TypeError, OverflowError)
 # Asked of an array, $type is about what is in it; but "array" is about itself.
 _APPLIED_IS_NO_DOCUMENT = {
     "$or": [
@@ -63,31 +67,54 @@ class Undecodable:
     reason: str
 
 
+class Refusal(NamedTuple):
+    """Why a document did not take an entry.
+
+    Attributes:
+        raw_id: its ``_id``.
+        reason: the server's words.
+        is_lasting: it is about this document; else another time it may be taken.
+    """
+
+    raw_id: Any
+    reason: str
+    is_lasting: bool
+
+
 class SpecStore:
     """Reads specs, and writes one process's entries into them. Thread-safe."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._collection = link.collection
+        # For good, whatever the application is content with: no failover takes an entry back.
+        self._entries = (
+            self._collection.with_options(write_concern=WriteConcern("majority"))
+            if link.is_real
+            else self._collection
+        )
+        self._missed: set[Hashable] = set()
+        self._left_out: set[Hashable] = set()
         self._use_index = link.is_real
         self._is_index_missed = False
 
     def versions(self) -> list[tuple[Any, object]]:
         """For every spec its ``_id`` and ``lastmodified``, from the index alone if there is one.
 
+        Those whose ``_id`` is of no use are left out, which the log says once.
+
         Raises:
             StoreError: the server could not be asked.
         """
         with self._link.talking("looking for changed specs"):
-            query = {documents.ID: 1, documents.VERSION: 1}
             if self._use_index:
                 try:
-                    return self._pairs(self._collection.find({}, query).hint(documents.POLL_INDEX))
+                    return self._pairs(hint=documents.POLL_INDEX)
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
                 self._use_index = self._make_index()
-            return self._pairs(self._collection.find({}, query))
+            return self._pairs()
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
@@ -114,9 +141,47 @@ class SpecStore:
             return False
         return True
 
-    @staticmethod
-    def _pairs(found: Iterable[Mapping[str, Any]]) -> list[tuple[Any, object]]:
-        return [(each[documents.ID], each.get(documents.VERSION)) for each in found]
+    def _pairs(self, **options: Any) -> list[tuple[Any, object]]:
+        fields = {documents.ID: 1, documents.VERSION: 1}
+        try:
+            found = list(self._collection.find({}, fields, **options))
+        except _UNREADABLE:
+            # One of them can't be decoded, so each is by itself.
+            found, _ = self._decoded(fields, options)
+            known = {documents.key_of(each[documents.ID]) for each in found}
+            with_id, reason = self._decoded({documents.ID: 1}, options)
+            found += [
+                {**each, documents.VERSION: "can't be decoded"}
+                for each in with_id
+                if documents.key_of(each[documents.ID]) not in known
+            ]
+            if reason is not None:
+                self._leave_out("", f"its _id can't be decoded: {reason}")
+        pairs = [(each[documents.ID], each.get(documents.VERSION)) for each in found]
+        for raw_id, _ in pairs:
+            if not documents.is_shallow(raw_id):
+                self._leave_out(raw_id, "its _id has too many levels")
+        return [pair for pair in pairs if documents.is_shallow(pair[0])]
+
+    def _decoded(
+        self, fields: Mapping[str, int], options: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Those of all specs that can be decoded, and why another one can't."""
+        found, reason = [], None
+        raw = self._collection.with_options(codec_options=_RAW)
+        for each in raw.find({}, fields, **options):
+            try:
+                found.append(decode(each.raw, ANYTHING))
+            except _UNREADABLE as exc:
+                reason = short(exc)
+        return found, reason
+
+    def _leave_out(self, raw_id: Any, reason: str) -> None:
+        key = documents.key_of(raw_id)
+        if key not in self._left_out:
+            self._left_out.add(key)
+            shown = documents.small(raw_id)
+            log.warning("the spec %r is left out, for %s; give it another", shown, reason)
 
     def fetch(self, raw_ids: Sequence[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
         """The specs with these ids, without ``applied``; those that are gone are left out."""
@@ -124,6 +189,13 @@ class SpecStore:
         for start in range(0, len(raw_ids), _IDS_PER_FETCH):
             with self._link.talking("reading changed specs"):
                 read += self._fetch_some(list(raw_ids[start : start + _IDS_PER_FETCH]))
+        known = {documents.key_of(raw_id) for raw_id, _ in read}
+        missing = {key: each for each in raw_ids if (key := documents.key_of(each)) not in known}
+        for key in missing.keys() & self._missed:
+            # It is listed each time, and can't be found: to ask for it, it would have to be
+            # encoded as it was. Invalid UTF-8 and a field that is there twice get lost.
+            self._leave_out(missing[key], "its _id can't be encoded as it is")
+        self._missed = set(missing)
         return read
 
     def _fetch_some(self, raw_ids: list[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
@@ -138,7 +210,7 @@ class SpecStore:
         for each in raw.find(wanted, without_entries):
             try:
                 document = decode(each.raw, ANYTHING)
-            except (BSONError, ValueError, TypeError, OverflowError) as exc:
+            except _UNREADABLE as exc:
                 reason = short(exc)
             else:
                 read.append((document[documents.ID], document))
@@ -169,7 +241,7 @@ class SpecStore:
         *,
         erased: Sequence[Any] = (),
         timeout: float | None = None,
-    ) -> list[tuple[Any, str]]:
+    ) -> list[Refusal]:
         """Write and erase this process's entries, each in a document of its own.
 
         Args:
@@ -179,8 +251,7 @@ class SpecStore:
             timeout: seconds, if not the usual.
 
         Returns:
-            Pairs of an ``_id`` and why that document refused (too large, a validator). One
-            that is gone does not refuse.
+            The documents that refused (too large, a validator). One that is gone does not.
         """
         path = documents.entry_path(process_id)
         updates: list[tuple[Any, Any]] = [
@@ -212,7 +283,10 @@ class SpecStore:
                 for i in blocked:
                     del refusals[i]
                 refusals |= {blocked[i]: refusal for i, refusal in again.items()}
-        return [(updates[i][0], reason) for i, (_, reason) in refusals.items()]
+        return [
+            Refusal(updates[i][0], reason, code in _LASTING)
+            for i, (code, reason) in refusals.items()
+        ]
 
     def _update(self, updates: Sequence[tuple[Any, Any]]) -> dict[int, tuple[int | None, str]]:
         """Update one document each; by index, code and text of those that were refused."""
@@ -223,7 +297,7 @@ class SpecStore:
                 self._collection.update_one(query, update)
             return {}
         try:
-            self._collection.bulk_write(
+            self._entries.bulk_write(
                 [UpdateOne(query, update) for query, update in updates], ordered=False
             )
         except BulkWriteError as exc:
@@ -258,7 +332,8 @@ class SpecStore:
         removed = 0
         with self._link.talking("removing entries of dead processes", _CHORE_SECONDS):
             for each in list(self._collection.aggregate(pipeline)):
-                dead = each["dead"]
+                # Another name has been put there by hand.
+                dead = [name for name in each["dead"] if documents.is_process_id(name)]
                 removed += len(dead)
                 for start in range(0, len(dead), _ENTRIES_PER_UPDATE):
                     some = dead[start : start + _ENTRIES_PER_UPDATE]
