@@ -63,6 +63,7 @@ _FIELDS = (
     "lifespan",
     "lastmodified",
     "applied",
+    "counts",
     "when",
     "enabled",
     "select",
@@ -75,6 +76,7 @@ _FIELDS = (
     "created_by",
     "comment",
 )
+_OUTCOMES = frozenset({"applied", "counts"})
 _INSTRUMENT_FIELDS = ("type", "name", "value", "event", "custom")
 _CLOCKS_DIFFER = timedelta(minutes=1)
 _ANY_RATE = 1e9
@@ -347,7 +349,7 @@ def fingerprint(document: object) -> object:
     """
     try:
         if isinstance(document, dict):
-            document = {key: value for key, value in list(document.items()) if key != "applied"}
+            document = {key: value for key, value in list(document.items()) if key not in _OUTCOMES}
         return _Freezer().freeze(document)
     except Exception:  # noqa: BLE001 - a dict of a class of its own may do anything
         return id(document)

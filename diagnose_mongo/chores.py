@@ -13,7 +13,13 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from diagnose_mongo import canary, presence
-from diagnose_mongo.store import BudgetStore, ControlStore, ProcessStore, SpecStore
+from diagnose_mongo.store import (
+    BudgetStore,
+    ControlStore,
+    ProcessStore,
+    RolloutStore,
+    SpecStore,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,9 +104,14 @@ class Chores:
         is_bounded = self._is_bounded(len(living), control)
         if (len(living), is_bounded) != (control.processes, control.is_bounded):
             controls.note_size(self._process_id, len(living), is_bounded=is_bounded)
+        store = SpecStore(link)
+        if is_bounded:
+            # Also in the next turns: others may have written before they knew.
+            sample = [each for each in living if presence.is_sampled(each, len(living))]
+            store.bound_entries(sample, presence.FAILURES)
+            store.note_counts(RolloutStore(link).count_all())
         if not is_settled:
             return
-        store = SpecStore(link)
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
             removed = store.remove_entries_of_dead()
             if removed:

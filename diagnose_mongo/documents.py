@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APPLIED",
     "COLLECTION",
+    "COUNTS",
     "ID",
     "POLL_INDEX",
     "VERSION",
@@ -38,6 +39,8 @@ COLLECTION = "specs"
 ID = "_id"
 VERSION = "lastmodified"
 APPLIED = "applied"
+COUNTS = "counts"
+"""How many processes there are in each state, where not all of them have an entry."""
 
 POLL_INDEX = "diagnose_poll"
 """The index on ``(_id, lastmodified)`` that answers a poll without reading documents."""

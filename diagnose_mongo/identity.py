@@ -109,7 +109,7 @@ class Identity:
 def labels_around() -> dict[str, str]:
     """The labels that the environment gives this process."""
     attributes = dict(
-        item.partition("=")[::2]
+        item.strip().partition("=")[::2]
         for item in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")
     )
     found = {}

@@ -38,6 +38,7 @@ from diagnose_mongo.store import (
     Undecodable,
     budget_id,
     is_answer,
+    is_refused,
 )
 from diagnose_mongo.watching import Watcher
 
@@ -70,10 +71,8 @@ _FORK_SETTLES_SECONDS = 0.1
 # Whoever changes one spec is likely to change it again, or another.
 _BRISK_SECONDS = 60.0
 _BRISK_POLLS_PER_PERIOD = 5
+_BRISK_POLLS_PER_SECOND = 2_000
 _SHORTEST_BRISK_PERIOD = 1.0
-
-BOUNDED_ABOVE = 5_000
-"""Above so many processes ``applied`` holds failures and a sample only."""
 
 _managers: weakref.WeakValueDictionary[int, MongoInstrumentManager] = weakref.WeakValueDictionary()
 
@@ -111,7 +110,7 @@ class MongoInstrumentManager(InstrumentManager):
         watch: follow a change stream too, which takes a connection of its own: changes come
             within milliseconds. Where there is none, polls do.
         bounded_above: in a fleet of more processes than this, not each has an entry of its own
-            in ``applied``: failures do (the first 200), and a sample.
+            in ``applied``: failures do (the first 200), and a sample. Each spec has ``counts``.
 
     Attributes:
         period: as given; of effect when polling starts.
@@ -132,7 +131,7 @@ class MongoInstrumentManager(InstrumentManager):
         cpu_budget: float | None = CPU_BUDGET,
         heartbeat: float = presence.HEARTBEAT_SECONDS,
         watch: bool = False,
-        bounded_above: int = BOUNDED_ABOVE,
+        bounded_above: int = presence.BOUNDED_ABOVE,
     ) -> None:
         self._identity = Identity.make(
             process_id, {"service": service, "env": env, "version": version, **(labels or {})}
@@ -160,6 +159,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._watcher = Watcher(self._wake) if watch else None
         self._control = Control()
         self._failing: set[str] = set()
+        self._may_steer = True
         self._run = secrets.token_hex(8)
         self._is_alone = True
         self._poller: Poller | None = None
@@ -168,6 +168,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._polls = 0
         self._raw_ids: dict[Hashable, Any] = {}
         self._versions: dict[Hashable, object] = {}
+        self._seen: list[tuple[Any, object]] | None = None
         self._outbox: dict[Hashable, dict[str, Any] | None] = {}
         self._written: dict[Hashable, dict[str, Any]] = {}
         self._complaints: set[tuple[Hashable, str]] = set()
@@ -175,6 +176,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._retry_at = self._beat_at = self._brisk_until = 0.0
         self._rest_until = 0.0
         self._has_beaten = self._lost_entries = False
+        self._retell_in: int | None = None
         _managers[id(self)] = self
 
     def _open(self) -> None:
@@ -308,7 +310,12 @@ class MongoInstrumentManager(InstrumentManager):
         """When to look again, just after something was changed."""
         if time.monotonic() >= self._brisk_until or self._control.period:
             return None
-        return max(_SHORTEST_BRISK_PERIOD, self.period / _BRISK_POLLS_PER_PERIOD)
+        # No faster than one server can answer a large fleet.
+        return max(
+            _SHORTEST_BRISK_PERIOD,
+            self.period / _BRISK_POLLS_PER_PERIOD,
+            self._control.processes / _BRISK_POLLS_PER_SECOND,
+        )
 
     def _read(self, stopping: threading.Event | None) -> None:
         if self._link_is_stale:
@@ -319,10 +326,14 @@ class MongoInstrumentManager(InstrumentManager):
         is_full = self._polls % _POLLS_PER_FULL_POLL == 0
         if is_full:
             store.look_for_index()
-        self._read_control()
+            self._may_steer = True
+        versions = self._look()
+        if versions == self._seen and not is_full and not self._lost_entries:
+            self._polls += 1
+            return
         found = {
             documents.key_of(raw_id): (raw_id, documents.version_of(lastmodified))
-            for raw_id, lastmodified in store.versions()
+            for raw_id, lastmodified in versions
         }
         changed = [
             raw_id
@@ -358,20 +369,37 @@ class MongoInstrumentManager(InstrumentManager):
                 )
             if entries is not None:
                 self._believe(entries)
+            # What another node of the server had not got yet is asked for again.
+            is_whole = all(
+                self._versions.get(key) == version for key, (_, version) in found.items()
+            )
+            self._seen = versions if is_whole else None
 
-    def _read_control(self) -> None:
-        if self._controls is not None:
-            controls = self._controls
-
-            def read() -> None:
-                self._control = controls.read()
-
-            self._besides("what steers the whole fleet can't be read", read)
-        if self._control.period > self.period:
-            # The background comes at its own times; so this is some way short of the period.
-            self._rest_until = time.monotonic() + self._control.period - self.period / 2
+    def _look(self) -> list[tuple[Any, object]]:
+        """The versions of all specs; what holds for the whole fleet is taken note of."""
+        if not self._may_steer:
+            return self._store.versions()
+        what = "what steers the whole fleet can't be read"
+        try:
+            versions, control = self._store.look()
+        except StoreError as exc:
+            if not is_answer(exc):
+                raise
+            # Not before the specs could be read: it may be that they are what is refused.
+            versions, control = self._store.versions(), Control()
+            self._may_steer = not is_refused(exc)
+            self._note_failure(what, exc)
         else:
-            self._rest_until = 0.0
+            self._failing.discard(what)
+        before, self._control = self._control, control
+        if before.is_bounded and not control.is_bounded:
+            # All processes have an entry again; not all of them write it at once.
+            self._retell_in = random.randrange(_POLLS_PER_FULL_POLL)
+        self._rest_until = 0.0
+        if control.period > self.period:
+            # The background comes at its own times; so this is some way short of the period.
+            self._rest_until = time.monotonic() + control.period - self.period / 2
+        return versions
 
     def _besides(self, what: str, talk: Callable[[], None]) -> None:
         """Do something that is not needed for specs to be applied.
@@ -384,15 +412,17 @@ class MongoInstrumentManager(InstrumentManager):
         except StoreError as exc:
             if not is_answer(exc):
                 raise
-            if what not in self._failing:
-                log.warning("%s; the specs are applied all the same: %s", what, exc)
-            self._failing.add(what)
-        except Exception:
-            if what not in self._failing:
-                log.exception("%s; the specs are applied all the same", what)
-            self._failing.add(what)
+            self._note_failure(what, exc)
+        except Exception as exc:  # noqa: BLE001 - nonsense in a document, or a defect of ours
+            self._note_failure(what, exc)
         else:
             self._failing.discard(what)
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        if what not in self._failing:
+            self._failing.add(what)
+            trace = None if isinstance(error, StoreError) else error
+            log.warning("%s; the specs are applied all the same: %s", what, error, exc_info=trace)
 
     # --- reporting ---
 
@@ -400,22 +430,38 @@ class MongoInstrumentManager(InstrumentManager):
         """Tell what there is to tell; returns when to do so again, if that is soon."""
         processes, budgets, controls = self._processes, self._budgets, self._controls
         soon: list[float | None] = []
+        if self._retell_in is not None:
+            self._retell()
+        if self._control.is_bounded and self._outbox:
+            self._beat_at = 0.0  # there it is told, if nowhere else
         if processes is not None and time.monotonic() >= self._beat_at:
             # Before entries are written: an entry of nobody who lives is removed.
             self._besides("this process can't be listed", lambda: self._beat(processes))
-        if _is_set(stopping):
-            return None
-        self._write()
         if budgets is not None and not _is_set(stopping):
+            # Before entries too: what says that it is installed can fire.
             self._besides(
                 "the fleet's budgets can't be used",
                 lambda: soon.append(self._refill(budgets)),
             )
+        if _is_set(stopping):
+            return None
+        self._write()
         if controls is not None and self._has_beaten and not _is_set(stopping):
             self._besides("the fleet's chores can't be done", self._do_chores)
         if self._lost_entries:
             soon.append(0.0)
         return min((each for each in soon if each is not None), default=None)
+
+    def _retell(self) -> None:
+        """Count down to telling all outcomes again."""
+        if self._retell_in:
+            self._retell_in -= 1
+            return
+        self._retell_in = None
+        with self._lock:
+            self._written.clear()  # some of it was removed
+            for record in self._records.values():
+                record.told = UNTOLD
 
     def _beat(self, processes: ProcessStore) -> None:
         seconds = max(self.heartbeat, self.period, self._control.heartbeat, self._control.period)
@@ -472,19 +518,24 @@ class MongoInstrumentManager(InstrumentManager):
         self._written = truth
 
     def _write(self, timeout: float | None = None) -> None:
-        entries, erased = {}, []
+        entries: dict[Hashable, dict[str, Any]] = {}
+        erased = []
+        is_bounded, processes = self._control.is_bounded, self._control.processes
+        is_told = not is_bounded or presence.is_sampled(self.process_id, processes)
         with self._lock:
             outbox = {key: entry for key, entry in self._outbox.items() if key in self._raw_ids}
             raw_ids = {key: self._raw_ids[key] for key in outbox}
             for key, entry in outbox.items():
-                if entry is None and key in self._written:
-                    erased.append(key)
-                elif entry is not None and self._written.get(key) != _without_time(entry):
+                if entry is None or not (is_told or entry["err"] is not None):
+                    if key in self._written:
+                        erased.append(key)
+                elif self._written.get(key) != _without_time(entry):
                     entries[key] = entry
         refusals = self._store.write(
             self.process_id,
             [(raw_ids[key], entry) for key, entry in entries.items()],
             erased=[raw_ids[key] for key in erased],
+            room=None if is_told else presence.SAMPLE + presence.FAILURES,
             timeout=timeout,
         )
         open_keys = set()
@@ -586,6 +637,7 @@ class MongoInstrumentManager(InstrumentManager):
 
     def _forget(self) -> None:
         self._polls = 0
+        self._seen = None
         self._down_since = None
         self._retry_at = self._beat_at = self._brisk_until = self._rest_until = 0.0
         self._has_beaten = self._lost_entries = False

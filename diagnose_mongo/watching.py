@@ -28,10 +28,14 @@ class Watcher:
 
     Where there is no change stream (no replica set, no right to it, no server) it says so once,
     and tries again now and then.
+
+    Attributes:
+        is_following: there is a stream, and no change is missed.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
+        self.is_following = False
         self._stopping = threading.Event()
 
     def start(self, link: Link) -> None:
@@ -50,6 +54,7 @@ class Watcher:
         while not stopping.is_set():
             try:
                 for _ in follow(link, stopping.is_set):
+                    self.is_following = True
                     pause = _AGAIN_SECONDS[0]
                     # Not all processes of a fleet in the same millisecond.
                     if not stopping.wait(random.uniform(0, _SPREAD_SECONDS)):
@@ -60,7 +65,6 @@ class Watcher:
                 is_told = True
             except Exception:
                 log.exception("following changes failed; polls find them")
-            # What came between two streams is found by a poll.
-            if not stopping.wait(pause):
-                self._changed()
+            self.is_following = False
+            stopping.wait(pause)
             pause = min(2 * pause, _AGAIN_SECONDS[1])

@@ -662,3 +662,65 @@ def test_who_changes_a_canary_begins_it_anew(process, specs):
     web.apply()
     assert "a" in web.specs
     assert specs.find_one()["applied"] == {}
+
+
+# --- very many processes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(presence, "SAMPLE", 3)
+    monkeypatch.setattr(presence, "FAILURES", 2)
+
+
+def turn(managers):
+    """Each process says that it lives and polls; the first one does the chores."""
+    for manager in managers:
+        manager._chores._turn_at = 0.0
+        beat(manager)
+
+
+@pytest.mark.usefixtures("small")
+def test_in_a_large_fleet_a_sample_and_failures_have_entries_and_all_are_counted(process, specs):
+    specs.insert_many([spec(), spec("bad", target="fleet_shop.duoble")])
+    managers = [process(f"web{i}", bounded_above=5, heartbeat=60) for i in range(5)]
+    turn(managers)
+    assert len(specs.find_one({"_id": "a"})["applied"]) == 5
+    managers += [process(f"web{i}", bounded_above=5, heartbeat=60) for i in range(5, 30)]
+    for _ in range(3):
+        turn(managers)
+    document = specs.find_one({"_id": "a"})
+    sample = {f"web{i}" for i in range(30) if presence.is_sampled(f"web{i}", 30)}
+    assert set(document["applied"]) == sample
+    assert document["counts"] == {"installed": 30}
+    assert rollout(specs, "a").counts == {"installed": 30}
+    bad = specs.find_one({"_id": "bad"})
+    assert 0 < len(bad["applied"]) <= 5
+    assert all(each["code"] == "target-not-found" for each in bad["applied"].values())
+    assert bad["counts"] == {"error": 30}
+    found = rollout(specs, "bad")
+    assert (found.counts, found.is_settled) == ({"error": 30}, True)
+    # What changes from now on is told in the same way.
+    change(specs, "bad", target="fleet_shop.halve")
+    for _ in range(3):
+        turn(managers)
+    assert rollout(specs, "bad").counts == {"installed": 30}
+    assert set(specs.find_one({"_id": "bad"})["applied"]) == sample
+
+
+@pytest.mark.usefixtures("small")
+def test_when_it_becomes_small_again_all_have_entries_again(process, specs, database):
+    specs.insert_one(spec())
+    managers = [process(f"web{i}", bounded_above=5, heartbeat=60) for i in range(12)]
+    for _ in range(3):
+        turn(managers)
+    assert len(specs.find_one()["applied"]) < 12
+    for manager in managers[4:]:
+        manager.stop()
+    for _ in range(2):
+        turn(managers[:4])
+    for manager in managers[:4]:
+        manager._retell_in = 0
+    for _ in range(2):
+        turn(managers[:4])
+    assert set(specs.find_one()["applied"]) == {f"web{i}" for i in range(4)}

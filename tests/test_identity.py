@@ -15,9 +15,16 @@ FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @pytest.fixture(autouse=True)
-def no_labels_in_the_environment(monkeypatch):
-    for variable in identity.LABEL_VARIABLES.values():
+def bare(monkeypatch, tmp_path):
+    """No variable of those that labels come from; the file that would name the control group."""
+    for variables in identity.LABEL_VARIABLES.values():
+        for variable in variables:
+            monkeypatch.delenv(variable, raising=False)
+    for variable in ("OTEL_RESOURCE_ATTRIBUTES", "KUBERNETES_SERVICE_HOST", "INVOCATION_ID"):
         monkeypatch.delenv(variable, raising=False)
+    group = tmp_path / "cgroup"
+    monkeypatch.setattr(identity, "_CGROUP_FILE", group)
+    return group
 
 
 def test_a_process_id_is_host_pid_and_start(monkeypatch):
@@ -83,3 +90,57 @@ def test_a_child_has_an_id_of_its_own_and_the_same_labels(monkeypatch):
     assert child.labels == made_up.labels
     grandchild = chosen.for_child().for_child()
     assert re.fullmatch("web_1-4711-[0-9a-z]+", grandchild.process_id)
+
+
+# --- what the environment says ------------------------------------------------------------------
+
+
+def test_without_anything_around_there_are_no_labels():
+    assert identity.labels_around() == {}
+
+
+def test_labels_of_opentelemetry_and_datadog_are_taken(monkeypatch):
+    attributes = "service.name=cart, service.version=1.2,deployment.environment=prod,x"
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
+    assert identity.labels_around() == {"service": "cart", "version": "1.2", "env": "prod"}
+    monkeypatch.setenv("DD_SERVICE", "dog")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "otel")
+    monkeypatch.setenv("DIAGNOSE_ENV", "staging")
+    found = identity.labels_around()
+    assert (found["service"], found["env"]) == ("otel", "staging")
+
+
+@pytest.mark.parametrize(
+    ("pod", "service"),
+    [
+        ("cart-web-7d9f8b6c5-x2x4z", "cart-web"),
+        ("cart-db-0", "cart-db"),
+        ("node-agent-x2x4z", "node-agent"),
+        ("cart", None),
+        ("cart-web", None),
+    ],
+)
+def test_a_pod_is_named_for_its_service(monkeypatch, pod, service):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("HOSTNAME", pod)
+    found = identity.labels_around()
+    assert (found["pod"], found.get("service")) == (pod, service)
+    monkeypatch.setenv("DIAGNOSE_SERVICE", "mine")
+    assert identity.labels_around()["service"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("group", "service"),
+    [
+        ("0::/system.slice/cart-web.service\n", "cart-web"),
+        ("0::/system.slice/system-cart.slice/cart@3.service\n", "cart"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/cart.service\n", "cart"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n", None),
+        ("0::/\n", None),
+    ],
+)
+def test_a_unit_of_systemd_is_the_service(bare, monkeypatch, group, service):
+    bare.write_text(group)
+    assert "service" not in identity.labels_around()
+    monkeypatch.setenv("INVOCATION_ID", "x")
+    assert identity.labels_around().get("service") == service

@@ -215,7 +215,7 @@ def test_a_defect_in_a_poll_is_logged_once_and_polls_go_on(specs, manager, monke
         raise KeyError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manager._store, "versions", broken)
+        patch.setattr(manager._store, "look", broken)
         manager.start()
         for _ in range(5):
             assert calls.acquire(timeout=30)
@@ -229,7 +229,11 @@ def test_a_user_without_the_right_to_write_is_told_once(specs, shop, mongo_serve
             "configureFailPoint",
             "failCommand",
             mode="alwaysOn",
-            data={"failCommands": ["update", "findAndModify"], "errorCode": 13, "appName": "reader"},
+            data={
+                "failCommands": ["update", "findAndModify"],
+                "errorCode": 13,
+                "appName": "reader",
+            },
         )
         try:
             with pymongo.MongoClient(mongo_server.uri, appname="reader") as client:

@@ -12,7 +12,14 @@ from __future__ import annotations
 from diagnose_mongo.store.budgets import BudgetStore, budget_id
 from diagnose_mongo.store.changes import follow
 from diagnose_mongo.store.control import Control, ControlStore
-from diagnose_mongo.store.link import Link, ServerClock, SpecCollection, connect, is_answer
+from diagnose_mongo.store.link import (
+    Link,
+    ServerClock,
+    SpecCollection,
+    connect,
+    is_answer,
+    is_refused,
+)
 from diagnose_mongo.store.processes import ProcessStore
 from diagnose_mongo.store.replica import initiate_replica_set
 from diagnose_mongo.store.rollouts import RolloutStore
@@ -34,4 +41,5 @@ __all__ = [
     "follow",
     "initiate_replica_set",
     "is_answer",
+    "is_refused",
 ]

@@ -31,6 +31,8 @@ _OF_INTEREST = {
 def follow(link: Link, is_over: Callable[[], bool]) -> Iterator[None]:
     """Yield whenever a spec was put in, changed or removed, until ``is_over`` says so.
 
+    The first time is when the stream is open: what came before it is there to be read.
+
     Raises:
         StoreError: there is no change stream, or it broke.
     """
@@ -39,6 +41,7 @@ def follow(link: Link, is_over: Callable[[], bool]) -> Iterator[None]:
     pipeline: list[dict[str, Any]] = [{"$match": _OF_INTEREST}, {"$project": {"operationType": 1}}]
     try:
         with link.collection.watch(pipeline, max_await_time_ms=_AWAIT_MS) as stream:
+            yield
             while not is_over() and stream.alive:
                 if stream.try_next() is not None:
                     yield

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pymongo.errors import DuplicateKeyError
 
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from diagnose_mongo.store.link import Link
 
-__all__ = ["Control", "ControlStore"]
+__all__ = ["IDS", "Control", "ControlStore"]
 
-_FLEET, _LEASE = "fleet", "lease"
+IDS = _FLEET, _LEASE = "fleet", "lease"
+"""Of the documents that there are: another one is nobody's."""
+
 _LONGEST_SECONDS = 1e9
 _LONGEST_LEASE_MS = 86_400_000
 _LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001 - as BSON has it
@@ -45,6 +47,22 @@ class Control:
     holder: str | None = None
     lease_ends: datetime | None = None
 
+    @classmethod
+    def of(cls, found: Iterable[Mapping[str, Any]]) -> Self:
+        """What the documents of the collection say; nonsense in them says nothing."""
+        by_id = {each[documents.ID]: each for each in found}
+        fleet, lease = by_id.get(_FLEET, {}), by_id.get(_LEASE, {})
+        holder, ends = lease.get("holder"), lease.get("ends")
+        return cls(
+            paused=_reason(fleet) if fleet.get("paused") else None,
+            period=_seconds(fleet.get("period")),
+            heartbeat=_seconds(fleet.get("heartbeat")),
+            processes=int(_seconds(lease.get("processes"))),
+            is_bounded=lease.get("bounded") is True,
+            holder=holder if isinstance(holder, str) else None,
+            lease_ends=ends if isinstance(ends, datetime) else None,
+        )
+
 
 class ControlStore:
     """Reads and writes what steers the fleet. Thread-safe."""
@@ -54,25 +72,14 @@ class ControlStore:
         self._collection = link.beside("control")
 
     def read(self) -> Control:
-        """All of it, in one small query.
+        """All of it.
 
         Raises:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading what holds for the whole fleet"):
-            both = {documents.ID: {"$in": [_FLEET, _LEASE]}}
-            found = {each[documents.ID]: each for each in self._collection.find(both)}
-        fleet, lease = found.get(_FLEET, {}), found.get(_LEASE, {})
-        holder, ends = lease.get("holder"), lease.get("ends")
-        return Control(
-            paused=_reason(fleet) if fleet.get("paused") else None,
-            period=_seconds(fleet.get("period")),
-            heartbeat=_seconds(fleet.get("heartbeat")),
-            processes=int(_seconds(lease.get("processes"))),
-            is_bounded=lease.get("bounded") is True,
-            holder=holder if isinstance(holder, str) else None,
-            lease_ends=ends if isinstance(ends, datetime) else None,
-        )
+            both = {documents.ID: {"$in": list(IDS)}}
+            return Control.of(self._collection.find(both))
 
     def set(self, changes: Mapping[str, Any]) -> None:
         """Change what holds for the fleet; None takes a field out.

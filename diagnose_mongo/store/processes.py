@@ -57,14 +57,14 @@ class ProcessStore:
         # Literally: names of specs may begin with a dollar.
         literal = {name: {"$literal": value} for name, value in content.items()}
         with self._link.talking("saying that this process lives"):
-            found = self._collection.find_one_and_update(
+            found: dict[str, Any] | None = self._collection.find_one_and_update(
                 {documents.ID: process_id},
                 [{"$set": {**literal, **moments}}],
                 {"before": 1},
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        before = found.get("before")
+        before = found and found.get("before")
         return before if isinstance(before, str) else None
 
     def leave(self, process_id: str, timeout: float) -> None:

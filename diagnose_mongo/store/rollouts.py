@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RolloutStore"]
 
 _EXAMPLES = 3
+_COUNT_ALL_SECONDS = 60.0
 
 
 class RolloutStore:
@@ -138,14 +139,6 @@ class RolloutStore:
         ]
 
     def _by_process(self, raw_id: object, version: object, meant: Any) -> list[dict[str, Any]]:
-        mine = {
-            "$first": {
-                "$filter": {
-                    "input": "$specs",
-                    "cond": {"$eq": ["$$this.id", {"$literal": documents.small(raw_id)}]},
-                }
-            }
-        }
         return [
             {"$match": _this(raw_id, version)},
             {"$project": {"_id": None}},
@@ -154,7 +147,7 @@ class RolloutStore:
                     "coll": self._processes.name,
                     "pipeline": [
                         {"$match": IS_ALIVE},
-                        {"$project": {"meant": meant, "mine": mine}},
+                        {"$project": {"meant": meant, "mine": _figures_of(raw_id)}},
                         {
                             "$project": {
                                 "alive": {"$literal": True},
@@ -173,6 +166,39 @@ class RolloutStore:
             },
             *_COUNTED,
         ]
+
+    def count_all(self) -> list[tuple[Any, object, dict[str, int]]]:
+        """Of every version of every spec, in how many processes it is in which state.
+
+        Processes' own documents are counted, in one pass.
+
+        Returns:
+            Of each the ``_id``, ``lastmodified`` and the counts.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        pipeline: list[dict[str, Any]] = [
+            {"$match": IS_ALIVE},
+            {"$project": {"specs.id": 1, "specs.lm": 1, "specs.state": 1}},
+            {"$unwind": "$specs"},
+            {"$group": {"_id": "$specs", "count": {"$sum": 1}}},
+            {
+                "$group": {
+                    "_id": {"id": "$_id.id", "lm": "$_id.lm"},
+                    "states": {"$push": {"k": {"$ifNull": ["$_id.state", "?"]}, "v": "$count"}},
+                }
+            },
+        ]
+        with self._link.talking("counting how far all specs have come", _COUNT_ALL_SECONDS):
+            return [
+                (
+                    each["_id"]["id"],
+                    each["_id"].get("lm"),
+                    {state["k"]: state["v"] for state in each["states"]},
+                )
+                for each in self._processes.aggregate(pipeline)
+            ]
 
     def meant(self, name: object, select: Select | None) -> int:
         """For how many processes that live a spec of this name and selection is meant.
@@ -197,23 +223,22 @@ class RolloutStore:
         """
         pipeline: list[dict[str, Any]] = [
             {"$match": IS_ALIVE},
-            {"$project": {"specs": 1}},
-            {"$unwind": "$specs"},
-            {"$match": {"specs.id": {"$eq": documents.small(raw_id)}}},
+            {"$project": {"mine": _figures_of(raw_id)}},
+            {"$match": {"mine": {"$exists": True}}},
             {
                 "$facet": {
                     "all": [
                         {
                             "$group": {
                                 "_id": None,
-                                "hits": {"$sum": "$specs.hits"},
-                                "cost": {"$max": "$specs.cost"},
-                                "mean_cost": {"$avg": "$specs.cost"},
+                                "hits": {"$sum": "$mine.hits"},
+                                "cost": {"$max": "$mine.cost"},
+                                "mean_cost": {"$avg": "$mine.cost"},
                             }
                         }
                     ],
                     "suppressed": [
-                        {"$project": {"each": {"$objectToArray": "$specs.suppressed"}}},
+                        {"$project": {"each": {"$objectToArray": "$mine.suppressed"}}},
                         {"$unwind": "$each"},
                         {"$group": {"_id": "$each.k", "count": {"$sum": "$each.v"}}},
                     ],
@@ -235,6 +260,12 @@ def _this(raw_id: object, version: object) -> dict[str, Any]:
     wanted = {documents.ID: {"$eq": raw_id}}
     # What is no date is the version of no valid spec; and some of it can't be asked for.
     return wanted | {documents.VERSION: version} if isinstance(version, datetime) else wanted
+
+
+def _figures_of(raw_id: object) -> dict[str, Any]:
+    """What the document of a process says of one spec."""
+    is_it = {"$eq": ["$$this.id", {"$literal": documents.small(raw_id)}]}
+    return {"$first": {"$filter": {"input": "$specs", "cond": is_it}}}
 
 
 def _are_equal(one: Any, other: Any) -> dict[str, Any]:

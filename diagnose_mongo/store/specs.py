@@ -20,11 +20,12 @@ from pymongo.write_concern import WriteConcern
 
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
+from diagnose_mongo.store.control import IDS, Control
 from diagnose_mongo.store.link import ANYTHING, is_refused, short
 from diagnose_mongo.store.processes import IS_ALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Mapping, Sequence
     from datetime import datetime
 
     from diagnose_mongo.store.link import Link
@@ -45,6 +46,8 @@ _APPLIED_IS_NO_DOCUMENT = {
         {documents.APPLIED: {"$type": "array"}},
     ]
 }
+_APPLIED_IS_A_DOCUMENT = {documents.APPLIED: {"$type": "object", "$not": {"$type": "array"}}}
+_CONTROL = "control of the fleet"  # no field of that name is asked for in specs
 _IDS_PER_FETCH = 1_000
 _ENTRIES_PER_UPDATE = 500
 _CHORE_SECONDS = 30.0
@@ -106,15 +109,67 @@ class SpecStore:
         Raises:
             StoreError: the server could not be asked.
         """
+        return self._look([])[0]
+
+    def look(self) -> tuple[list[tuple[Any, object]], Control]:
+        """The same and what holds for the whole fleet, in one query: all that a poll asks.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        if not self._link.is_real:
+            return self.versions(), Control()
+        versions, rest = self._look(
+            [
+                {
+                    "$unionWith": {
+                        "coll": self._link.beside("control").name,
+                        "pipeline": [
+                            {"$match": {documents.ID: {"$in": list(IDS)}}},
+                            {"$project": {_CONTROL: "$$ROOT"}},
+                        ],
+                    }
+                }
+            ]
+        )
+        return versions, Control.of(each[_CONTROL] for each in rest)
+
+    def _look(
+        self, more: list[dict[str, Any]]
+    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+        pipeline = [{"$project": {documents.ID: 1, documents.VERSION: 1}}, *more]
         with self._link.talking("looking for changed specs"):
             if self._use_index:
                 try:
-                    return self._pairs(hint=documents.POLL_INDEX)
+                    return self._looked(pipeline, {"hint": documents.POLL_INDEX})
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
                 self._use_index = self._make_index()
-            return self._pairs()
+            return self._looked(pipeline, {})
+
+    def _looked(
+        self, pipeline: list[dict[str, Any]], options: dict[str, Any]
+    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+        try:
+            found = list(self._collection.aggregate(pipeline, **options))
+        except _UNREADABLE:
+            # One of them can't be decoded; so each is by itself.
+            found = self._readable(pipeline, options)
+        versions, rest = [], []
+        for each in found:
+            if _CONTROL in each:
+                rest.append(each)
+            else:
+                versions.append((each[documents.ID], each.get(documents.VERSION)))
+        for raw_id, _ in versions:
+            if not documents.is_shallow(raw_id):
+                self._leave_out(raw_id, "its _id has too many levels")
+        if self._left_out:
+            versions = [
+                pair for pair in versions if documents.key_of(pair[0]) not in self._left_out
+            ]
+        return versions, rest
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
@@ -141,40 +196,30 @@ class SpecStore:
             return False
         return True
 
-    def _pairs(self, **options: Any) -> list[tuple[Any, object]]:
-        fields = {documents.ID: 1, documents.VERSION: 1}
-        try:
-            found = list(self._collection.find({}, fields, **options))
-        except _UNREADABLE:
-            # One of them can't be decoded, so each is by itself.
-            found, _ = self._decoded(fields, options)
-            known = {documents.key_of(each[documents.ID]) for each in found}
-            with_id, reason = self._decoded({documents.ID: 1}, options)
-            found += [
-                {**each, documents.VERSION: "can't be decoded"}
-                for each in with_id
-                if documents.key_of(each[documents.ID]) not in known
-            ]
-            if reason is not None:
-                self._leave_out("", f"its _id can't be decoded: {reason}")
-        pairs = [(each[documents.ID], each.get(documents.VERSION)) for each in found]
-        for raw_id, _ in pairs:
-            if not documents.is_shallow(raw_id):
-                self._leave_out(raw_id, "its _id has too many levels")
-        return [pair for pair in pairs if documents.is_shallow(pair[0])]
-
-    def _decoded(
-        self, fields: Mapping[str, int], options: Mapping[str, Any]
-    ) -> tuple[list[dict[str, Any]], str | None]:
-        """Those of all specs that can be decoded, and why another one can't."""
-        found, reason = [], None
+    def _readable(
+        self, pipeline: list[dict[str, Any]], options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         raw = self._collection.with_options(codec_options=_RAW)
-        for each in raw.find({}, fields, **options):
-            try:
-                found.append(decode(each.raw, ANYTHING))
-            except _UNREADABLE as exc:
-                reason = short(exc)
-        return found, reason
+
+        def decoded(pipeline: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+            found, reason = [], None
+            for each in raw.aggregate(pipeline, **options):
+                try:
+                    found.append(decode(each.raw, ANYTHING))
+                except _UNREADABLE as exc:
+                    reason = short(exc)
+            return found, reason
+
+        found, _ = decoded(pipeline)
+        known = {documents.key_of(each[documents.ID]) for each in found if _CONTROL not in each}
+        with_id, reason = decoded([{"$project": {documents.ID: 1}}])
+        if reason is not None:
+            self._leave_out("?", f"its _id can't be decoded: {reason}")
+        return found + [
+            {**each, documents.VERSION: "can't be decoded"}
+            for each in with_id
+            if documents.key_of(each[documents.ID]) not in known
+        ]
 
     def _leave_out(self, raw_id: Any, reason: str) -> None:
         key = documents.key_of(raw_id)
@@ -200,7 +245,7 @@ class SpecStore:
 
     def _fetch_some(self, raw_ids: list[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
         wanted = {documents.ID: {"$in": raw_ids}}
-        without_entries = {documents.APPLIED: 0}
+        without_entries = {documents.APPLIED: 0, documents.COUNTS: 0}
         if not self._link.is_real:
             found = self._collection.find(wanted, without_entries)
             return [(document[documents.ID], document) for document in found]
@@ -240,6 +285,7 @@ class SpecStore:
         entries: Sequence[tuple[Any, Mapping[str, Any]]],
         *,
         erased: Sequence[Any] = (),
+        room: int | None = None,
         timeout: float | None = None,
     ) -> list[Refusal]:
         """Write and erase this process's entries, each in a document of its own.
@@ -248,43 +294,41 @@ class SpecStore:
             process_id: whose.
             entries: pairs of a spec's ``_id`` and the entry.
             erased: the ``_id`` of each spec whose entry is to go.
+            room: write an entry only where there are fewer than so many of others; None: always.
             timeout: seconds, if not the usual.
 
         Returns:
             The documents that refused (too large, a validator). One that is gone does not.
         """
         path = documents.entry_path(process_id)
+        has_room: dict[str, Any] = {}
+        if room is not None:
+            entries_there = {"$objectToArray": {"$ifNull": [f"${documents.APPLIED}", {}]}}
+            is_small = {"$expr": {"$lt": [{"$size": entries_there}, room]}}
+            has_room = {"$or": [{path: {"$exists": True}}, is_small]}
         updates: list[tuple[Any, Any]] = [
-            (raw_id, {"$set": {path: entry}}) for raw_id, entry in entries
+            ({documents.ID: raw_id, **has_room}, {"$set": {path: entry}})
+            for raw_id, entry in entries
         ]
-        updates += [(raw_id, {"$unset": {path: ""}}) for raw_id in erased]
+        updates += [({documents.ID: raw_id}, {"$unset": {path: ""}}) for raw_id in erased]
         if not updates:
             return []
         with self._link.talking("writing this process's entries", timeout):
-            refusals = self._update(
-                [({documents.ID: raw_id}, update) for raw_id, update in updates]
-            )
+            refusals = self._update(updates)
             blocked = [i for i, (code, _) in refusals.items() if code == _PATH_NOT_VIABLE]
             if blocked:
                 # `applied` is there and is no document (null, say). Another process may be
                 # about to make it one just now: so this is done in two steps.
+                repair: dict[str, Any] = {"$set": {documents.APPLIED: {}}}
                 self._update(
-                    [
-                        (
-                            {documents.ID: updates[i][0], **_APPLIED_IS_NO_DOCUMENT},
-                            {"$set": {documents.APPLIED: {}}},
-                        )
-                        for i in blocked
-                    ]
+                    [({**updates[i][0], **_APPLIED_IS_NO_DOCUMENT}, repair) for i in blocked]
                 )
-                again = self._update(
-                    [({documents.ID: updates[i][0]}, updates[i][1]) for i in blocked]
-                )
+                again = self._update([updates[i] for i in blocked])
                 for i in blocked:
                     del refusals[i]
                 refusals |= {blocked[i]: refusal for i, refusal in again.items()}
         return [
-            Refusal(updates[i][0], reason, code in _LASTING)
+            Refusal(updates[i][0][documents.ID], reason, code in _LASTING)
             for i, (code, reason) in refusals.items()
         ]
 
@@ -317,7 +361,7 @@ class SpecStore:
         """
         keys = {"$map": {"input": {"$objectToArray": f"${documents.APPLIED}"}, "in": "$$this.k"}}
         pipeline: list[dict[str, Any]] = [
-            {"$match": {documents.APPLIED: {"$type": "object", "$not": {"$type": "array"}}}},
+            {"$match": _APPLIED_IS_A_DOCUMENT},
             {"$project": {"keys": keys}},
             {
                 "$lookup": {
@@ -342,6 +386,61 @@ class SpecStore:
                         {documents.ID: each[documents.ID]}, {"$unset": paths}
                     )
         return removed
+
+    def bound_entries(self, sample: Collection[str], failures: int) -> None:
+        """Leave in each spec the entries of some processes, and so many of those that failed.
+
+        Args:
+            sample: the processes.
+            failures: how many of the others.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        entries = {"$objectToArray": f"${documents.APPLIED}"}
+        is_sampled = {"$in": ["$$this.k", {"$literal": list(sample)}]}
+        failed = {
+            "$filter": {
+                "input": entries,
+                "cond": {
+                    "$and": [
+                        {"$not": [is_sampled]},
+                        {"$ne": [{"$ifNull": ["$$this.v.err", None]}, None]},
+                    ]
+                },
+            }
+        }
+        sampled = {"$filter": {"input": entries, "cond": is_sampled}}
+        kept = {"$concatArrays": [sampled, {"$slice": [failed, failures]}]}
+        too_many = {"$expr": {"$gt": [{"$size": entries}, len(sample) + failures]}}
+        with self._link.talking("leaving some entries only", _CHORE_SECONDS):
+            self._collection.update_many(
+                {"$and": [_APPLIED_IS_A_DOCUMENT, too_many]},
+                [{"$set": {documents.APPLIED: {"$arrayToObject": kept}}}],
+            )
+
+    def note_counts(self, counts: Sequence[tuple[Any, object, Mapping[str, int]]]) -> None:
+        """Write how many processes there are in each state into specs.
+
+        Args:
+            counts: of each the ``_id``, its ``lastmodified`` and the counts.
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
+        if not counts:
+            return
+        with self._link.talking("writing counts into specs", _CHORE_SECONDS):
+            self._collection.bulk_write(
+                [
+                    UpdateOne(
+                        {documents.ID: raw_id, documents.VERSION: version},
+                        {"$set": {documents.COUNTS: dict(states)}},
+                    )
+                    for raw_id, version, states in counts
+                ],
+                ordered=False,
+            )
 
     def set_stage(
         self,

@@ -1,0 +1,222 @@
+"""What `install` sets up, and that its roles are enough and not more, with authentication on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import types
+from datetime import UTC, datetime
+
+import pymongo
+import pytest
+from pymongo.errors import OperationFailure, WriteError
+from waiting import wait_until
+
+from diagnose.errors import StoreError
+from diagnose.instruments import ProbeTestInstrument
+from diagnose_mongo import documents
+from diagnose_mongo.installation import install, install_roles
+from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.rollouts import rollout
+from diagnose_mongo.server import LocalServer, find_mongod
+from diagnose_mongo.store import ControlStore, Link, ProcessStore
+
+
+def spec(spec_id="a", **changes):
+    return {
+        "_id": spec_id,
+        "target": "installed_shop.double",
+        "instrument": {"type": "seen", "name": "n", "value": "result"},
+        "lifespan": 10,
+        "lastmodified": datetime.now(UTC),
+    } | changes
+
+
+@pytest.fixture
+def shop():
+    module = types.ModuleType("installed_shop")
+    sys.modules["installed_shop"] = module
+    exec(compile("def double(x):\n    return x * 2\n", "shop.py", "exec"), module.__dict__)
+    yield module
+    del sys.modules["installed_shop"]
+
+
+def test_installing_twice_is_installing_once(database):
+    link = Link(database["specs"])
+    first = install(link)
+    indexes = {name: database[name].index_information() for name in ("specs", "processes")}
+    assert install(link) == first
+    assert indexes == {name: database[name].index_information() for name in indexes}
+    assert documents.POLL_INDEX in indexes["specs"]
+    assert any("expireAfterSeconds" in each for each in indexes["processes"].values())
+
+
+def test_specs_that_are_none_are_refused_and_others_are_not(database):
+    database["specs"].insert_one({"_id": "old", "target": 5})
+    install(Link(database["specs"]))
+    for bad in (
+        spec(target=5),
+        spec(target=""),
+        spec(lastmodified="today"),
+        spec(instrument="log"),
+        spec(instrument={"value": "x"}),
+        spec(lifespan="10"),
+        spec(lifespan=-1),
+        spec(select={"percent": 101}),
+        spec(select={"service": [5]}),
+        spec(limits={"rate": "x"}),
+        spec(applied=5),
+    ):
+        with pytest.raises(WriteError, match="failed validation"):
+            database["specs"].insert_one(bad)
+    database["specs"].insert_one(spec("b", lifespan=None, when="x > 1", select={"percent": 5.5}))
+    # What was there before can take entries still.
+    database["specs"].update_one({"_id": "old"}, {"$set": {"applied.web": {"err": "x"}}})
+    assert database["specs"].find_one({"_id": "old"})["applied"]
+
+
+def test_the_dead_are_removed_by_the_server(database):
+    install(Link(database["specs"]))
+    processes = ProcessStore(Link(database["specs"]))
+    processes.beat("web", "r", {}, 0.001)
+    wait_until(lambda: database["processes"].count_documents({}) == 0)
+
+
+# --- with authentication ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A function that connects as a user of a role, to a server that asks who one is."""
+    path = tmp_path_factory.mktemp("guarded")
+    with LocalServer(dbpath=path / "data") as server:
+        port = server.port
+        with pymongo.MongoClient(server.uri) as client:
+            database = client["guarded"]
+            link = Link(database["specs"])
+            install(link)
+            for role in install_roles(link):
+                database.command("createUser", role, pwd="secret", roles=[role])
+            assert len(install_roles(link)) == 3  # again, it changes nothing
+            client["admin"].command("createUser", "root", pwd="secret", roles=["root"])
+    key = path / "key"
+    key.write_text("c2VjcmV0c2VjcmV0")
+    key.chmod(0o600)
+    command = [str(find_mongod()), "--bind_ip", "127.0.0.1", "--port", str(port)]
+    command += ["--dbpath", str(path / "data"), "--nounixsocket", "--replSet", "rs0"]
+    command += ["--keyFile", str(key), "--logpath", str(path / "log")]
+    process = subprocess.Popen(command)
+    clients = []
+
+    def connect(user):
+        source = "admin" if user == "root" else "guarded"
+        uri = f"mongodb://{user}:secret@127.0.0.1:{port}/?directConnection=true&authSource={source}"
+        clients.append(pymongo.MongoClient(uri))
+        return Link(clients[-1]["guarded"]["specs"])
+
+    try:
+        root = connect("root")
+        wait_until(
+            lambda: root.collection.database.client.admin.command("hello")["isWritablePrimary"]
+        )
+        yield connect
+    finally:
+        for client in clients:
+            client.close()
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def empty(guarded):
+    yield
+    database = guarded("root").collection.database
+    for name in database.list_collection_names():
+        database[name].delete_many({})
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_worker_needs_no_more_than_its_role(guarded, shop, caplog):
+    operator = guarded("diagnoseOperator")
+    operator.collection.insert_one(spec(limits={"fleet_hits": 10}))
+    manager = MongoInstrumentManager(
+        guarded("diagnoseWorker"), process_id="web", heartbeat=0.01, period=0.01, watch=True
+    )
+    manager.instrument_classes["seen"] = ProbeTestInstrument
+    manager.start()
+    try:
+        wait_until(lambda: rollout(guarded("diagnoseViewer"), "a").counts == {"installed": 1})
+        shop.double(1)
+        wait_until(lambda: rollout(operator, "a").counts == {"emitting": 1})
+        ControlStore(operator).set({"paused": True})
+        wait_until(lambda: rollout(operator, "a").counts == {"disabled": 1})
+        wait_until(lambda: manager._chores._turns > 2)
+    finally:
+        manager.stop()
+    assert ProcessStore(operator).count() == 0
+    assert not caplog.text, caplog.text
+
+
+@pytest.mark.usefixtures("empty")
+def test_roles_allow_no_more_than_they_say(guarded):
+    def is_refused(role, action):
+        with pytest.raises((OperationFailure, StoreError)) as caught:
+            action(guarded(role))
+        return "not authorized" in str(caught.value)
+
+    assert is_refused("diagnoseWorker", lambda link: link.collection.insert_one(spec("x")))
+    assert is_refused("diagnoseWorker", lambda link: link.collection.delete_many({}))
+    assert is_refused("diagnoseWorker", install)
+    assert is_refused("diagnoseOperator", install)
+    assert is_refused("diagnoseViewer", lambda link: link.collection.insert_one(spec("x")))
+    assert is_refused("diagnoseViewer", lambda link: ControlStore(link).set({"paused": True}))
+    assert is_refused("diagnoseViewer", lambda link: link.collection.update_one({}, {"$set": {}}))
+
+
+@pytest.mark.usefixtures("empty")
+def test_with_rights_to_the_specs_alone_specs_are_applied_all_the_same(guarded, shop, caplog):
+    root = guarded("root")
+    database = root.collection.database
+    privileges = [
+        {"resource": {"db": "guarded", "collection": "specs"}, "actions": ["find", "update"]}
+    ]
+    database.command("createRole", "old", privileges=privileges, roles=[])
+    database.command("createUser", "old", pwd="secret", roles=["old"])
+    root.collection.insert_one(spec())
+    manager = MongoInstrumentManager(guarded("old"), process_id="web")
+    manager.instrument_classes["seen"] = ProbeTestInstrument
+    for _ in range(3):
+        manager.apply()
+    shop.double(1)
+    manager.apply()
+    assert root.collection.find_one()["applied"]["web"]["state"] == "emitting"
+    manager.stop()
+    assert root.collection.find_one()["applied"] == {}
+    said = [record.message for record in caplog.records]
+    assert len(said) == len(set(said)) == 2
+    assert all("the specs are applied all the same" in text for text in said)
+
+
+def test_changes_come_at_once_when_they_are_watched(database, shop):
+    manager = MongoInstrumentManager(database["specs"], process_id="web", period=3600, watch=True)
+    manager.instrument_classes["seen"] = ProbeTestInstrument
+    polled = threading.Event()
+    read = manager._read
+
+    def reads(stopping):
+        read(stopping)
+        polled.set()
+
+    manager._read = reads
+    manager.start()
+    try:
+        assert polled.wait(30)
+        # The stream may open after this; but then the poll that follows an opening finds it.
+        wait_until(lambda: manager._watcher.is_following)
+        database["specs"].insert_one(spec())
+        wait_until(lambda: rollout(database["specs"], "a").counts == {"installed": 1})
+        database["specs"].delete_one({"_id": "a"})
+        wait_until(lambda: not manager.specs)
+    finally:
+        manager.stop()
