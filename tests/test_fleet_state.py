@@ -480,7 +480,9 @@ def test_hits_are_taken_once_however_many_take_them(specs):
 
     def take(name):
         store = BudgetStore(Link(specs))
-        taken.extend(store.take(budget, 100, name, unused=0, wanted=3).hits for _ in range(30))
+        taken.extend(
+            store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
+        )
 
     threads = [threading.Thread(target=take, args=(f"p{i}",)) for i in range(6)]
     for thread in threads:

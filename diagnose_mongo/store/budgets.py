@@ -53,15 +53,18 @@ class BudgetStore:
         *,
         unused: int,
         wanted: int,
+        is_first: bool,
     ) -> Taken:
         """Take a block of hits.
 
         Args:
-            budget: which one, see :func:`budget_id`; it is made at the first time.
+            budget: which one, see :func:`budget_id`.
             size: of the whole budget.
             process_id: who takes them.
             unused: of those taken before, how many were not used yet.
             wanted: how many more there should be.
+            is_first: nobody says that it was there before, so it may be made. Who has taken
+                from it once, and does not find it, gets no more: nobody knows how many are left.
 
         Raises:
             StoreError: the server could not be asked. Hits that it handed out without this
@@ -96,9 +99,11 @@ class BudgetStore:
         ]
         with self._link.talking("taking hits from the fleet's budget"):
             found = self._find_and_update(budget, update)
-            if found is None:
+            if found is None and is_first:
                 self._make(budget, size)
-                found = self._find_and_update(budget, update) or {"took": 0, "left": 0, "held": {}}
+                found = self._find_and_update(budget, update)
+        if found is None:
+            return Taken(0, is_over=True)
         return Taken(int(found["took"]), is_over=found["left"] <= 0 and not found["held"])
 
     def _find_and_update(

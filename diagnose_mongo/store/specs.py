@@ -138,14 +138,17 @@ class SpecStore:
         self, more: list[dict[str, Any]]
     ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
         pipeline = [{"$project": {documents.ID: 1, documents.VERSION: 1}}, *more]
-        with self._link.talking("looking for changed specs"):
-            if self._use_index:
+        what = "looking for changed specs"
+        # Each call has its own time: a server that is slow is no server that is away.
+        if self._use_index:
+            with self._link.talking(what):
                 try:
                     return self._looked(pipeline, {"hint": documents.POLL_INDEX})
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
-                self._use_index = self._make_index()
+            self._use_index = self._make_index()
+        with self._link.talking(what):
             return self._looked(pipeline, {})
 
     def _looked(
@@ -160,15 +163,10 @@ class SpecStore:
         for each in found:
             if _CONTROL in each:
                 rest.append(each)
-            else:
+            elif documents.is_shallow(each[documents.ID]):
                 versions.append((each[documents.ID], each.get(documents.VERSION)))
-        for raw_id, _ in versions:
-            if not documents.is_shallow(raw_id):
-                self._leave_out(raw_id, "its _id has too many levels")
-        if self._left_out:
-            versions = [
-                pair for pair in versions if documents.key_of(pair[0]) not in self._left_out
-            ]
+            else:
+                self._leave_out(each[documents.ID], "its _id has too many levels")
         return versions, rest
 
     def look_for_index(self) -> None:
