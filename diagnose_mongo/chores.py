@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from diagnose_mongo import canary, presence
@@ -76,8 +75,7 @@ class Chores:
         Raises:
             StoreError: the server could not be asked.
         """
-        is_free = control.lease_ends is None or control.lease_ends.replace(tzinfo=UTC) <= now
-        if control.holder != self._process_id and not is_free:
+        if control.holder != self._process_id and not control.has_free_lease(now):
             self._held_since = None
             return
         controls = ControlStore(link)

@@ -15,11 +15,13 @@ class Proxy:
 
     Attributes:
         delay: seconds that every piece of a reply is late.
+        replied: bytes of replies so far.
         uri: of a MongoDB behind it.
     """
 
     def __init__(self, port):
         self.delay = 0.0
+        self.replied = 0
         self._server = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -92,6 +94,7 @@ class Proxy:
                     time.sleep(self.delay)
                 if is_reply:
                     with self._lock:
+                        self.replied += len(data)
                         if self._left is not None:
                             data, is_cut = data[: self._left], len(data) >= self._left
                             self._left -= len(data)

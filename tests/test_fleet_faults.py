@@ -47,7 +47,10 @@ def worker(proxy, specs, shop):
         def make(process_id="me", uri=proxy.uri, patience=700, **options):
             client = stack.enter_context(
                 pymongo.MongoClient(
-                    uri, serverSelectionTimeoutMS=patience, connectTimeoutMS=patience
+                    uri,
+                    serverSelectionTimeoutMS=patience,
+                    connectTimeoutMS=patience,
+                    heartbeatFrequencyMS=500,
                 )
             )
             collection = client[specs.database.name]["specs"]
@@ -163,12 +166,12 @@ def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_i
     wait_until(lambda: state(specs, "a", "away") == "installed")
 
 
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 40, 150, 300, 600, 1000, 3000])
+@pytest.mark.parametrize("size", [0, 1, 16, 150, 600, 3000])
 def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop, proxy, size):
     specs.insert_many([spec("a"), spec("b", limits={"fleet_hits": 20})])
     manager = worker()
     with Application(shop):
-        for i in range(3):
+        for i in range(2):
             manager.apply()
             proxy.cut_after(size)
             manager._beat_at = 0.0
@@ -183,6 +186,7 @@ def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop,
 
 
 def test_slow_replies_slow_down_nobody(worker, specs, shop, proxy):
+    original = shop.double.__code__
     specs.insert_one(spec())
     manager = worker(timeout=5.0, patience=5000)
     with Application(shop) as bare:
@@ -190,7 +194,7 @@ def test_slow_replies_slow_down_nobody(worker, specs, shop, proxy):
     with Application(shop) as slowed:
         proxy.delay = 2.0
         manager.start()
-        wait_until(lambda: state(specs) == "installed")
+        wait_until(lambda: shop.double.__code__ is not original)
         began = time.monotonic()
         manager.stop()
         took = time.monotonic() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from pymongo.errors import DuplicateKeyError
@@ -21,7 +21,7 @@ IDS = _FLEET, _LEASE = "fleet", "lease"
 """Of the documents that there are: another one is nobody's."""
 
 _LONGEST_SECONDS = 1e9
-_LONGEST_LEASE_MS = 86_400_000
+_LONGEST_LEASE = timedelta(days=1)
 _LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001 - as BSON has it
 
 
@@ -46,6 +46,13 @@ class Control:
     is_bounded: bool = False
     holder: str | None = None
     lease_ends: datetime | None = None
+
+    def has_free_lease(self, now: datetime) -> bool:
+        """Whether anybody may take the lease; ``now`` is aware, by the server's clock."""
+        if self.lease_ends is None:
+            return True
+        left = self.lease_ends.replace(tzinfo=UTC) - now
+        return not timedelta() < left <= _LONGEST_LEASE
 
     @classmethod
     def of(cls, found: Iterable[Mapping[str, Any]]) -> Self:
@@ -113,7 +120,14 @@ class ControlStore:
                 {"holder": holder},
                 {"$expr": {"$not": {"$gt": ["$ends", "$$NOW"]}}},
                 # Nobody takes one for so long: a server's clock was wrong.
-                {"$expr": {"$gt": ["$ends", {"$add": ["$$NOW", _LONGEST_LEASE_MS]}]}},
+                {
+                    "$expr": {
+                        "$gt": [
+                            "$ends",
+                            {"$add": ["$$NOW", _LONGEST_LEASE // timedelta(milliseconds=1)]},
+                        ]
+                    }
+                },
             ],
         }
         taken = {
