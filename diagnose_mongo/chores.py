@@ -111,6 +111,7 @@ class Chores:
         if not is_settled:
             return
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
+            ProcessStore(link).remove_dead()
             removed = store.remove_entries_of_dead()
             if removed:
                 log.info("removed %d entries of processes that do not live any more", removed)

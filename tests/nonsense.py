@@ -81,7 +81,9 @@ FIELDS = (
     *("fingerprint", "canary", "stage", "validate", "applied", "id"),
     *("instrument.type", "instrument.value", "instrument.event", "instrument.custom"),
     *("limits.rate", "limits.sample", "limits.hits", "limits.fleet_hits"),
-    *("select.service", "select.percent", "canary.percent", "canary.for", "canary.max_errors"),
+    *("select.service", "select.env", "select.host", "select.version", "select.percent"),
+    *("canary.percent", "canary.for", "canary.max_errors", "canary.max_cost", "instrument.name"),
+    "created_by",
 )
 
 

@@ -76,6 +76,15 @@ class ProcessStore:
         with self._link.talking("removing this process", timeout):
             self._collection.delete_one({documents.ID: process_id})
 
+    def remove_dead(self) -> None:
+        """Remove the documents of those that do not live, where no TTL index does it.
+
+        Raises:
+            StoreError: they could not be removed.
+        """
+        with self._link.talking("removing dead processes"):
+            self._collection.delete_many({"$nor": [IS_ALIVE]})
+
     def living(self) -> set[str]:
         """The ids of all that live. Answered from an index, if it is there.
 
