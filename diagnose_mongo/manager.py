@@ -473,7 +473,7 @@ class MongoInstrumentManager(InstrumentManager):
             ]
             content = presence.content(self.process_id, self.labels, self.period, told)
         before = processes.beat(
-            self.process_id, self._run, content, seconds * presence.TTL_HEARTBEATS
+            self.process_id, content, seconds * presence.TTL_HEARTBEATS, self._run
         )
         # It counted as dead, or another one stopped under its id: its entries may be gone.
         self._lost_entries = self._has_beaten and before != self._run

@@ -19,6 +19,7 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose.specs import Select, Stage, parse
 from diagnose_mongo import presence
 from diagnose_mongo.canary import decide
+from diagnose_mongo.installation import install
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 from diagnose_mongo.store import (
@@ -182,6 +183,30 @@ def test_specs_of_any_id_and_words_with_dollars_can_be_told(process, specs, data
     )
 
 
+def test_those_who_say_that_they_live_meanwhile_are_counted_once(specs, database):
+    install(Link(specs))
+    processes = ProcessStore(Link(specs))
+    for i in range(2000):
+        processes.beat(f"p{i}", {"filler": "x" * 2000}, 60)
+    stop = threading.Event()
+
+    def beats():
+        i = 0
+        while not stop.is_set():
+            processes.beat(f"p{i % 2000}", {}, 60 + i)
+            i += 1
+
+    threads = [threading.Thread(target=beats) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert [processes.count() for _ in range(30)] == [2000] * 30
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 # --- rollouts ---------------------------------------------------------------------------------
 
 
@@ -280,7 +305,7 @@ def test_the_server_selects_as_the_processes_do(process, specs, select):
 def test_the_server_reckons_percents_as_python_does(specs):
     processes = ProcessStore(Link(specs))
     for i in range(300):
-        processes.beat(f"p{i}", "r", presence.content(f"p{i}", {}, 1.0, []), 60)
+        processes.beat(f"p{i}", presence.content(f"p{i}", {}, 1.0, []), 60)
     store = RolloutStore(Link(specs))
     for name in ("a", "cart-latency", 7):
         for percent in (0, 1, 33.3, 50, 99.9, 100):

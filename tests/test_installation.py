@@ -79,7 +79,7 @@ def test_specs_that_are_none_are_refused_and_others_are_not(database):
 def test_the_dead_are_removed_by_the_server(database):
     install(Link(database["specs"]))
     processes = ProcessStore(Link(database["specs"]))
-    processes.beat("web", "r", {}, 0.001)
+    processes.beat("web", {}, 0.001)
     wait_until(lambda: database["processes"].count_documents({}) == 0)
 
 

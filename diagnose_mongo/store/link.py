@@ -93,15 +93,18 @@ class Link:
             collection.with_options(codec_options=ANYTHING) if self.is_real else collection
         )
 
-    def beside(self, name: str) -> SpecCollection:
-        """Another collection of this fleet: in the same database, written to for good.
+    def beside(self, name: str, *, is_for_good: bool = True) -> SpecCollection:
+        """Another collection of this fleet, in the same database.
 
-        What is written there is acknowledged by a majority, so that no failover takes it back.
+        Args:
+            name: of the collection.
+            is_for_good: what is written is acknowledged by a majority, so that no failover
+                takes it back; otherwise by the primary alone, which takes no time.
         """
         return self.collection.database.get_collection(
             documents.beside(self.collection.name, name),
             codec_options=ANYTHING,
-            write_concern=WriteConcern("majority"),
+            write_concern=WriteConcern("majority" if is_for_good else 1),
         )
 
     def clock(self) -> ServerClock | None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IS_ALIVE", "ProcessStore"]
 
-IS_ALIVE = {"$expr": {"$gt": ["$expires", "$$NOW"]}}
+# The sum keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
+# reads along it meets some of them twice. Nearly all documents are of processes that live.
+IS_ALIVE = {"$expr": {"$gt": [{"$add": ["$expires", 0]}, "$$NOW"]}}
 """What a query asks of a process's document, for those that live."""
 
 
@@ -29,16 +31,19 @@ class ProcessStore:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._collection = link.beside("processes")
+        # A sign of life that a failover takes back is followed by the next one.
+        self._collection = link.beside("processes", is_for_good=False)
 
-    def beat(self, process_id: str, run: str, content: Mapping[str, Any], ttl: float) -> str | None:
+    def beat(
+        self, process_id: str, content: Mapping[str, Any], ttl: float, run: str = ""
+    ) -> str | None:
         """Say that a process lives.
 
         Args:
             process_id: its id.
-            run: tells apart managers of the same id.
             content: the rest of its document.
             ttl: seconds that this is good for.
+            run: tells apart those who use the same id.
 
         Returns:
             The run that said so before, if that was good until now; None: under this id nobody
@@ -86,7 +91,7 @@ class ProcessStore:
             self._collection.delete_many({"$nor": [IS_ALIVE]})
 
     def living(self) -> set[str]:
-        """The ids of all that live. Answered from an index, if it is there.
+        """The ids of all that live.
 
         Raises:
             StoreError: the server could not be asked.

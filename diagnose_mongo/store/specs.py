@@ -100,6 +100,16 @@ class SpecStore:
         self._left_out: set[Hashable] = set()
         self._use_index = link.is_real
         self._is_index_missed = False
+        self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
+        self._with_control = {
+            "$unionWith": {
+                "coll": documents.beside(self._collection.name, "control"),
+                "pipeline": [
+                    {"$match": {documents.ID: {"$in": list(IDS)}}},
+                    {"$project": {_CONTROL: "$$ROOT"}},
+                ],
+            }
+        }
 
     def versions(self) -> list[tuple[Any, object]]:
         """For every spec its ``_id`` and ``lastmodified``, from the index alone if there is one.
@@ -109,7 +119,11 @@ class SpecStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        return self._look([])[0]
+        if self._link.is_real:
+            found = self._look([])
+        else:
+            found = list(self._collection.find({}, {documents.ID: 1, documents.VERSION: 1}))
+        return self._pairs(found)
 
     def look(self) -> tuple[list[tuple[Any, object]], Control]:
         """The same and what holds for the whole fleet, in one query: all that a poll asks.
@@ -119,55 +133,47 @@ class SpecStore:
         """
         if not self._link.is_real:
             return self.versions(), Control()
-        versions, rest = self._look(
-            [
-                {
-                    "$unionWith": {
-                        "coll": self._link.beside("control").name,
-                        "pipeline": [
-                            {"$match": {documents.ID: {"$in": list(IDS)}}},
-                            {"$project": {_CONTROL: "$$ROOT"}},
-                        ],
-                    }
-                }
-            ]
-        )
-        return versions, Control.of(each[_CONTROL] for each in rest)
+        found = self._look([self._with_control])
+        # Nearly always it is what it was.
+        if self._looked is None or self._looked[0] != found:
+            control = [each[_CONTROL] for each in found if _CONTROL in each]
+            versions = self._pairs([each for each in found if _CONTROL not in each])
+            self._looked = found, versions, Control.of(control)
+        return self._looked[1:]
 
-    def _look(
-        self, more: list[dict[str, Any]]
-    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+    def _look(self, more: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pipeline = [{"$project": {documents.ID: 1, documents.VERSION: 1}}, *more]
         what = "looking for changed specs"
         # Each call has its own time: a server that is slow is no server that is away.
         if self._use_index:
             with self._link.talking(what):
                 try:
-                    return self._looked(pipeline, {"hint": documents.POLL_INDEX})
+                    return self._rows(pipeline, {"hint": documents.POLL_INDEX})
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
             self._use_index = self._make_index()
         with self._link.talking(what):
-            return self._looked(pipeline, {})
+            return self._rows(pipeline, {})
 
-    def _looked(
+    def _rows(
         self, pipeline: list[dict[str, Any]], options: dict[str, Any]
-    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+    ) -> list[dict[str, Any]]:
         try:
-            found = list(self._collection.aggregate(pipeline, **options))
+            return list(self._collection.aggregate(pipeline, **options))
         except _UNREADABLE:
             # One of them can't be decoded; so each is by itself.
-            found = self._readable(pipeline, options)
-        versions, rest = [], []
+            return self._readable(pipeline, options)
+
+    def _pairs(self, found: list[dict[str, Any]]) -> list[tuple[Any, object]]:
         for each in found:
-            if _CONTROL in each:
-                rest.append(each)
-            elif documents.is_shallow(each[documents.ID]):
-                versions.append((each[documents.ID], each.get(documents.VERSION)))
-            else:
+            if not documents.is_shallow(each[documents.ID]):
                 self._leave_out(each[documents.ID], "its _id has too many levels")
-        return versions, rest
+        return [
+            (each[documents.ID], each.get(documents.VERSION))
+            for each in found
+            if documents.is_shallow(each[documents.ID])
+        ]
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
