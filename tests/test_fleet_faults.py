@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -17,6 +18,7 @@ from proxy import Proxy
 from replica import ReplicaSet
 from waiting import wait_until
 
+from diagnose_mongo.server import LocalServer
 from diagnose_mongo.store import ProcessStore
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,11 @@ def fail(mongo_server):
         set_one.heal = heal
         yield set_one
         heal()
+
+
+def poll(manager):
+    manager._beat_at = 0.0
+    manager.apply()
 
 
 # --- outages ----------------------------------------------------------------------------------
@@ -230,8 +237,7 @@ def test_what_a_server_refuses_for_now_is_told_later(worker, specs, shop, fail, 
         fail("failCommand", errorCode=code, failCommands=commands)
         wait_until(lambda: manager._records["a"].status.hits)
         for _ in range(3):
-            manager._beat_at = 0.0
-            manager.apply()
+            poll(manager)
         fail.heal()
         assert state(specs) == "installed"
         # The driver looks for a primary no more often than each half second.
@@ -250,6 +256,45 @@ def test_an_entry_that_is_refused_for_a_passing_reason_is_written_later(
     fail.heal()
     manager.apply()
     assert state(specs) == "installed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 120 MB, where this user may make one."""
+    made = tmp_path / "small"
+    made.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120m", "none", str(made)]
+    if (
+        sys.platform != "linux"
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("only root can make a small file system on Linux")
+    yield made
+    subprocess.run(["umount", "-l", str(made)], check=True)
+
+
+def test_what_a_full_disk_takes_no_more_is_told_when_there_is_room(shop, small_disk):
+    with LocalServer(dbpath=small_disk / "db") as server, pymongo.MongoClient(server.uri) as client:
+        specs = client["full"]["specs"]
+        names = [f"s{i}" for i in range(30)]
+        specs.insert_many([spec(name, f"fault_shop.{name * 50}") for name in names])
+        manager = make_worker(specs)
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(b"x" * 65536)
+        with pytest.raises(pymongo.errors.PyMongoError):
+            for _ in range(2000):
+                client["full"]["junk"].insert_one({"x": os.urandom(60_000)})
+        for _ in range(3):
+            poll(manager)
+        # There is no room for a new collection; what goes into the old one is written.
+        assert "processes" not in client["full"].list_collection_names()
+        filler.unlink()
+        told = {"applied.me.state": "error"}
+        wait_until(lambda: poll(manager) or specs.count_documents(told) == len(names))
+        assert ProcessStore(manager._link).living() == {"me"}
+        manager.stop()
 
 
 def test_an_entry_that_a_document_has_no_room_for_is_refused_and_said(worker, specs, shop, caplog):

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IS_ALIVE", "ProcessStore"]
 
-# The sum keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
+# `$ifNull` keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
 # reads along it meets some of them twice. Nearly all documents are of processes that live.
-IS_ALIVE = {"$expr": {"$gt": [{"$add": ["$expires", 0]}, "$$NOW"]}}
+IS_ALIVE = {"$expr": {"$gt": [{"$ifNull": ["$expires", None]}, "$$NOW"]}}
 """What a query asks of a process's document, for those that live."""
 
 
