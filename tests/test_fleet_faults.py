@@ -173,7 +173,7 @@ def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_i
     wait_until(lambda: state(specs, "a", "away") == "installed")
 
 
-@pytest.mark.parametrize("size", [0, 1, 16, 150, 600, 3000])
+@pytest.mark.parametrize("size", [0, 1, 150, 600])
 def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop, proxy, size):
     specs.insert_many([spec("a"), spec("b", limits={"fleet_hits": 20})])
     manager = worker()
@@ -195,7 +195,8 @@ def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop,
 def test_slow_replies_slow_down_nobody(worker, specs, shop, proxy):
     original = shop.double.__code__
     specs.insert_one(spec())
-    manager = worker(timeout=5.0, patience=5000)
+    specs.create_index([("_id", 1), ("lastmodified", 1)], name="diagnose_poll")
+    manager = worker(None, timeout=5.0, patience=5000)
     with Application(shop) as bare:
         wait_until(lambda: bare.calls > 500)
     with Application(shop) as slowed:
@@ -221,7 +222,6 @@ WRITES = ["update", "findAndModify", "delete"]
     [
         (14031, WRITES),  # OutOfDiskSpace
         (10107, WRITES),  # NotWritablePrimary
-        (189, COMMANDS),  # PrimarySteppedDown
         (11600, COMMANDS),  # InterruptedAtShutdown
         (50, COMMANDS),  # MaxTimeMSExpired
         (8000, WRITES),  # AtlasError: over its quota

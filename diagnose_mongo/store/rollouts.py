@@ -217,8 +217,12 @@ class RolloutStore:
                 {"$and": [IS_ALIVE, {"$expr": is_meant(name, select)}]}
             )
 
-    def costs(self, raw_id: object) -> dict[str, Any]:
+    def costs(self, raw_id: object, version: object = None) -> dict[str, Any]:
         """What a spec has cost and done, over all that live.
+
+        Args:
+            raw_id: its ``_id``.
+            version: its ``lastmodified``, if what it was before is not to count.
 
         Returns:
             ``hits`` in all, ``cost`` (the largest share of a core that one process spent on
@@ -230,7 +234,7 @@ class RolloutStore:
         pipeline: list[dict[str, Any]] = [
             {"$match": IS_ALIVE},
             {"$project": {"mine": _figures_of(raw_id)}},
-            {"$match": {"mine": {"$exists": True}}},
+            {"$match": {"mine": {"$exists": True}} if version is None else {"mine.lm": version}},
             {
                 "$facet": {
                     "all": [

@@ -103,7 +103,7 @@ class SpecStore:
         self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
         self._with_control = {
             "$unionWith": {
-                "coll": documents.beside(self._collection.name, "control"),
+                "coll": documents.beside(link.collection.name, "control"),
                 "pipeline": [
                     {"$match": {documents.ID: {"$in": list(IDS)}}},
                     {"$project": {_CONTROL: "$$ROOT"}},
