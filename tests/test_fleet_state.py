@@ -505,7 +505,9 @@ def test_hits_are_taken_once_however_many_take_them(specs):
 
     def take(name):
         store = BudgetStore(Link(specs))
-        taken.extend(store.take(budget, 100, name, unused=0, wanted=3).hits for _ in range(30))
+        taken.extend(
+            store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
+        )
 
     threads = [threading.Thread(target=take, args=(f"p{i}",)) for i in range(6)]
     for thread in threads:
@@ -677,6 +679,20 @@ def test_a_canary_that_costs_too_much_is_taken_back(process, specs, database):
     web._records["a"].status.cost = 0.03
     run_until([web], specs, lambda d: d.get("stage", {}).get("name") == "taken back")
     assert "3.00% of a core" in specs.find_one()["stage"]["reason"]
+
+
+def test_what_a_canary_cost_before_it_was_changed_does_not_count(process, specs):
+    web, chores = process("web", heartbeat=60), process("chores", heartbeat=60)
+    specs.insert_one(spec(canary=canary(percent=100, max_cost=0.01, **{"for": 10})))
+    chores.apply()
+    web.apply()
+    web._records["a"].status.cost = 0.03
+    beat(web)
+    change(specs, when="x > 100")
+    # It has the new version, and did not say so yet.
+    for _ in range(3):
+        chores.apply()
+    assert "stage" not in specs.find_one()
 
 
 def test_who_changes_a_canary_begins_it_anew(process, specs):

@@ -28,6 +28,7 @@ __all__ = [
     "Link",
     "ServerClock",
     "SpecCollection",
+    "is_answer",
     "is_refused",
     "short",
 ]
@@ -191,6 +192,11 @@ def is_refused(error: StoreError) -> bool:
     """Whether the server refused, since this user may not do that."""
     cause = error.__cause__
     return isinstance(cause, OperationFailure) and cause.code in _NOT_ALLOWED
+
+
+def is_answer(error: StoreError) -> bool:
+    """Whether the server is there, and said no to what it was asked for."""
+    return isinstance(error.__cause__, OperationFailure)
 
 
 def short(what: object) -> str:
