@@ -158,8 +158,10 @@ def test_an_outage_of_any_kind_loses_nothing_and_keeps_no_probe(
 
 
 def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_it(
-    worker, specs, shop, proxy, mongo_server
+    worker, specs, shop, proxy, mongo_server, monkeypatch
 ):
+    # Those would find it too, minutes later.
+    monkeypatch.setattr("diagnose_mongo.manager._POLLS_PER_FULL_POLL", 10**6)
     specs.insert_one(spec())
     away, here = worker("away"), worker("here", mongo_server.uri)
     away.start()
