@@ -124,7 +124,7 @@ def test_times_add_up_to_the_time_of_the_call(stage):
 
 
 def test_a_loop_of_any_length_keeps_lists_short(stage, monkeypatch):
-    monkeypatch.setattr(timing, "_LONG", frozenset(range(10, 20)))
+    monkeypatch.setattr(timing, "_FOLD_AT", 10)
     shop = stage.script(WORK)
     with probed(f"{shop.__name__}.work", "(hotspots, [len(x) for x in hotspots._runs])") as seen:
         shop.work(5000)

@@ -107,7 +107,7 @@ def weave(
         lines: hooks to be called before a line of the file runs.
         busy: as long as it is empty, ``quick`` of a hook stands for its handler.
         report: makes ``hotspots`` of the lines' numbers and what was measured; see
-            :func:`diagnose.bytecode.timing.sums`.
+            :func:`diagnose.bytecode.timing.line_totals`.
         hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
 
     Raises:
@@ -490,7 +490,7 @@ class _Weaver:
             if self.hidden:
                 emit.location = NOWHERE
             if self.timing is not None:
-                self.timing.end_run(emit, one)
+                self.timing.end_run(emit, one, None)
             self._leave(emit, after, ends, raised=False)
             for _ in self.kept:
                 emit.drop_second()
