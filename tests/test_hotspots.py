@@ -10,7 +10,7 @@ import pytest
 from stage import Stage, attached, in_thread, outcome, probed
 
 from diagnose.bytecode import timing
-from diagnose.instruments import LogInstrument, ProbeTestInstrument
+from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
 
 
 @pytest.fixture
@@ -261,6 +261,59 @@ def test_only_who_names_it_pays_for_it(stage):
     assert "hotspots" not in everything.log[0][1]
     assert "elapsed" in everything.log[0][1]
     assert shop.one.__code__ is code
+
+
+LONG = "def long(n):\n    a = each = 0\n" + "".join(f"    a += {each}\n" for each in range(40))
+LONG += """\
+    for each in range(n):
+        try:
+            a += each
+        except ValueError:
+            a = 0
+    return a
+"""
+# From where, and where to; forwards, backwards, out of the loop and (refused) into it.
+JUMPS = [(3, 42), (42, 3), (5, 43), (45, 3), (44, 48), (45, 48), (48, 2), (3, 45), (43, 47)]
+
+
+@pytest.mark.parametrize("are_others_on", [False, True])
+@pytest.mark.parametrize("jump", JUMPS)
+def test_a_debugger_may_jump_where_lines_are_timed(stage, jump, are_others_on):
+    shop = stage.script(LONG)
+    code_name, (begin, end) = shop.long.__code__.co_name, jump
+
+    def jumped():
+        told = []
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_name != code_name:
+                return None
+            if event == "line" and frame.f_lineno == begin and not told:
+                told.append("jumped")
+                try:
+                    frame.f_lineno = end
+                except ValueError as error:
+                    told.append(str(error))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return shop.long(3), told
+        finally:
+            sys.settrace(before)
+
+    bare = jumped()
+    assert bare[1]
+    made = [ProbeTestInstrument("n", "len(hotspots) > 0")]
+    if are_others_on:
+        made += [ProbeTestInstrument("n", "1", each) for each in ("call", "return", "end")]
+        made += [ProbeTestInstrument("n", "1", f"line:{line}") for line in (3, 43, 45, 48)]
+        made += [HistogramInstrument("n", "elapsed", when=f"n > {each}") for each in range(3)]
+    with attached(f"{shop.__name__}.long", *made):
+        assert jumped() == bare
+    assert made[0].results == [True]
+    assert [each.status.error for each in made] == [None] * len(made)
 
 
 def test_it_is_text_that_can_be_read(stage, capsys):
