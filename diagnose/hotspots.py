@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import linecache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.bytecode import timing
 

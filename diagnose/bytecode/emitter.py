@@ -201,7 +201,8 @@ class Emitter:
         jump back.
 
         Args:
-            usual, other: what is done.
+            usual: what is done if it is false.
+            other: what is done if it is true.
             is_bool: the topmost value is a ``bool`` for sure.
         """
         over = Instruction(_NOP, 0, self.location, self.handler)

@@ -83,7 +83,7 @@ _BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
 _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
-_clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
+_time, _getframe = time.time, sys._getframe
 
 
 def weave(
@@ -251,11 +251,11 @@ class _Weaver:
     def _keep_time(self, emit: Emitter) -> None:
         position = emit.depth
         if self.only is None:
-            emit.call(_clock)
+            emit.read_clock()
         else:
             # Who is not going to be called needs no time.
             busy = Emitter(self.constants, position, emit.location)
-            busy.call(_clock)
+            busy.read_clock()
             idle = Emitter(self.constants, position, emit.location)
             idle.constant(None)
             emit.copy(self.kept[_sifted(self.only)])
@@ -270,7 +270,7 @@ class _Weaver:
         if name in self.kept:
             emit.copy(self.kept[name])
         elif name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
         elif name in self.parameters.names and name not in {"args", "kwargs"}:
             self._parameter(emit, name)
         elif name == "args":
@@ -403,7 +403,7 @@ class _Weaver:
             emit.call(_locals)
             return
         if name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
             return
         if name not in self.index:
             message = f"the function has no variable {name!r}"
@@ -427,7 +427,7 @@ class _Weaver:
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
-            emit.call(_clock)
+            emit.read_clock()
             places["elapsed"] = emit.depth
             emit.copy(places[NOW])
             emit.copy(self.kept["@began"])
@@ -451,7 +451,7 @@ class _Weaver:
         def push(out: Emitter, name: str) -> None:
             if name == NOW and (ends or hook is not after[0]):
                 # What others did since the clock was read is not this one's.
-                out.call(_clock)
+                out.read_clock()
             elif name in places:
                 out.copy(places[name])
             elif name == "exception":
