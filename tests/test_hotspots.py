@@ -134,6 +134,28 @@ def test_a_loop_of_any_length_keeps_lists_short(stage, monkeypatch):
     assert max(lengths) < 100
 
 
+@pytest.mark.parametrize(
+    "loop",
+    [
+        """for x in range(n): max(x,
+                1)""",
+        """[max(x,
+                1) for x in range(n)]""",
+        """while n:
+            with contextlib.suppress(KeyError):
+                n -= 1
+                {}[n]""",
+    ],
+)
+def test_any_form_of_loop_keeps_lists_short(stage, monkeypatch, loop):
+    monkeypatch.setattr(timing, "_FOLD_AT", 10)
+    text = f"import contextlib\n\ndef subject(n):\n        {loop}\n"
+    shop = stage.script(text)
+    with probed(f"{shop.__name__}.subject", "[len(x) for x in hotspots._runs]") as seen:
+        shop.subject(500)
+    assert max(seen.results[0]) < 100
+
+
 def test_time_until_an_exception_goes_to_the_line_that_raised(stage):
     shop = stage.script(WORK)
     with probed(f"{shop.__name__}.fails", "hotspots") as seen:
@@ -321,8 +343,13 @@ def test_it_is_text_that_can_be_read(stage, capsys):
     with attached(f"{shop.__name__}.work", LogInstrument("hot", "hotspots")):
         shop.work(3, 0.002)
     out = capsys.readouterr().out
-    head = out.splitlines()[0].split(" = ")[1]
+    title, head, *rows = out.splitlines()
+    assert title == "Probe (hot)[tags={}] ="
     assert head.split() == ["line", "runs", "total", "longest"]
+    first_cells = [row.split()[0] for row in (head, *rows)]
+    assert {
+        row.index(cell) + len(cell) for row, cell in zip((head, *rows), first_cells, strict=True)
+    } == {len("line")}
     assert "time.sleep(pause)" in out
     with probed(f"{shop.__name__}.work", "str(hotspots.worst)") as seen:
         shop.work(0, 0.002)
