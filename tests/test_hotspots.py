@@ -331,7 +331,7 @@ def test_a_debugger_may_jump_where_lines_are_timed(stage, jump, are_others_on):
     if are_others_on:
         made += [ProbeTestInstrument("n", "1", each) for each in ("call", "return", "end")]
         made += [ProbeTestInstrument("n", "1", f"line:{line}") for line in (3, 43, 45, 48)]
-        made += [HistogramInstrument("n", "elapsed", when=f"n > {each}") for each in range(3)]
+        made += [HistogramInstrument("n", "elapsed", when=f"n > {each}") for each in range(30)]
     with attached(f"{shop.__name__}.long", *made):
         assert jumped() == bare
     assert made[0].results == [True]

@@ -5,8 +5,8 @@ one call of the clock and a few instructions that touch the stack alone. Each ca
 its own, kept at the bottom of its stack, so threads and recursion do not meet. A loop now and
 then folds the lists, so that they stay short.
 
-However many lines there are, two values are kept: a debugger that jumps (``frame.f_lineno = N``)
-makes CPython count what is on the stack, and it counts to 21.
+However many lines there are, two values are kept: debuggers that jump need a shallow stack
+(:mod:`diagnose.bytecode.weaving`).
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
+_BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
+_MOST_KEPT, _LIST = 4, "@list"
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -138,7 +140,9 @@ class _Weaver:
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
         self.index = places(code, self.listing)
         self.changed = self._changed()
+        # By name: where it is on the stack; or its number in the list that is there.
         self.kept: dict[str, int] = {}
+        self.listed: dict[str, int] = {}
         self.stubs: list[Emitter] = []
         self.only: Hook | None = None
         self.deepest = code.co_stacksize
@@ -219,27 +223,24 @@ class _Weaver:
                 continue
             if name in parameters and not self._may_change(name):
                 continue
-            position = emit.depth
             self._entry_value(emit, name)
-            self.kept[name] = position
+            self._keep(emit, name)
         for hooks in (before, after):
             for hook in hooks:
                 if hook.prelude is not None:
-                    position = emit.depth
                     emit.begin_call(hook.prelude)
                     for name in hook.prelude_names:
                         self._entry_value(emit, name)
                     emit.end_call(len(hook.prelude_names))
-                    self.kept[_prelude(hook)] = position
+                    self._keep(emit, _prelude(hook))
         for hook in after:
             if hook.sift is not None:
                 function, names = hook.sift
-                position = emit.depth
                 emit.begin_call(function)
                 for name in names:
                     self._parameter(emit, name)
                 emit.end_call(len(names))
-                self.kept[_sifted(hook)] = position
+                self._keep(emit, _sifted(hook))
         for hook in before:
             self._call_hook(emit, hook, self._entry_value)
         if "elapsed" in exit_names:
@@ -258,17 +259,41 @@ class _Weaver:
             busy.read_clock()
             idle = Emitter(self.constants, position, emit.location)
             idle.constant(None)
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.choose(busy, idle)
-        self.kept["@began"] = position
+        self._keep(emit, "@began")
+
+    def _keep(self, emit: Emitter, name: str) -> None:
+        """Keep the topmost value until the end: on the stack, from the fourth on in a list there.
+
+        When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
+        SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        """
+        if len(self.kept) < _MOST_KEPT - 1:
+            self.kept[name] = emit.depth - 1
+            return
+        if not self.listed:
+            self.kept[_LIST] = emit.depth - 1
+            emit.add(_BUILD_LIST, 1)
+        else:
+            emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
+        self.listed[name] = len(self.listed)
+
+    def _push_kept(self, emit: Emitter, name: str) -> None:
+        if name in self.listed:
+            emit.copy(self.kept[_LIST])
+            emit.item(self.listed[name])
+        else:
+            emit.copy(self.kept[name])
 
     def _may_change(self, name: str) -> bool:
         index, is_cell = self.index[name]
         return is_cell or index in self.changed
 
     def _entry_value(self, emit: Emitter, name: str) -> None:
-        if name in self.kept:
-            emit.copy(self.kept[name])
+        if name in self.kept or name in self.listed:
+            self._push_kept(emit, name)
         elif name == NOW:
             emit.read_clock()
         elif name in self.parameters.names and name not in {"args", "kwargs"}:
@@ -361,7 +386,7 @@ class _Weaver:
         emit.begin_call(hook.handler)
         count = len(hook.names)
         if hook.prelude is not None:
-            emit.copy(self.kept[_prelude(hook)])
+            self._push_kept(emit, _prelude(hook))
             count += 1
         for name in hook.names:
             push(emit, name)
@@ -419,7 +444,7 @@ class _Weaver:
         """Call what is to be called at the end; the result or exception is topmost."""
         over = Instruction(_NOP, 0, emit.location, emit.handler)
         if self.only is not None:
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.jump_if(over)
         places = dict(self.kept)
         places["result"] = emit.depth - 1
@@ -430,7 +455,7 @@ class _Weaver:
             emit.read_clock()
             places["elapsed"] = emit.depth
             emit.copy(places[NOW])
-            emit.copy(self.kept["@began"])
+            self._push_kept(emit, "@began")
             emit.subtract()
         if "end" in wanted:
             places["end"] = emit.depth
@@ -464,7 +489,7 @@ class _Weaver:
         for hook in after:
             skipped = Instruction(_NOP, 0, emit.location, emit.handler)
             if hook.sift is not None and hook is not self.only:
-                emit.copy(self.kept[_sifted(hook)])
+                self._push_kept(emit, _sifted(hook))
                 emit.jump_if(skipped)
                 self._call_hook(emit, hook, push)
                 emit.out.append(skipped)
