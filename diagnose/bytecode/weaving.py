@@ -66,6 +66,8 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
+_BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
+_MOST_KEPT, _LIST = 4, "@list"
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -83,7 +85,7 @@ _BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
 _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
-_clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
+_time, _getframe = time.time, sys._getframe
 
 
 def weave(
@@ -107,7 +109,7 @@ def weave(
         lines: hooks to be called before a line of the file runs.
         busy: as long as it is empty, ``quick`` of a hook stands for its handler.
         report: makes ``hotspots`` of the lines' numbers and what was measured; see
-            :func:`diagnose.bytecode.timing.sums`.
+            :func:`diagnose.bytecode.timing.line_totals`.
         hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
 
     Raises:
@@ -138,7 +140,9 @@ class _Weaver:
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
         self.index = places(code, self.listing)
         self.changed = self._changed()
+        # By name: where it is on the stack; or its number in the list that is there.
         self.kept: dict[str, int] = {}
+        self.listed: dict[str, int] = {}
         self.stubs: list[Emitter] = []
         self.only: Hook | None = None
         self.deepest = code.co_stacksize
@@ -219,27 +223,24 @@ class _Weaver:
                 continue
             if name in parameters and not self._may_change(name):
                 continue
-            position = emit.depth
             self._entry_value(emit, name)
-            self.kept[name] = position
+            self._keep(emit, name)
         for hooks in (before, after):
             for hook in hooks:
                 if hook.prelude is not None:
-                    position = emit.depth
                     emit.begin_call(hook.prelude)
                     for name in hook.prelude_names:
                         self._entry_value(emit, name)
                     emit.end_call(len(hook.prelude_names))
-                    self.kept[_prelude(hook)] = position
+                    self._keep(emit, _prelude(hook))
         for hook in after:
             if hook.sift is not None:
                 function, names = hook.sift
-                position = emit.depth
                 emit.begin_call(function)
                 for name in names:
                     self._parameter(emit, name)
                 emit.end_call(len(names))
-                self.kept[_sifted(hook)] = position
+                self._keep(emit, _sifted(hook))
         for hook in before:
             self._call_hook(emit, hook, self._entry_value)
         if "elapsed" in exit_names:
@@ -251,26 +252,50 @@ class _Weaver:
     def _keep_time(self, emit: Emitter) -> None:
         position = emit.depth
         if self.only is None:
-            emit.call(_clock)
+            emit.read_clock()
         else:
             # Who is not going to be called needs no time.
             busy = Emitter(self.constants, position, emit.location)
-            busy.call(_clock)
+            busy.read_clock()
             idle = Emitter(self.constants, position, emit.location)
             idle.constant(None)
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.choose(busy, idle)
-        self.kept["@began"] = position
+        self._keep(emit, "@began")
+
+    def _keep(self, emit: Emitter, name: str) -> None:
+        """Keep the topmost value until the end: on the stack, from the fourth on in a list there.
+
+        When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
+        SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        """
+        if len(self.kept) < _MOST_KEPT - 1:
+            self.kept[name] = emit.depth - 1
+            return
+        if not self.listed:
+            self.kept[_LIST] = emit.depth - 1
+            emit.add(_BUILD_LIST, 1)
+        else:
+            emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
+        self.listed[name] = len(self.listed)
+
+    def _push_kept(self, emit: Emitter, name: str) -> None:
+        if name in self.listed:
+            emit.copy(self.kept[_LIST])
+            emit.item(self.listed[name])
+        else:
+            emit.copy(self.kept[name])
 
     def _may_change(self, name: str) -> bool:
         index, is_cell = self.index[name]
         return is_cell or index in self.changed
 
     def _entry_value(self, emit: Emitter, name: str) -> None:
-        if name in self.kept:
-            emit.copy(self.kept[name])
+        if name in self.kept or name in self.listed:
+            self._push_kept(emit, name)
         elif name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
         elif name in self.parameters.names and name not in {"args", "kwargs"}:
             self._parameter(emit, name)
         elif name == "args":
@@ -361,7 +386,7 @@ class _Weaver:
         emit.begin_call(hook.handler)
         count = len(hook.names)
         if hook.prelude is not None:
-            emit.copy(self.kept[_prelude(hook)])
+            self._push_kept(emit, _prelude(hook))
             count += 1
         for name in hook.names:
             push(emit, name)
@@ -403,7 +428,7 @@ class _Weaver:
             emit.call(_locals)
             return
         if name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
             return
         if name not in self.index:
             message = f"the function has no variable {name!r}"
@@ -419,7 +444,7 @@ class _Weaver:
         """Call what is to be called at the end; the result or exception is topmost."""
         over = Instruction(_NOP, 0, emit.location, emit.handler)
         if self.only is not None:
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.jump_if(over)
         places = dict(self.kept)
         places["result"] = emit.depth - 1
@@ -427,10 +452,10 @@ class _Weaver:
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
-            emit.call(_clock)
+            emit.read_clock()
             places["elapsed"] = emit.depth
             emit.copy(places[NOW])
-            emit.copy(self.kept["@began"])
+            self._push_kept(emit, "@began")
             emit.subtract()
         if "end" in wanted:
             places["end"] = emit.depth
@@ -451,7 +476,7 @@ class _Weaver:
         def push(out: Emitter, name: str) -> None:
             if name == NOW and (ends or hook is not after[0]):
                 # What others did since the clock was read is not this one's.
-                out.call(_clock)
+                out.read_clock()
             elif name in places:
                 out.copy(places[name])
             elif name == "exception":
@@ -464,7 +489,7 @@ class _Weaver:
         for hook in after:
             skipped = Instruction(_NOP, 0, emit.location, emit.handler)
             if hook.sift is not None and hook is not self.only:
-                emit.copy(self.kept[_sifted(hook)])
+                self._push_kept(emit, _sifted(hook))
                 emit.jump_if(skipped)
                 self._call_hook(emit, hook, push)
                 emit.out.append(skipped)
@@ -490,7 +515,7 @@ class _Weaver:
             if self.hidden:
                 emit.location = NOWHERE
             if self.timing is not None:
-                self.timing.end_run(emit, one)
+                self.timing.end_run(emit, one, None)
             self._leave(emit, after, ends, raised=False)
             for _ in self.kept:
                 emit.drop_second()
