@@ -30,12 +30,14 @@ import inspect
 import opcode
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
+from diagnose.bytecode.entering import LOST, Room, pass_over_calls
 from diagnose.bytecode.flow import depths, line_starts
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
@@ -51,7 +53,7 @@ from diagnose.bytecode.hooks import (
 from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from types import CodeType
 
 
@@ -66,6 +68,7 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
+_CALLS = frozenset({_op.get("PRECALL", _op["CALL"])})
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -81,6 +84,9 @@ _TWO_NAMES = frozenset(
 # there is a RESUME at the very end, which makes a begin.
 _BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
 _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
+
+_CALLED_FOR = frozenset({"kwargs", "start", "now", "frame"})
+"""Names whose values are had by a call, for which there may be no room."""
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
@@ -140,6 +146,8 @@ class _Weaver:
         self.changed = self._changed()
         self.kept: dict[str, int] = {}
         self.stubs: list[Emitter] = []
+        self.landings: list[tuple[Instruction, int]] = []
+        self.spared: dict[int, Callable[[Emitter], None]] = {}
         self.only: Hook | None = None
         self.deepest = code.co_stacksize
 
@@ -186,6 +194,8 @@ class _Weaver:
         if self.timing is not None:
             self.timing.weave(len(self.kept), woven, behind)
             self.stubs += self.timing.stubs
+            pieces = [*woven.values(), *behind.values(), *(each.out for each in self.timing.stubs)]
+            self._spare_calls((one for piece in pieces for one in piece), self._no_time_went_by)
             self.deepest = max(self.deepest, self.timing.deepest + 1)
         self._weave_lines(lines, starts, handlers, depth, woven)
         if after or ends:
@@ -195,6 +205,13 @@ class _Weaver:
             listing += woven.get(id(one), ())
             listing.append(one)
             listing += behind.get(id(one), ())
+        for jump, number in self.landings:
+            jump.target = [*entry.out, self.body[0]][number]
+        if self.spared:
+            everything = [*listing, *(one for stub in self.stubs for one in stub.out)]
+            everything += leaving.out if leaving is not None else ()
+            depth = depths(everything)
+            self.stubs += pass_over_calls(everything, self.spared, depth, self.constants)
         for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs):
             self.deepest = max(self.deepest, emitter.deepest + 1)
             if emitter is not entry:
@@ -220,33 +237,58 @@ class _Weaver:
             if name in parameters and not self._may_change(name):
                 continue
             position = emit.depth
-            self._entry_value(emit, name)
+            if name in _CALLED_FOR:
+                with self._pushes(emit, LOST):
+                    self._entry_value(emit, name)
+            else:
+                self._entry_value(emit, name)
             self.kept[name] = position
         for hooks in (before, after):
             for hook in hooks:
                 if hook.prelude is not None:
                     position = emit.depth
-                    emit.begin_call(hook.prelude)
-                    for name in hook.prelude_names:
-                        self._entry_value(emit, name)
-                    emit.end_call(len(hook.prelude_names))
+                    with self._pushes(emit, None) as room:
+                        self._need(room, hook.prelude_names)
+                        emit.begin_call(hook.prelude)
+                        for name in hook.prelude_names:
+                            self._entry_value(emit, name)
+                        emit.end_call(len(hook.prelude_names))
                     self.kept[_prelude(hook)] = position
         for hook in after:
             if hook.sift is not None:
                 function, names = hook.sift
                 position = emit.depth
-                emit.begin_call(function)
-                for name in names:
-                    self._parameter(emit, name)
-                emit.end_call(len(names))
+                with self._pushes(emit, instead=True):
+                    emit.begin_call(function)
+                    for name in names:
+                        self._parameter(emit, name)
+                    emit.end_call(len(names))
                 self.kept[_sifted(hook)] = position
-        for hook in before:
-            self._call_hook(emit, hook, self._entry_value)
+        if before:
+            with self._passes(emit) as room:
+                self._need(room, [name for hook in before for name in hook.names])
+                for hook in before:
+                    self._call_hook(emit, hook, self._entry_value)
         if "elapsed" in exit_names:
-            self._keep_time(emit)
+            with self._pushes(emit, LOST):
+                self._keep_time(emit)
         if self.timing is not None:
-            for number in range(self.timing.enter(emit)):
-                self.kept[f"@timing {number}"] = -1
+            self._enter_timing(emit, self.timing)
+
+    def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
+        position = self.kept["@timed"] = emit.depth
+        emit.constant(None)
+        begin = len(emit.out)
+        for number in range(timing.enter(emit)):
+            self.kept[f"@timing {number}"] = -1
+
+        def lose(stub: Emitter) -> None:
+            stub.constant(LOST)
+            stub.swap(stub.depth - position)
+            stub.pop()
+            stub.constant(0.0)
+
+        self._spare_calls(emit.out[begin:], lose)
 
     def _keep_time(self, emit: Emitter) -> None:
         position = emit.depth
@@ -254,9 +296,9 @@ class _Weaver:
             emit.call(_clock)
         else:
             # Who is not going to be called needs no time.
-            busy = Emitter(self.constants, position, emit.location)
+            busy = Emitter(self.constants, position, emit.location, emit.handler)
             busy.call(_clock)
-            idle = Emitter(self.constants, position, emit.location)
+            idle = Emitter(self.constants, position, emit.location, emit.handler)
             idle.constant(None)
             emit.copy(self.kept[_sifted(self.only)])
             emit.choose(busy, idle)
@@ -333,6 +375,37 @@ class _Weaver:
     def _parameter(self, emit: Emitter, name: str) -> None:
         index, is_cell = self.index[name]
         emit.local(index, is_cell=is_cell, is_sure=True)
+
+    # --- where there may be no room ---
+
+    @contextmanager
+    def _passes(self, emit: Emitter) -> Iterator[Room]:
+        """What is written in it leaves the stack as it was, and may be passed over."""
+        room = Room(emit)
+        self.stubs.append(room.stub)
+        yield room
+        room.end()
+
+    @contextmanager
+    def _pushes(self, emit: Emitter, instead: object) -> Iterator[Room]:
+        """What is written in it, at the begin, pushes a value, for want of room another one."""
+        room = Room(emit)
+        self.stubs.append(room.stub)
+        yield room
+        self.landings.append((room.end_with(instead), len(emit.out)))
+
+    def _need(self, room: Room, names: Iterable[str]) -> None:
+        """Let the room be passed over if one of these values was lost at the begin."""
+        for name in {*_CALLED_FOR, "@began", "@timed"}.intersection(names, self.kept):
+            room.leave_if_lost(self.kept[name])
+
+    def _spare_calls(
+        self, written: Iterable[Instruction], instead: Callable[[Emitter], None]
+    ) -> None:
+        self.spared |= {id(one): instead for one in written if one.opcode in _CALLS}
+
+    def _no_time_went_by(self, stub: Emitter) -> None:
+        stub.copy(len(self.kept) - 1)  # when the last run ended
 
     # --- hooks ---
 
@@ -414,9 +487,27 @@ class _Weaver:
     # --- the end ---
 
     def _leave(
-        self, emit: Emitter, after: Sequence[Hook], ends: Sequence[Hook], *, raised: bool
+        self,
+        emit: Emitter,
+        after: Sequence[Hook],
+        ends: Sequence[Hook],
+        by: Instruction | None = None,
     ) -> None:
-        """Call what is to be called at the end; the result or exception is topmost."""
+        """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
+        with self._passes(emit) as room:
+            if self.timing is not None and by is not None:
+                self.timing.end_run(emit, by)
+            self._call_at_end(emit, room, after, ends, raised=by is None)
+
+    def _call_at_end(
+        self,
+        emit: Emitter,
+        room: Room,
+        after: Sequence[Hook],
+        ends: Sequence[Hook],
+        *,
+        raised: bool,
+    ) -> None:
         over = Instruction(_NOP, 0, emit.location, emit.handler)
         if self.only is not None:
             emit.copy(self.kept[_sifted(self.only)])
@@ -424,6 +515,8 @@ class _Weaver:
         places = dict(self.kept)
         places["result"] = emit.depth - 1
         wanted = {name for hook in after for name in hook.names}
+        needs = {"elapsed": "@began", "hotspots": "@timed"}
+        self._need(room, [needs.get(name, name) for name in wanted])
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
@@ -489,9 +582,7 @@ class _Weaver:
                 continue
             if self.hidden:
                 emit.location = NOWHERE
-            if self.timing is not None:
-                self.timing.end_run(emit, one)
-            self._leave(emit, after, ends, raised=False)
+            self._leave(emit, after, ends, one)
             for _ in self.kept:
                 emit.drop_second()
             if self.hidden and _BEGINS_BEFORE_RETURN:
@@ -521,7 +612,7 @@ class _Weaver:
         interrupted.add(_RERAISE, 0, -1)
         self.stubs.append(interrupted)
         emit.handler = Handler(interrupted.out[0], kept + 2, keeps_place=False)
-        self._leave(emit, after, ends, raised=True)
+        self._leave(emit, after, ends)
         emit.handler = None
         emit.swap()
         emit.add(_POP_EXCEPT, 0, -1)
@@ -605,7 +696,8 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                self._look(emit, hook)
+                with self._passes(emit):
+                    self._look(emit, hook)
                 if stub is not None:
                     emit.end_guard(stub)
                     self.stubs.append(stub)

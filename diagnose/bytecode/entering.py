@@ -1,0 +1,116 @@
+"""What is put into a function and finds no room there is passed over.
+
+At the recursion limit the function fits and what it is to call does not: the error of
+*entering* a handler is raised in the function itself, where no handler's ``try`` is around it.
+So an entry of the exception table is, which costs nothing until then. What it leads to is
+instructions alone: a call would find no room either.
+
+What a signal handler raises there goes on, unless it finds no room itself.
+"""
+
+from __future__ import annotations
+
+import opcode
+from typing import TYPE_CHECKING
+
+from diagnose.bytecode.assembly import Handler, Instruction
+from diagnose.bytecode.emitter import NOWHERE, Emitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diagnose.bytecode.emitter import Constants
+
+__all__ = ["LOST", "Room", "pass_over_calls"]
+
+LOST = object()
+"""Stands for a value that was to be had by a call, and there was no room for it."""
+
+_op = opcode.opmap
+_CHECK_EXC_MATCH, _RERAISE, _NOP = _op["CHECK_EXC_MATCH"], _op["RERAISE"], _op["NOP"]
+_POP_TOP, _CALL, _PRECALL = _op["POP_TOP"], _op["CALL"], _op.get("PRECALL")
+_NO_ROOM = (RecursionError, MemoryError)
+
+
+def _stub(constants: Constants, depth: int, around: Handler | None) -> tuple[Emitter, Handler]:
+    """Begin what is to be done for want of room, with as much on the stack; what leads there."""
+    stub = Emitter(constants, depth + 2, NOWHERE, around)
+    stub.constant(_NO_ROOM)
+    stub.add(_CHECK_EXC_MATCH)
+    passed_over = Instruction(_POP_TOP, 0, NOWHERE, around)
+    stub.jump_if(passed_over)
+    stub.add(_RERAISE, 1)
+    stub.out.append(passed_over)
+    stub.depth -= 1
+    stub.pop()
+    return stub, Handler(stub.out[0], depth, keeps_place=True)
+
+
+class Room:
+    """A stretch of what an emitter writes: it is done, or it is passed over.
+
+    Attributes:
+        stub: what is to stand behind all else.
+    """
+
+    def __init__(self, emit: Emitter) -> None:
+        self._emit = emit
+        self._around = emit.handler
+        self.stub, emit.handler = _stub(emit.constants, emit.depth, emit.handler)
+        self._passed_over = self.stub.add(_NOP)
+
+    def leave_if_lost(self, position: int) -> None:
+        """Pass over the rest if what is kept there is :data:`LOST`; not with more on the stack."""
+        self._emit.copy(position)
+        self._emit.jump_if_is(LOST, self._passed_over)
+
+    def end(self) -> None:
+        """End a stretch that leaves the stack as it was."""
+        self._emit.handler = self._around
+        last = self._emit.out[-1]
+        if last.opcode == _POP_TOP:  # it needs something to drop
+            self.stub.constant(None)
+        self.stub.jump_back(last)
+
+    def end_with(self, instead: object) -> Instruction:
+        """End a stretch that pushes a value: ``instead``, if it is passed over.
+
+        Returns:
+            A jump, whose target is to be what comes next.
+        """
+        self._emit.handler = self._around
+        self.stub.constant(instead)
+        return self.stub.jump_back(self._emit.out[-1])
+
+
+def pass_over_calls(
+    listing: Sequence[Instruction],
+    calls: Mapping[int, Callable[[Emitter], None]],
+    depth: Mapping[int, int],
+    constants: Constants,
+) -> list[Emitter]:
+    """Let single calls be passed over.
+
+    Args:
+        listing: that they are in.
+        calls: by ``id`` of the instruction: writes what is pushed in place of the result.
+        depth: how deep the stack is before each instruction.
+        constants: of the code.
+
+    Returns:
+        Stubs, which are to stand behind all else.
+    """
+    stubs = []
+    for number, one in enumerate(listing):
+        if id(one) not in calls or id(one) not in depth:
+            continue
+        # On 3.11 either of two instructions calls, and the first takes the arguments.
+        call = [one, listing[number + 1]] if one.opcode == _PRECALL else [one]
+        begin = depth[id(one)] - one.argument - 2
+        stub, handler = _stub(constants, begin, one.handler)
+        for each in call:
+            each.handler = handler
+        calls[id(one)](stub)
+        stub.jump_back(listing[number + len(call)])
+        stubs.append(stub)
+    return stubs
