@@ -149,6 +149,7 @@ class _Weaver:
         self.landings: list[tuple[Instruction, int]] = []
         self.spared: dict[int, Callable[[Emitter], None]] = {}
         self.only: Hook | None = None
+        self.keeps = False
         self.deepest = code.co_stacksize
 
     def _changed(self) -> set[int]:
@@ -184,21 +185,22 @@ class _Weaver:
         first = next((one.location[0] for one in self.body if one.location[0] is not None), None)
         is_on_one_line = first == line and not self.hidden
         entry = Emitter(self.constants, 0, (line, line, None, None) if is_on_one_line else NOWHERE)
+        self.keeps = bool(after or ends)
         self._enter(entry, before, after)
         leaving = None
         woven: dict[int, list[Instruction]] = {}
         behind: dict[int, list[Instruction]] = {}
-        if after or ends:
+        if self.keeps:
             leaving = self._leave_by_exception(after, ends)
             self._watch_exceptions(leaving.out[0])
         if self.timing is not None:
             self.timing.weave(len(self.kept), woven, behind)
-            self.stubs += self.timing.stubs
+            self.stubs[:0] = self.timing.stubs  # near, for the function's jumps lead there
             pieces = [*woven.values(), *behind.values(), *(each.out for each in self.timing.stubs)]
             self._spare_calls((one for piece in pieces for one in piece), self._no_time_went_by)
             self.deepest = max(self.deepest, self.timing.deepest + 1)
         self._weave_lines(lines, starts, handlers, depth, woven)
-        if after or ends:
+        if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
         for one in self.body:
@@ -269,6 +271,10 @@ class _Weaver:
                 self._need(room, [name for hook in before for name in hook.names])
                 for hook in before:
                     self._call_hook(emit, hook, self._entry_value)
+        if not self.keeps:
+            while emit.depth:
+                emit.pop()
+            self.kept.clear()
         if "elapsed" in exit_names:
             with self._pushes(emit, LOST):
                 self._keep_time(emit)

@@ -1,0 +1,232 @@
+"""At the recursion limit a probed function does what the bare one does."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+
+import pytest
+from stage import Stage, attached, outcome, probed
+
+from diagnose import HistogramInstrument, handlers
+from diagnose.instruments import ProbeTestInstrument
+
+ROOM = 40
+"""How many calls fit. All that a probe may need fits several times."""
+
+
+@pytest.fixture
+def stage():
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_busy():
+    yield
+    assert threading.get_ident() not in handlers.BUSY
+
+
+PROGRAMS = {
+    "returns": """
+        def subject(n, x=1, *rest):
+            m = n
+            if n:
+                m = subject(n - 1, x)
+            x = 2
+            return m
+
+        run = subject
+    """,
+    "calls C functions": """
+        def subject(n, x=1):
+            m = len(str(n))
+            if n:
+                return abs(subject(n - 1, x)) + m
+            return m
+
+        run = subject
+    """,
+    "raises": """
+        def subject(n, x=1):
+            m = n
+            if not n:
+                m = 1 / n
+            m = subject(n - 1, x)
+            return m
+
+        run = subject
+    """,
+    "handles errors": """
+        three = 3
+
+        def subject(n, x=1):
+            m = []
+            try:
+                if not n:
+                    m = 1 / n
+                m = subject(n - 1, x)
+            except ZeroDivisionError as error:
+                m = ["zero"]
+                if n is three:
+                    raise
+            except RecursionError as error:
+                m = ["RecursionError", n, error.__traceback__.tb_next is None]
+            finally:
+                x = 2
+            return m
+
+        run = subject
+    """,
+    "leaves blocks": """
+        class Block:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, kind, error, trace):
+                seen.append(kind)
+                return kind is ZeroDivisionError
+
+        seen = []
+
+        def subject(n, x=1):
+            m = n
+            with Block() as block:
+                for m in [n]:
+                    if not n:
+                        m = 1 / n
+                    m = subject(n - 1, x)
+            return m
+
+        def run(n):
+            seen.clear()
+            return subject(n), list(seen)
+    """,
+    "generator": """
+        def subject(n, x=1):
+            m = n
+            yield m
+            if n:
+                yield from subject(n - 1, x)
+            x = 2
+            yield -m
+
+        def run(n):
+            return list(subject(n))
+    """,
+    "coroutine": """
+        async def subject(n, x=1):
+            m = n
+            if n:
+                m = await subject(n - 1, x)
+            x = 2
+            return m
+
+        def run(n):
+            try:
+                subject(n).send(None)
+            except StopIteration as end:
+                return end.value
+    """,
+    "asynchronous generator": """
+        async def subject(n, x=1):
+            m = n
+            yield m
+            if n:
+                async for m in subject(n - 1, x):
+                    yield m
+            x = 2
+
+        async def collect(n):
+            return [each async for each in subject(n)]
+
+        def run(n):
+            try:
+                collect(n).send(None)
+            except StopIteration as end:
+                return end.value
+    """,
+}
+
+HITS = {
+    "call": [("call", "n")],
+    "call, when": [("call", "(n, args, kwargs)")],
+    "return": [("return", "(n, x)")],
+    "elapsed": [("return", "elapsed")],
+    "times": [("return", "(start, now, end, elapsed)")],
+    "frames": [("call", "frame"), ("return", "(frame, kwargs)")],
+    "end": [("end", "m")],
+    "all variables": [("end", "locals()")],
+    "line": [("line:+2", "m"), ("line:+3", "n")],
+    "hotspots": [("return", "hotspots.worst")],
+    "all": [
+        ("call", "now"),
+        ("return", "(result, kwargs)"),
+        ("return", "elapsed"),
+        ("end", "m"),
+        ("line:+2", "x"),
+        ("return", "hotspots"),
+    ],
+}
+
+CONDITIONS = [None, "n > 2", "str(n) != '3'"]
+
+
+class Quiet(ProbeTestInstrument):
+    def handle_error(self, probe):
+        """Stay on: what it evaluates does not fit."""
+
+
+class Checked(Quiet):
+    def check_call(self, probe, /, *args, **kwargs):
+        return True
+
+
+def outcomes(module, rooms=(ROOM,)):
+    """What calls do that fit easily, that just do, and that do not."""
+    depth = sum(1 for _ in iter_frames())
+    before = sys.getrecursionlimit()
+    found = []
+    for room in rooms:
+        for n in [*range(3, room - 20, 4), *range(room - 20, room + 2)]:
+            sys.setrecursionlimit(depth + room)
+            try:
+                got = outcome(module.run, n)
+            finally:
+                sys.setrecursionlimit(before)
+            found.append((n, got))
+    return found
+
+
+def iter_frames():
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def made(stage, program):
+    module = stage.script(PROGRAMS[program])
+    # Calls of a function whose code was ever set are not specialised from 3.13 on, and 3.13
+    # does not look at the limit in some of those that are.
+    module.subject.__code__ = module.subject.__code__.replace()
+    outcomes(module)  # 3.11 counts calls of C functions as long as they are not specialised
+    return module
+
+
+@pytest.mark.parametrize("hits", HITS)
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.replaces_code
+def test_a_probed_function_goes_as_deep_as_the_bare_one(stage, program, hits):
+    module = made(stage, program)
+    bare = outcomes(module)
+    assert repr(bare[-1]).count("RecursionError") > repr(bare[0]).count("RecursionError")
+    for kind, when in itertools.product([Quiet, Checked], CONDITIONS):
+        instruments = [kind("n", value, event, when=when) for event, value in HITS[hits]]
+        with attached(f"{module.__name__}.subject", *instruments):
+            outcomes(module)
+            probed = outcomes(module)
+        assert probed == bare, (kind, when)
+        for instrument in instruments:
+            assert instrument.results or when
