@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import threading
@@ -9,7 +10,8 @@ import threading
 import pytest
 from stage import Stage, attached, outcome, probed
 
-from diagnose import HistogramInstrument, handlers
+from diagnose import handlers
+from diagnose.bytecode import assembly, flow
 from diagnose.instruments import ProbeTestInstrument
 
 ROOM = 40
@@ -230,3 +232,95 @@ def test_a_probed_function_goes_as_deep_as_the_bare_one(stage, program, hits):
         assert probed == bare, (kind, when)
         for instrument in instruments:
             assert instrument.results or when
+
+
+@pytest.mark.replaces_code
+def test_an_error_of_the_function_itself_right_behind_a_line_probe_is_its_own(stage):
+    module = stage.script("""
+    class Thing:
+        @property
+        def next(self):
+            return subject(self.n - 1)
+
+    def subject(n):
+        thing = Thing()
+        thing.n = n
+        found = n and (thing
+            .next)
+        return found
+
+    run = subject
+    """)
+    module.subject.__code__ = module.subject.__code__.replace()
+    calls = functools.partial(outcomes, module, rooms=(ROOM, ROOM + 1))
+    calls()
+    bare = calls()
+    lines = flow.line_starts(assembly.read(module.subject.__code__))
+    assert len(lines) == 5
+    for line in lines:
+        with probed(f"{module.__name__}.subject", "n", f"line:{line}") as seen:
+            calls()
+            assert calls() == bare, line
+        assert seen.results
+
+
+@pytest.mark.parametrize(
+    "value", ["elapsed", "start", "now", "frame", "kwargs", "hotspots", "(n, hotspots, elapsed)"]
+)
+def test_what_began_without_room_is_not_served_at_its_end(stage, value):
+    module = stage.script("""
+    def subject(n, **more):
+        n = yield n
+        return n
+
+    def deep(n, generator):
+        return deep(n - 1, generator) if n else next(generator)
+    """)
+    depth, before = sum(1 for _ in iter_frames()), sys.getrecursionlimit()
+    failed = 0
+    with probed(f"{module.__name__}.subject", value) as seen:
+        for n in range(ROOM - 20, ROOM):
+            for generator in (module.subject(n), module.subject(n, more=1)):
+                sys.setrecursionlimit(depth + ROOM)
+                try:
+                    started = outcome(module.deep, n, generator)[0] == "returned"
+                finally:
+                    sys.setrecursionlimit(before)
+                if started:
+                    assert next(generator, "over") == "over"
+                else:
+                    failed += 1
+    assert seen.status.error is None
+    assert failed > 0
+    assert 0 < len(seen.results) <= 40 - failed
+    if value == "elapsed":
+        assert all(0 < each < 30 for each in seen.results)
+
+
+def test_what_an_instrument_lets_through_goes_on_at_the_limit(stage):
+    class Stop(BaseException):
+        pass
+
+    class Stopped:
+        def __str__(self):
+            raise Stop
+
+    module = stage.script("""
+    def subject(n, x):
+        return subject(n - 1, x) if n else n
+    """)
+    depth, before = sum(1 for _ in iter_frames()), sys.getrecursionlimit()
+    stopped = 0
+    for event in ("call", "return", "end", "line:+1"):
+        with attached(f"{module.__name__}.subject", Quiet("n", "str(x)", event, when="n == 0")):
+            for n in range(ROOM - 20, ROOM + 2):
+                sys.setrecursionlimit(depth + ROOM)
+                try:
+                    module.subject(n, Stopped())
+                except Stop:
+                    stopped += 1
+                except RecursionError:
+                    pass
+                finally:
+                    sys.setrecursionlimit(before)
+    assert stopped >= 40

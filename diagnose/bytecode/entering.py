@@ -28,7 +28,7 @@ LOST = object()
 
 _op = opcode.opmap
 _CHECK_EXC_MATCH, _RERAISE, _NOP = _op["CHECK_EXC_MATCH"], _op["RERAISE"], _op["NOP"]
-_POP_TOP, _CALL, _PRECALL = _op["POP_TOP"], _op["CALL"], _op.get("PRECALL")
+_POP_TOP, _PRECALL = _op["POP_TOP"], _op.get("PRECALL")
 _NO_ROOM = (RecursionError, MemoryError)
 
 
@@ -68,6 +68,9 @@ class Room:
         """End a stretch that leaves the stack as it was."""
         self._emit.handler = self._around
         last = self._emit.out[-1]
+        # It can't raise, and on 3.13 what the function's next instruction raises goes where this
+        # one's does, if that is the error of entering a frame (of a property, say).
+        last.handler = self._around
         if last.opcode == _POP_TOP:  # it needs something to drop
             self.stub.constant(None)
         self.stub.jump_back(last)
@@ -105,12 +108,13 @@ def pass_over_calls(
         if id(one) not in calls or id(one) not in depth:
             continue
         # On 3.11 either of two instructions calls, and the first takes the arguments.
-        call = [one, listing[number + 1]] if one.opcode == _PRECALL else [one]
+        after = number + (2 if one.opcode == _PRECALL else 1)
         begin = depth[id(one)] - one.argument - 2
         stub, handler = _stub(constants, begin, one.handler)
-        for each in call:
+        # The one before too: on 3.13 its handler is taken for the error of entering a frame.
+        for each in listing[number - 1 : after]:
             each.handler = handler
         calls[id(one)](stub)
-        stub.jump_back(listing[number + len(call)])
+        stub.jump_back(listing[after])
         stubs.append(stub)
     return stubs
