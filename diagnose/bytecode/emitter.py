@@ -145,9 +145,9 @@ class Emitter:
         """Replace the ``count`` topmost values by a tuple of them."""
         self.add(_BUILD_TUPLE, count, 1 - count)
 
-    def jump_if(self, target: Instruction) -> None:
+    def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:
         """Drop the topmost value, and go on at ``target``, further on, if it is true."""
-        if _TO_BOOL is not None:
+        if _TO_BOOL is not None and not is_bool:
             self.add(_TO_BOOL)
         self.add(_JUMP_IF_TRUE, 0, -1).target = target
         if _NOT_TAKEN is not None:
@@ -157,7 +157,7 @@ class Emitter:
         """Drop the topmost value, and go on at ``target``, further on, if it is ``value``."""
         self.constant(value)
         self.add(_IS_OP, 0, -1)
-        self.jump_if(target)
+        self.jump_if(target, is_bool=True)
 
     def choose(self, usual: Emitter, other: Emitter) -> None:
         """Drop the topmost value, and go on with ``other`` if it is true.

@@ -11,7 +11,7 @@ What a signal handler raises there goes on, unless it finds no room itself.
 from __future__ import annotations
 
 import opcode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Emitter
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LOST", "Room", "pass_over_calls"]
 
-LOST = object()
-"""Stands for a value that was to be had by a call, and there was no room for it."""
+
+class _Lost:
+    def __rsub__(self, _: object) -> Any:
+        raise RecursionError
+
+
+LOST = _Lost()
+"""Stands for a value that was to be had by a call, and there was no room for it.
+
+To subtract it is passed over as that call was, so that ``elapsed`` need not be looked at first.
+"""
 
 _op = opcode.opmap
 _CHECK_EXC_MATCH, _RERAISE, _NOP = _op["CHECK_EXC_MATCH"], _op["RERAISE"], _op["NOP"]

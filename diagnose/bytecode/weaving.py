@@ -85,8 +85,8 @@ _TWO_NAMES = frozenset(
 _BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
 _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
 
-_CALLED_FOR = frozenset({"kwargs", "start", "now", "frame"})
-"""Names whose values are had by a call, for which there may be no room."""
+_CALLED_FOR = frozenset({"kwargs", "start", "now", "frame", "hotspots"})
+"""Names whose values need a call at the begin, for which there may be no room."""
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
@@ -282,7 +282,7 @@ class _Weaver:
             self._enter_timing(emit, self.timing)
 
     def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
-        position = self.kept["@timed"] = emit.depth
+        position = self.kept["hotspots"] = emit.depth
         emit.constant(None)
         begin = len(emit.out)
         for number in range(timing.enter(emit)):
@@ -402,7 +402,7 @@ class _Weaver:
 
     def _need(self, room: Room, names: Iterable[str]) -> None:
         """Let the room be passed over if one of these values was lost at the begin."""
-        for name in {*_CALLED_FOR, "@began", "@timed"}.intersection(names, self.kept):
+        for name in _CALLED_FOR.intersection(names, self.kept):
             room.leave_if_lost(self.kept[name])
 
     def _spare_calls(
@@ -521,8 +521,7 @@ class _Weaver:
         places = dict(self.kept)
         places["result"] = emit.depth - 1
         wanted = {name for hook in after for name in hook.names}
-        needs = {"elapsed": "@began", "hotspots": "@timed"}
-        self._need(room, [needs.get(name, name) for name in wanted])
+        self._need(room, wanted)
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
