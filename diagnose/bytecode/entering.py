@@ -11,17 +11,19 @@ What a signal handler raises there goes on, unless it finds no room itself.
 from __future__ import annotations
 
 import opcode
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Emitter
+from diagnose.bytecode.flow import depths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from diagnose.bytecode.emitter import Constants
 
-__all__ = ["LOST", "Room", "pass_over_calls"]
+__all__ = ["LOST", "Room", "Rooms"]
 
 
 class _Lost:
@@ -37,7 +39,8 @@ To subtract it is passed over as that call was, so that ``elapsed`` need not be 
 
 _op = opcode.opmap
 _CHECK_EXC_MATCH, _RERAISE, _NOP = _op["CHECK_EXC_MATCH"], _op["RERAISE"], _op["NOP"]
-_POP_TOP, _PRECALL = _op["POP_TOP"], _op.get("PRECALL")
+_POP_TOP, _CALL = _op["POP_TOP"], _op["CALL"]
+_CALLS = _op.get("PRECALL", _CALL)
 _NO_ROOM = (RecursionError, MemoryError)
 
 
@@ -56,11 +59,7 @@ def _stub(constants: Constants, depth: int, around: Handler | None) -> tuple[Emi
 
 
 class Room:
-    """A stretch of what an emitter writes: it is done, or it is passed over.
-
-    Attributes:
-        stub: what is to stand behind all else.
-    """
+    """A stretch of what an emitter writes: it is done, or it is passed over."""
 
     def __init__(self, emit: Emitter) -> None:
         self._emit = emit
@@ -95,35 +94,59 @@ class Room:
         return self.stub.jump_back(self._emit.out[-1])
 
 
-def pass_over_calls(
-    listing: Sequence[Instruction],
-    calls: Mapping[int, Callable[[Emitter], None]],
-    depth: Mapping[int, int],
-    constants: Constants,
-) -> list[Emitter]:
-    """Let single calls be passed over.
+class Rooms:
+    """All that may be passed over in one function.
 
-    Args:
-        listing: that they are in.
-        calls: by ``id`` of the instruction: writes what is pushed in place of the result.
-        depth: how deep the stack is before each instruction.
-        constants: of the code.
-
-    Returns:
-        Stubs, which are to stand behind all else.
+    Attributes:
+        stubs: what is to stand behind all else.
     """
-    stubs = []
-    for number, one in enumerate(listing):
-        if id(one) not in calls or id(one) not in depth:
-            continue
-        # On 3.11 either of two instructions calls, and the first takes the arguments.
-        after = number + (2 if one.opcode == _PRECALL else 1)
-        begin = depth[id(one)] - one.argument - 2
-        stub, handler = _stub(constants, begin, one.handler)
-        # The one before too: on 3.13 its handler is taken for the error of entering a frame.
-        for each in listing[number - 1 : after]:
-            each.handler = handler
-        calls[id(one)](stub)
-        stub.jump_back(listing[after])
-        stubs.append(stub)
-    return stubs
+
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._landings: list[tuple[Instruction, int]] = []
+        self._spared: dict[int, Callable[[Emitter], None]] = {}
+        self.stubs: list[Emitter] = []
+
+    @contextmanager
+    def passing(self, emit: Emitter) -> Iterator[Room]:
+        """What is written in it leaves the stack as it was."""
+        room = Room(emit)
+        self.stubs.append(room.stub)
+        yield room
+        room.end()
+
+    @contextmanager
+    def pushing(self, emit: Emitter, instead: object) -> Iterator[Room]:
+        """What is written in it, at the function's begin, pushes a value: else ``instead``."""
+        room = Room(emit)
+        self.stubs.append(room.stub)
+        yield room
+        self._landings.append((room.end_with(instead), len(emit.out)))
+
+    def land(self, begin: Sequence[Instruction]) -> None:
+        """Say what was written at the function's begin, and its first instruction behind it."""
+        for jump, number in self._landings:
+            jump.target = begin[number]
+
+    def spare(self, written: Iterable[Instruction], instead: Callable[[Emitter], None]) -> None:
+        """Let each call in it be passed over; ``instead`` writes what pushes another result."""
+        self._spared |= {id(one): instead for one in written if one.opcode == _CALLS}
+
+    def spare_calls(self, listing: Sequence[Instruction]) -> None:
+        """Do what :meth:`spare` was told, now that all is there but the stubs."""
+        if not self._spared:
+            return
+        depth = depths([*listing, *(one for stub in self.stubs for one in stub.out)])
+        for number, one in enumerate(listing):
+            if id(one) not in self._spared or id(one) not in depth:
+                continue
+            # On 3.11 either of two instructions calls, and the first takes the arguments.
+            after = number + (1 if one.opcode == _CALL else 2)
+            begin = depth[id(one)] - one.argument - 2
+            stub, handler = _stub(self._constants, begin, one.handler)
+            # The one before too: on 3.13 its handler is taken for the error of entering a frame.
+            for each in listing[number - 1 : after]:
+                each.handler = handler
+            self._spared[id(one)](stub)
+            stub.jump_back(listing[after])
+            self.stubs.append(stub)

@@ -30,14 +30,13 @@ import inspect
 import opcode
 import sys
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
-from diagnose.bytecode.entering import LOST, Room, pass_over_calls
+from diagnose.bytecode.entering import LOST, Room, Rooms
 from diagnose.bytecode.flow import depths, line_starts
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
@@ -53,7 +52,7 @@ from diagnose.bytecode.hooks import (
 from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from types import CodeType
 
 
@@ -68,7 +67,6 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
-_CALLS = frozenset({_op.get("PRECALL", _op["CALL"])})
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -146,8 +144,7 @@ class _Weaver:
         self.changed = self._changed()
         self.kept: dict[str, int] = {}
         self.stubs: list[Emitter] = []
-        self.landings: list[tuple[Instruction, int]] = []
-        self.spared: dict[int, Callable[[Emitter], None]] = {}
+        self.rooms = Rooms(self.constants)
         self.only: Hook | None = None
         self.keeps = False
         self.deepest = code.co_stacksize
@@ -195,9 +192,12 @@ class _Weaver:
             self._watch_exceptions(leaving.out[0])
         if self.timing is not None:
             self.timing.weave(len(self.kept), woven, behind)
-            self.stubs[:0] = self.timing.stubs  # near, for the function's jumps lead there
+            self.stubs[:0] = self.timing.stubs  # near: the function's jumps lead there
             pieces = [*woven.values(), *behind.values(), *(each.out for each in self.timing.stubs)]
-            self._spare_calls((one for piece in pieces for one in piece), self._no_time_went_by)
+            self.rooms.spare(
+                (one for piece in pieces for one in piece),
+                lambda stub: stub.copy(len(self.kept) - 1),  # no time went by
+            )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
         self._weave_lines(lines, starts, handlers, depth, woven)
         if self.keeps:
@@ -207,17 +207,14 @@ class _Weaver:
             listing += woven.get(id(one), ())
             listing.append(one)
             listing += behind.get(id(one), ())
-        for jump, number in self.landings:
-            jump.target = [*entry.out, self.body[0]][number]
-        if self.spared:
-            everything = [*listing, *(one for stub in self.stubs for one in stub.out)]
-            everything += leaving.out if leaving is not None else ()
-            depth = depths(everything)
-            self.stubs += pass_over_calls(everything, self.spared, depth, self.constants)
-        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs):
+        for emitter in (*((leaving,) if leaving else ()), *self.stubs):
+            listing += emitter.out
+        self.rooms.land([*entry.out, self.body[0]])
+        self.rooms.spare_calls(listing)
+        for emitter in self.rooms.stubs:
+            listing += emitter.out
+        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs, *self.rooms.stubs):
             self.deepest = max(self.deepest, emitter.deepest + 1)
-            if emitter is not entry:
-                listing += emitter.out
         if self.hidden:
             self._hide(listing)
         return assembly.write(
@@ -240,7 +237,7 @@ class _Weaver:
                 continue
             position = emit.depth
             if name in _CALLED_FOR:
-                with self._pushes(emit, LOST):
+                with self.rooms.pushing(emit, LOST):
                     self._entry_value(emit, name)
             else:
                 self._entry_value(emit, name)
@@ -249,7 +246,7 @@ class _Weaver:
             for hook in hooks:
                 if hook.prelude is not None:
                     position = emit.depth
-                    with self._pushes(emit, None) as room:
+                    with self.rooms.pushing(emit, None) as room:
                         self._need(room, hook.prelude_names)
                         emit.begin_call(hook.prelude)
                         for name in hook.prelude_names:
@@ -260,14 +257,14 @@ class _Weaver:
             if hook.sift is not None:
                 function, names = hook.sift
                 position = emit.depth
-                with self._pushes(emit, instead=True):
+                with self.rooms.pushing(emit, instead=True):
                     emit.begin_call(function)
                     for name in names:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self.kept[_sifted(hook)] = position
         if before:
-            with self._passes(emit) as room:
+            with self.rooms.passing(emit) as room:
                 self._need(room, [name for hook in before for name in hook.names])
                 for hook in before:
                     self._call_hook(emit, hook, self._entry_value)
@@ -276,7 +273,7 @@ class _Weaver:
                 emit.pop()
             self.kept.clear()
         if "elapsed" in exit_names:
-            with self._pushes(emit, LOST):
+            with self.rooms.pushing(emit, LOST):
                 self._keep_time(emit)
         if self.timing is not None:
             self._enter_timing(emit, self.timing)
@@ -294,7 +291,7 @@ class _Weaver:
             stub.pop()
             stub.constant(0.0)
 
-        self._spare_calls(emit.out[begin:], lose)
+        self.rooms.spare(emit.out[begin:], lose)
 
     def _keep_time(self, emit: Emitter) -> None:
         position = emit.depth
@@ -382,36 +379,10 @@ class _Weaver:
         index, is_cell = self.index[name]
         emit.local(index, is_cell=is_cell, is_sure=True)
 
-    # --- where there may be no room ---
-
-    @contextmanager
-    def _passes(self, emit: Emitter) -> Iterator[Room]:
-        """What is written in it leaves the stack as it was, and may be passed over."""
-        room = Room(emit)
-        self.stubs.append(room.stub)
-        yield room
-        room.end()
-
-    @contextmanager
-    def _pushes(self, emit: Emitter, instead: object) -> Iterator[Room]:
-        """What is written in it, at the begin, pushes a value, for want of room another one."""
-        room = Room(emit)
-        self.stubs.append(room.stub)
-        yield room
-        self.landings.append((room.end_with(instead), len(emit.out)))
-
     def _need(self, room: Room, names: Iterable[str]) -> None:
         """Let the room be passed over if one of these values was lost at the begin."""
         for name in _CALLED_FOR.intersection(names, self.kept):
             room.leave_if_lost(self.kept[name])
-
-    def _spare_calls(
-        self, written: Iterable[Instruction], instead: Callable[[Emitter], None]
-    ) -> None:
-        self.spared |= {id(one): instead for one in written if one.opcode in _CALLS}
-
-    def _no_time_went_by(self, stub: Emitter) -> None:
-        stub.copy(len(self.kept) - 1)  # when the last run ended
 
     # --- hooks ---
 
@@ -500,7 +471,7 @@ class _Weaver:
         by: Instruction | None = None,
     ) -> None:
         """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
-        with self._passes(emit) as room:
+        with self.rooms.passing(emit) as room:
             if self.timing is not None and by is not None:
                 self.timing.end_run(emit, by)
             self._call_at_end(emit, room, after, ends, raised=by is None)
@@ -701,7 +672,7 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                with self._passes(emit):
+                with self.rooms.passing(emit):
                     self._look(emit, hook)
                 if stub is not None:
                     emit.end_guard(stub)
