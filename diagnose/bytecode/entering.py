@@ -11,6 +11,7 @@ What a signal handler raises there goes on, unless it finds no room itself.
 from __future__ import annotations
 
 import opcode
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ class Room:
     def end(self) -> None:
         """End a stretch that leaves the stack as it was."""
         self._emit.handler = self._around
+        self._keep_line(1)
         last = self._emit.out[-1]
         # It can't raise, and on 3.13 what the function's next instruction raises goes where this
         # one's does, if that is the error of entering a frame (of a property, say).
@@ -83,15 +85,25 @@ class Room:
             self.stub.constant(None)
         self.stub.jump_back(last)
 
-    def end_with(self, instead: object) -> Instruction:
+    def end_with(self, instead: object) -> tuple[Instruction, int]:
         """End a stretch that pushes a value: ``instead``, if it is passed over.
 
         Returns:
-            A jump, whose target is to be what comes next.
+            A jump, and how many instructions are in front of what it is to lead to.
         """
         self._emit.handler = self._around
+        added = self._keep_line(2)
         self.stub.constant(instead)
-        return self.stub.jump_back(self._emit.out[-1])
+        return self.stub.jump_back(self._emit.out[-1]), len(self._emit.out) - (added > 0)
+
+    def _keep_line(self, count: int) -> int:
+        # 3.12 tells tracers of the line of what is jumped to, unless it comes from there; behind
+        # a call it does not know where it comes from.
+        if sys.version_info[:2] != (3, 12) or self._emit.location == NOWHERE:
+            return 0
+        for _ in range(count):
+            self._emit.add(_NOP)
+        return count
 
 
 class Rooms:
@@ -121,7 +133,7 @@ class Rooms:
         room = Room(emit)
         self.stubs.append(room.stub)
         yield room
-        self._landings.append((room.end_with(instead), len(emit.out)))
+        self._landings.append(room.end_with(instead))
 
     def land(self, begin: Sequence[Instruction]) -> None:
         """Say what was written at the function's begin, and its first instruction behind it."""
