@@ -44,6 +44,10 @@ _POP_TOP, _CALL = _op["POP_TOP"], _op["CALL"]
 _CALLS = _op.get("PRECALL", _CALL)
 _NO_ROOM = (RecursionError, MemoryError)
 
+_TELLS_OF_TARGETS: bool = sys.version_info[:2] == (3, 12)
+"""Tracers are told of the line of what is jumped to, unless what ran before is on it too; behind a
+call that is not known."""
+
 
 def _stub(constants: Constants, depth: int, around: Handler | None) -> tuple[Emitter, Handler]:
     """Begin what is to be done for want of room, with as much on the stack; what leads there."""
@@ -97,9 +101,7 @@ class Room:
         return self.stub.jump_back(self._emit.out[-1]), len(self._emit.out) - (added > 0)
 
     def _keep_line(self, count: int) -> int:
-        # 3.12 tells tracers of the line of what is jumped to, unless it comes from there; behind
-        # a call it does not know where it comes from.
-        if sys.version_info[:2] != (3, 12) or self._emit.location == NOWHERE:
+        if not _TELLS_OF_TARGETS or self._emit.location == NOWHERE:
             return 0
         for _ in range(count):
             self._emit.add(_NOP)
