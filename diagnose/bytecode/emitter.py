@@ -40,7 +40,7 @@ _POP_EXCEPT, _PUSH_EXC_INFO = _op["POP_EXCEPT"], _op["PUSH_EXC_INFO"]
 # Signals are not looked for on the way back.
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
-_BUILD_TUPLE = _op["BUILD_TUPLE"]
+_BUILD_TUPLE, _IS_OP = _op["BUILD_TUPLE"], _op["IS_OP"]
 _GET_LEN = _op["GET_LEN"]
 
 
@@ -185,13 +185,19 @@ class Emitter:
         """Replace the ``count`` topmost values by a tuple of them."""
         self.add(_BUILD_TUPLE, count, 1 - count)
 
-    def jump_if(self, target: Instruction) -> None:
+    def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:
         """Drop the topmost value, and go on at ``target``, further on, if it is true."""
-        if _TO_BOOL is not None:
+        if _TO_BOOL is not None and not is_bool:
             self.add(_TO_BOOL)
         self.add(_JUMP_IF_TRUE, 0, -1).target = target
         if _NOT_TAKEN is not None:
             self.add(_NOT_TAKEN)
+
+    def jump_if_is(self, value: object, target: Instruction) -> None:
+        """Drop the topmost value, and go on at ``target``, further on, if it is ``value``."""
+        self.constant(value)
+        self.add(_IS_OP, 0, -1)
+        self.jump_if(target, is_bool=True)
 
     def choose(self, usual: Emitter, other: Emitter, *, is_bool: bool = False) -> None:
         """Drop the topmost value, and go on with ``other`` if it is true.
@@ -218,9 +224,11 @@ class Emitter:
         self.depth = usual.depth
         self.deepest = max(self.deepest, usual.deepest, other.deepest)
 
-    def jump_back(self, target: Instruction) -> None:
+    def jump_back(self, target: Instruction) -> Instruction:
         """Go on at ``target``, further up."""
-        self.add(_JUMP_BACK).target = target
+        jump = self.add(_JUMP_BACK)
+        jump.target = target
+        return jump
 
     def guard_error(self, *, is_handled: bool = False) -> Emitter:
         """Let what is raised by what is written next take the place of the topmost value.

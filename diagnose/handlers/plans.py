@@ -59,7 +59,7 @@ class Plan:
     constants: Mapping[str, object]
     fail: Callable[[Exception], None]
     done: Callable[[], None]
-    reject: Mapping[str, Iterator[None]]
+    reject: Mapping[str, Iterator[object]]
     limits: Limits
     allotment: Allotment | None = None
     check: Callable[..., object] | None = None

@@ -331,7 +331,8 @@ class _Writer:
                 text = "d·began = C·clock()\n" + text
             text += (
                 " d·spent = C·clock() - d·began\n"
-                " if d·spent > C·longest or (d·pending := C·pending):\n  C·note(d·spent)\n"
+                " if d·spent > C·longest or (d·pending := C·pending):\n"
+                "  try:\n   C·note(d·spent)\n  except C·Exception:\n   pass\n"
             )
         return [*head, *_statements(text)]
 

@@ -123,7 +123,7 @@ class Status:
             {reason: tally.value for reason, tally in self._reasons.items() if tally.value}
         )
 
-    def tallies(self) -> Mapping[str, Iterator[None]]:
+    def tallies(self) -> Mapping[str, Iterator[object]]:
         """By reason, what to take the next of for one suppressed hit."""
         return {reason: tally.ones for reason, tally in self._reasons.items()}
 
