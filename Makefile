@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick explore proof clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      what a probe costs, beside other libraries, on two Pythons (10 min)"
 	@echo "make bench-quick the same on $(PYTHON) only, in rough (1 min)"
+	@echo "make bench-fleet what a fleet costs its MongoDB, up to 50,000 processes (10 min)"
 	@echo "make explore    other packages' own tests, with probes on everything they define"
 	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
 	@echo "make proof      the property, thread and memory tests on $(PYTHON), for long (15 min)"
@@ -85,6 +86,9 @@ bench: $(VENV)/.has-bench
 		$(MAKE) --no-print-directory "$$second/.has-bench" VENV="$$second" PYTHON="$$other" || exit 1; \
 	fi; \
 	$(BIN)/python benchmarks/overhead.py --python $(BIN)/python $${second:+--python "$$second/bin/python"}
+
+bench-fleet: $(VENV)/.has-test
+	@$(BIN)/python benchmarks/fleet.py $(or $(ARGS),100 1000 10000 --bounded 50000)
 
 bench-quick: $(VENV)/.has-bench
 	@$(BIN)/python benchmarks/overhead.py --quick

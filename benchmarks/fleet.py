@@ -44,6 +44,7 @@ from diagnose_mongo.store import Link  # noqa: E402
 SPECS = 50
 PERIOD_SECONDS = 10.0
 WORKERS = 2
+THREADS = 8
 PATIENCE_SECONDS = 180.0
 DATABASE = "fleet"
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -124,7 +125,7 @@ class Worker:
     """Polls for its share of the fleet, each process at its own moments."""
 
     def __init__(self, uri, first, count, options):
-        self._client = pymongo.MongoClient(uri, maxPoolSize=8)
+        self._client = pymongo.MongoClient(uri, maxPoolSize=THREADS)
         link = Link(self._client[DATABASE]["specs"])
         found = list(link.collection.find({}, {"applied": 0, "counts": 0}))
         has_entries = options["bounded_above"] >= options["processes"]
@@ -145,39 +146,48 @@ class Worker:
             each._beat_at = now + phase / PERIOD_SECONDS * each.heartbeat
             self._fleet.append((now + phase, number, each))
         heapq.heapify(self._fleet)
+        self._lock = threading.Lock()
+        self._polls, self._spent, self._latest = 0, 0.0, 0.0
         gc.freeze()
 
     def run(self):
         """Poll until the parent closes standard input."""
         stopping = threading.Event()
-
-        def listen():
-            sys.stdin.read()
-            stopping.set()
-
-        threading.Thread(target=listen, daemon=True).start()
-        polls, spent, latest = 0, 0.0, 0.0
+        threads = [threading.Thread(target=self._poll, args=(stopping,)) for _ in range(THREADS)]
         began_cpu, began = time.process_time(), time.monotonic()
+        for thread in threads:
+            thread.start()
+        sys.stdin.read()
+        stopping.set()
+        for thread in threads:
+            thread.join()
+        return {
+            "polls": self._polls,
+            "mean_poll_ms": self._spent / max(self._polls, 1) * 1e3,
+            "latest_s": self._latest,
+            "cpu": (time.process_time() - began_cpu) / (time.monotonic() - began),
+        }
+
+    def _poll(self, stopping):
+        # Several threads, since a real process waits for nobody else's answers.
         while not stopping.is_set():
-            due, number, each = self._fleet[0]
-            now = time.monotonic()
+            with self._lock:
+                due, number, each = self._fleet[0]
+                now = time.monotonic()
+                if due <= now:
+                    heapq.heappop(self._fleet)
             if due > now:
-                stopping.wait(min(due - now, 0.05))
+                stopping.wait(min(due - now, 0.02))
                 continue
             soon = each._poll(self._never)
             after = time.monotonic()
-            polls, spent, latest = polls + 1, spent + after - now, max(latest, now - due)
             regular = due + PERIOD_SECONDS
-            heapq.heapreplace(
-                self._fleet,
-                (regular if soon is None else min(regular, after + soon), number, each),
-            )
-        return {
-            "polls": polls,
-            "mean_poll_ms": spent / max(polls, 1) * 1e3,
-            "latest_s": latest,
-            "cpu": (time.process_time() - began_cpu) / (time.monotonic() - began),
-        }
+            moment = regular if soon is None else min(regular, after + soon)
+            with self._lock:
+                self._polls += 1
+                self._spent += after - now
+                self._latest = max(self._latest, now - due)
+                heapq.heappush(self._fleet, (moment, number, each))
 
 
 def work(arguments):
@@ -337,7 +347,7 @@ def run(database, server, seconds, result):
     after = client.admin.command("serverStatus")["opcounters"]
     result["server_cpu"] = (cpu_seconds(server.pid) - cpu) / passed
     result["heartbeats_per_s"] = (after["update"] - counters["update"]) / passed
-    result["polls_per_s"] = (after["query"] - counters["query"]) / 2 / passed
+    result["polls_per_s"] = (after["command"] - counters["command"]) / passed
     new = spec(SPECS)
     cpu, began = cpu_seconds(server.pid), time.monotonic()
     database["specs"].insert_one(new)
@@ -424,22 +434,30 @@ def main():
     parser.add_argument("--bounded", type=int, action="append", default=[], metavar="N")
     parser.add_argument("--seconds", type=float, default=40.0, help="of the steady state")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--quick", action="store_true", help="200 processes, and no goal but: none lost"
+    )
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options.work)
         return 0
+    if options.quick:
+        options.processes, options.bounded, options.seconds = [200], [300], 3.0
+        presence.BOUNDED_ABOVE = 200
     results = []
     for number in options.processes:
         print(f"{number:,} processes ...", file=sys.stderr, flush=True)
         results.append(measure(number, options.seconds, max(number, presence.BOUNDED_ABOVE)))
+        print(results[-1], file=sys.stderr, flush=True)
     for number in options.bounded:
         print(f"{number:,} processes, bounded ...", file=sys.stderr, flush=True)
         results.append(measure(number, options.seconds, min(number - 1, presence.BOUNDED_ABOVE)))
+        print(results[-1], file=sys.stderr, flush=True)
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    problems = missed(results)
+    problems = [each for each in missed(results) if not options.quick or "lost" in each]
     for problem in problems:
         print(f"missed: {problem}")
     return 1 if problems else 0

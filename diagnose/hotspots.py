@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import linecache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.bytecode import timing
 
@@ -55,29 +55,30 @@ class Hotspots:
 
     __slots__ = ("__weakref__", "_file", "_numbers", "_runs")
 
-    def __init__(self, file: str, numbers: tuple[int, ...], runs: tuple[list[Any], ...]) -> None:
+    def __init__(self, file: str, numbers: tuple[int, ...], runs: timing.Runs) -> None:
         self._file = file
         self._numbers = numbers
         self._runs = runs
 
     # Reckoned when somebody asks, and only what is asked for.
 
-    def _line(self, number: int) -> LineTime:
-        count, total, longest = timing.line_totals(self._runs, number)
-        return LineTime(self._numbers[number], count, total, longest, self._file)
-
     @property
     def lines(self) -> tuple[LineTime, ...]:
         """The lines that ran, in the order of the file."""
-        found = [self._line(number) for number in range(len(self._numbers))]
-        return tuple(line for line in found if line.count)
+        return tuple(
+            LineTime(line, count, total, longest, self._file)
+            for number, line in enumerate(self._numbers)
+            for count, total, longest in [timing.line_totals(self._runs, number)]
+            if count
+        )
 
     @property
     def worst(self) -> LineTime | None:
         """The line that took most in all; None if no line ended."""
-        totals = timing.sums(self._runs)
-        line = self._line(totals.index(max(totals)))
-        return line if line.count else None
+        number, count, total, longest = timing.worst(self._runs)
+        if not count:
+            return None
+        return LineTime(self._numbers[number], count, total, longest, self._file)
 
     @property
     def slowest(self) -> LineTime | None:
@@ -114,7 +115,7 @@ class Hotspots:
         return f"<Hotspots of {len(self)} lines, worst: {self.worst}>"
 
 
-def reporter(code: CodeType) -> Callable[[tuple[int, ...], tuple[list[Any], ...]], Hotspots]:
+def reporter(code: CodeType) -> Callable[[tuple[int, ...], timing.Runs], Hotspots]:
     """What makes hotspots of the measured times of a function with this code."""
     return functools.partial(Hotspots, code.co_filename)
 

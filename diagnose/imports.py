@@ -192,8 +192,9 @@ def _trapping(base: type) -> type:
 
 def _is_initializing(spec: Any) -> bool:
     # While the callbacks run, other threads have to go on waiting. The spec's own dictionary
-    # says already that it is over, for those callbacks.
-    return id(spec) in _ending or vars(spec).get("_initializing", False)
+    # says already that it is over, for those callbacks. It is asked first: by the time that it
+    # says so, the spec is in the set.
+    return vars(spec).get("_initializing", False) or id(spec) in _ending
 
 
 def _set_initializing(spec: Any, value: bool) -> None:  # noqa: FBT001 - a property's setter

@@ -82,7 +82,7 @@ class _Attachment:
     def fail(self, error: Exception) -> None:
         """Serve the error of a hit; called in the program's thread, in an except block."""
         with handlers.Quiet():
-            self.instrument.status.tallies()["error"]()
+            next(self.instrument.status.tallies()["error"])
             text = f"{_describe(error, self)} (at a hit; {_REARM})"
             if self._give_up("runtime-error", text):
                 _call_hook(self.instrument, "handle_error", self.probe)

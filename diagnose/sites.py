@@ -172,17 +172,15 @@ class CodeSite:
                 "probed; take the instruments that name it off, or change them"
             )
             raise ProbeError(message) from error
-        before = self._function.__code__
         self._base = base
         _sites[id(self._function)] = self
-        _keep_local_events(before, code)
-        self._function.__code__ = self._ours = code
+        _exchange(self._function, code)
+        self._ours = code
 
     def _restore(self) -> None:
         if self._ours is not None:
             if self._function.__code__ is self._ours:
-                _keep_local_events(self._ours, self._base)
-                self._function.__code__ = self._base
+                _exchange(self._function, self._base)
             else:
                 log.warning(
                     "the code of %r was replaced by somebody else while it was probed; it is "
@@ -192,6 +190,23 @@ class CodeSite:
         self._ours = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+
+
+_SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def _exchange(function: FunctionType, code: CodeType) -> None:
+    """Give a function other code that takes the same arguments."""
+    before = function.__code__
+    _keep_local_events(before, code)
+    if not _HAS_GIL and code.co_flags & _SUSPENDABLE and before.co_stacksize > code.co_stacksize:
+        # A call that begins just now puts a frame of the size that the old code needs into a
+        # generator of the size that the new one says (gh-145272). So it says the same, until
+        # every thread was stopped once, which is what this look at all of them does.
+        function.__code__ = code.replace(co_stacksize=before.co_stacksize)
+        sys._current_exceptions()
+    function.__code__ = code
 
 
 if sys.version_info >= (3, 12):

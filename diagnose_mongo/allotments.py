@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from diagnose.errors import StoreError
 from diagnose.guards import Allotment
+from diagnose_mongo.store import is_answer
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -38,6 +40,7 @@ class Holding:
         allotment: what the instrument takes hits from.
         block: how many hits are taken at once.
         is_over: there is nothing left, anywhere.
+        is_known: the budget was there already.
     """
 
     budget: Mapping[str, object]
@@ -45,6 +48,7 @@ class Holding:
     allotment: Allotment = field(default_factory=Allotment)
     block: int = 1
     is_over: bool = False
+    is_known: bool = False
 
 
 class Allotments:
@@ -77,7 +81,7 @@ class Allotments:
         """
         for key in self._holdings.keys() - keys:
             _give_back(store, process_id, self._holdings.pop(key), _GIVE_BACK_SECONDS)
-        got_more = False
+        got_more, problem = False, None
         for holding in self._holdings.values():
             unused = len(holding.allotment)
             if holding.is_over or unused > holding.block // 2:
@@ -85,12 +89,27 @@ class Allotments:
             if unused == 0:
                 holding.block = min(2 * holding.block, max(1, holding.size // _BLOCKS_OF_BUDGET))
             # Those that it still has stay its own: they may be used before the answer is here.
-            taken = store.take(
-                holding.budget, holding.size, process_id, unused=unused, wanted=holding.block
-            )
+            try:
+                taken = store.take(
+                    holding.budget,
+                    holding.size,
+                    process_id,
+                    unused=unused,
+                    wanted=holding.block,
+                    is_first=not holding.is_known,
+                )
+            except StoreError as exc:
+                # The budgets of other specs may be in order.
+                if not is_answer(exc):
+                    raise
+                problem = exc
+                continue
+            holding.is_known = True
             holding.allotment.grant(taken.hits)
             holding.is_over = taken.is_over and not holding.allotment
             got_more = got_more or (unused == 0 and taken.hits > 0)
+        if problem is not None:
+            raise problem
         return SOON_SECONDS if got_more else None
 
     def over(self) -> set[Hashable]:

@@ -140,7 +140,7 @@ def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime, *
         return  # it was changed just now
     percent = spec.select.percent or 0.0
     whole = replace(spec.select, percent=min(_ALL, percent / (spec.canary.percent or 1.0) * _ALL))
-    step = decide(spec, rows, rollouts.costs(raw_id), now, rollouts.meant(spec.id, whole))
+    step = decide(spec, rows, rollouts.costs(raw_id, version), now, rollouts.meant(spec.id, whole))
     if step is None:
         return
     began = spec.began.astimezone(UTC).replace(tzinfo=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from diagnose_mongo import canary, presence
@@ -78,8 +77,7 @@ class Chores:
         Raises:
             StoreError: the server could not be asked.
         """
-        is_free = control.lease_ends is None or control.lease_ends.replace(tzinfo=UTC) <= now
-        if control.holder != self._process_id and not is_free:
+        if control.holder != self._process_id and not control.has_free_lease(now):
             self._held_since = None
             return
         controls = ControlStore(link)
@@ -118,6 +116,7 @@ class Chores:
         if not is_settled:
             return
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
+            ProcessStore(link).remove_dead()
             removed = store.remove_entries_of_dead()
             if removed:
                 log.info("removed %d entries of processes that do not live any more", removed)

@@ -5,6 +5,7 @@ Everything here is about plain values; :mod:`diagnose_mongo.store` moves them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ __all__ = [
     "beside",
     "entry_document",
     "entry_path",
+    "is_process_id",
+    "is_shallow",
     "key_of",
     "name_of",
+    "small",
     "text",
     "version_of",
 ]
@@ -48,6 +52,10 @@ POLL_INDEX = "diagnose_poll"
 """The index on ``(_id, lastmodified)`` that answers a poll without reading documents."""
 
 _LONGEST_TEXT = 2_000
+_LONGEST_SMALL = 200
+# A server takes documents of 180 levels, those of a command included.
+_MOST_LEVELS = 100
+_PROCESS_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def beside(collection: str, name: str) -> str:
@@ -82,6 +90,31 @@ def version_of(lastmodified: object) -> object:
     return fingerprint(lastmodified)
 
 
+def small(value: Any) -> Any:
+    """An ``_id`` or ``lastmodified`` as it is told elsewhere: as it is, or in short if it is large.
+
+    It may be a document with more in it, or more levels, than fits there.
+    """
+    shown = repr(value)
+    if len(shown) <= _LONGEST_SMALL:
+        return value
+    return text(value if isinstance(value, str) else shown, _LONGEST_SMALL)
+
+
+def is_process_id(name: object) -> bool:
+    """Whether this can be the id of a process; see :mod:`diagnose_mongo.identity`."""
+    return isinstance(name, str) and _PROCESS_ID.fullmatch(name) is not None
+
+
+def is_shallow(value: object, levels: int = _MOST_LEVELS) -> bool:
+    """Whether a value has no more levels of documents and arrays than a query of it can have."""
+    if isinstance(value, dict):
+        return levels > 0 and all(is_shallow(each, levels - 1) for each in value.values())
+    if isinstance(value, list):
+        return levels > 0 and all(is_shallow(each, levels - 1) for each in value)
+    return True
+
+
 def entry_path(process_id: str) -> str:
     """Where a process's entry is within a spec document."""
     return f"{APPLIED}.{process_id}"
@@ -89,7 +122,9 @@ def entry_path(process_id: str) -> str:
 
 def entry_document(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The entry with texts that any document can hold: valid Unicode, of limited length."""
-    return {name: _storable(value) for name, value in entry.items()}
+    return {
+        name: small(value) if name == "lm" else _storable(value) for name, value in entry.items()
+    }
 
 
 def _storable(value: Any) -> Any:

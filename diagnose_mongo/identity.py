@@ -47,6 +47,7 @@ _UNIT = re.compile(r"/([^/]+?)(?:@[^/]*)?\.service(?:/|$)", re.MULTILINE)
 _CGROUP_FILE = Path("/proc/self/cgroup")
 
 _LONGEST_PART = 100
+_starts: dict[int, object] = {}
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -57,7 +58,11 @@ def sanitize(text: object) -> str:
 
 def new_process_id(base: str | None = None) -> str:
     """An id for the process that asks: ``host-pid-start``, or ``base-pid-start``."""
-    return f"{sanitize(base or socket.gethostname())}-{os.getpid()}-{_base36(_now_in_ms())}"
+    start = _now_in_ms()
+    # Two of one process may be asked for in the same moment; `setdefault` is one atomic call.
+    while _starts.setdefault(start, me := object()) is not me:
+        start += 1
+    return f"{sanitize(base or socket.gethostname())}-{os.getpid()}-{_base36(start)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ from diagnose_mongo.store import (
     SpecStore,
     Undecodable,
     budget_id,
+    is_answer,
     is_refused,
 )
 from diagnose_mongo.watching import Watcher
@@ -156,8 +158,10 @@ class MongoInstrumentManager(InstrumentManager):
         self._chores = Chores(self.process_id, bounded_above)
         self._watcher = Watcher(self._wake) if watch else None
         self._control = Control()
-        self._refused: set[str] = set()
+        self._failing: set[str] = set()
         self._may_steer = True
+        self._run = secrets.token_hex(8)
+        self._is_alone = True
         self._poller: Poller | None = None
         self._stopping = threading.Event()
         self._clock: ServerClock | None = None
@@ -214,7 +218,13 @@ class MongoInstrumentManager(InstrumentManager):
         if self._watcher is not None:
             self._watcher.stop()
         if self._down_since is None and not self._link_is_stale:
-            self._say_good_bye()
+            # A poll that is under way would write again what is removed here.
+            waited = self._turn.acquire(timeout=_FAREWELL_SECONDS / 2)
+            try:
+                self._say_good_bye()
+            finally:
+                if waited:
+                    self._turn.release()
         with self._lock:
             self._forget()
             self.specs.clear()
@@ -288,7 +298,9 @@ class MongoInstrumentManager(InstrumentManager):
             # Also without MongoDB: lifespans end, the off switch works, errors are found.
             self._apply(stopping)
             soon = [self._brisk_seconds()]
-            if is_reached and self._is_reached(lambda: soon.append(self._report()), stopping):
+            if is_reached and self._is_reached(
+                lambda: soon.append(self._report(stopping)), stopping
+            ):
                 self._note_recovery()
             if self._down_since is not None:
                 return self._retry_at - time.monotonic()
@@ -342,7 +354,6 @@ class MongoInstrumentManager(InstrumentManager):
             if _is_set(stopping):
                 return
             self._polls += 1
-            self._seen = versions
             for key in [key for key in self.specs if key not in found]:
                 del self.specs[key]
                 for known in (self._versions, self._raw_ids, self._outbox, self._written):
@@ -358,20 +369,28 @@ class MongoInstrumentManager(InstrumentManager):
                 )
             if entries is not None:
                 self._believe(entries)
+            # What another node of the server had not got yet is asked for again.
+            is_whole = all(
+                self._versions.get(key) == version for key, (_, version) in found.items()
+            )
+            self._seen = versions if is_whole else None
 
     def _look(self) -> list[tuple[Any, object]]:
         """The versions of all specs; what holds for the whole fleet is taken note of."""
         if not self._may_steer:
             return self._store.versions()
+        what = "what steers the whole fleet can't be read"
         try:
             versions, control = self._store.look()
         except StoreError as exc:
-            if not is_refused(exc):
+            if not is_answer(exc):
                 raise
-            versions, control = self._store.versions(), Control()
             # Not before the specs could be read: it may be that they are what is refused.
-            self._may_steer = False
-            self._note_refusal("what steers the whole fleet can't be read", exc)
+            versions, control = self._store.versions(), Control()
+            self._may_steer = not is_refused(exc)
+            self._note_failure(what, exc)
+        else:
+            self._failing.discard(what)
         before, self._control = self._control, control
         if before.is_bounded and not control.is_bounded:
             # All processes have an entry again; not all of them write it at once.
@@ -382,23 +401,32 @@ class MongoInstrumentManager(InstrumentManager):
             self._rest_until = time.monotonic() + control.period - self.period / 2
         return versions
 
-    def _note_refusal(self, what: str, error: StoreError) -> None:
-        if what not in self._refused:
-            self._refused.add(what)
-            log.warning("%s; the specs are applied all the same: %s", what, error)
+    def _besides(self, what: str, talk: Callable[[], None]) -> None:
+        """Do something that is not needed for specs to be applied.
 
-    def _unless_refused(self, what: str, talk: Callable[[], None]) -> None:
-        """Do something that is not needed for specs to be applied: this user may lack the right."""
+        This user may lack the right, or somebody put nonsense into that collection; only that
+        the server can't be reached is for the poll to know.
+        """
         try:
             talk()
         except StoreError as exc:
-            if not is_refused(exc):
+            if not is_answer(exc):
                 raise
-            self._note_refusal(what, exc)
+            self._note_failure(what, exc)
+        except Exception as exc:  # noqa: BLE001 - nonsense in a document, or a defect of ours
+            self._note_failure(what, exc)
+        else:
+            self._failing.discard(what)
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        if what not in self._failing:
+            self._failing.add(what)
+            trace = None if isinstance(error, StoreError) else error
+            log.warning("%s; the specs are applied all the same: %s", what, error, exc_info=trace)
 
     # --- reporting ---
 
-    def _report(self) -> float | None:
+    def _report(self, stopping: threading.Event | None) -> float | None:
         """Tell what there is to tell; returns when to do so again, if that is soon."""
         processes, budgets, controls = self._processes, self._budgets, self._controls
         soon: list[float | None] = []
@@ -408,16 +436,18 @@ class MongoInstrumentManager(InstrumentManager):
             self._beat_at = 0.0  # there it is told, if nowhere else
         if processes is not None and time.monotonic() >= self._beat_at:
             # Before entries are written: an entry of nobody who lives is removed.
-            self._unless_refused("this process can't be listed", lambda: self._beat(processes))
-        if budgets is not None:
+            self._besides("this process can't be listed", lambda: self._beat(processes))
+        if budgets is not None and not _is_set(stopping):
             # Before entries too: what says that it is installed can fire.
-            self._unless_refused(
+            self._besides(
                 "the fleet's budgets can't be used",
                 lambda: soon.append(self._refill(budgets)),
             )
+        if _is_set(stopping):
+            return None
         self._write()
-        if controls is not None and self._has_beaten:
-            self._unless_refused("the fleet's chores can't be done", self._do_chores)
+        if controls is not None and self._has_beaten and not _is_set(stopping):
+            self._besides("the fleet's chores can't be done", self._do_chores)
         if self._lost_entries:
             soon.append(0.0)
         return min((each for each in soon if each is not None), default=None)
@@ -442,9 +472,18 @@ class MongoInstrumentManager(InstrumentManager):
                 if record.outcome is not None and isinstance(self.specs.get(key), dict)
             ]
             content = presence.content(self.process_id, self.labels, self.period, told)
-        is_new = processes.beat(self.process_id, content, seconds * presence.TTL_HEARTBEATS)
-        # It counted as dead, so its entries may have been removed.
-        self._lost_entries = is_new and self._has_beaten
+        before = processes.beat(
+            self.process_id, content, seconds * presence.TTL_HEARTBEATS, self._run
+        )
+        # It counted as dead, or another one stopped under its id: its entries may be gone.
+        self._lost_entries = self._has_beaten and before != self._run
+        if self._lost_entries and before is not None and self._is_alone:
+            self._is_alone = False
+            log.warning(
+                "another manager uses the process id %r: they overwrite each other's entries; "
+                "give each an id of its own, or none at all",
+                self.process_id,
+            )
         self._has_beaten = True
         self._beat_at = time.monotonic() + seconds - self.period / 2
 
@@ -499,16 +538,21 @@ class MongoInstrumentManager(InstrumentManager):
             room=None if is_told else presence.SAMPLE + presence.FAILURES,
             timeout=timeout,
         )
-        for raw_id, reason in refusals:
-            if (complaint := (documents.key_of(raw_id), reason)) not in self._complaints:
+        open_keys = set()
+        for raw_id, reason, is_lasting in refusals:
+            key = documents.key_of(raw_id)
+            if not is_lasting:
+                open_keys.add(key)
+            if (complaint := (key, reason)) not in self._complaints:
                 self._complaints.add(complaint)
                 log.warning("the spec %r takes no entry of this process: %s", raw_id, reason)
         with self._lock:
-            for key, entry in outbox.items():
-                if self._outbox.get(key) is entry:
+            for key in outbox.keys() - open_keys:
+                if self._outbox.get(key) is outbox[key]:
                     self._outbox.pop(key, None)
-            self._written |= {key: _without_time(entry) for key, entry in entries.items()}
-            for key in erased:
+            for key in entries.keys() - open_keys:
+                self._written[key] = _without_time(entries[key])
+            for key in set(erased) - open_keys:
                 self._written.pop(key, None)
 
     # --- outages ---
@@ -603,6 +647,7 @@ class MongoInstrumentManager(InstrumentManager):
     def _after_fork_in_child(self) -> None:
         super()._after_fork_in_child()
         self._identity = self._identity.for_child()
+        self._run = secrets.token_hex(8)
         self.process_id = self._identity.process_id
         self._forget()
         self._allotments.after_fork_in_child()

@@ -78,7 +78,12 @@ def content(
 
 def _figures(raw_id: Any, version: object, record: Record) -> dict[str, Any]:
     outcome, status = record.outcome, record.status
-    found: dict[str, Any] = {"id": raw_id, "lm": version, "hits": 0, "cost": 0.0}
+    found: dict[str, Any] = {
+        "id": documents.small(raw_id),
+        "lm": documents.small(version),
+        "hits": 0,
+        "cost": 0.0,
+    }
     if outcome is not None:
         found["state"] = outcome.state.value
         if outcome.code is not None:

@@ -128,6 +128,8 @@ def rollout(collection: SpecCollection | Link, spec_id: object) -> Rollout:
         except SpecError as exc:
             # Its processes say so, all of them.
             error = exc.message
+            if document.keys() == {documents.ID}:
+                error = "the document can't be decoded; replace it by a valid one"
         else:
             select, stage = spec.select, None if spec.stage is None else spec.stage.value
         is_bounded = ControlStore(link).read().is_bounded

@@ -5,16 +5,24 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
+import sysconfig
 import textwrap
 import threading
 import warnings
 from contextlib import contextmanager
 from types import ModuleType
 
+import pytest
+
 from diagnose import attach_to, probes
 from diagnose.instruments import ProbeTestInstrument
 
 DEADLINE_SECONDS = 30.0
+
+frees_code = pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14),
+    reason="3.13 without the GIL keeps functions and code for ever, once there was a thread",
+)
 
 _numbers = itertools.count(1)
 

@@ -19,6 +19,7 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose.specs import Select, Stage, parse
 from diagnose_mongo import presence
 from diagnose_mongo.canary import decide
+from diagnose_mongo.installation import install
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 from diagnose_mongo.store import (
@@ -180,6 +181,30 @@ def test_specs_of_any_id_and_words_with_dollars_can_be_told(process, specs, data
     assert [each["_id"] for each in odd] == sorted(
         ids, key=lambda i: [each["_id"] for each in odd].index(i)
     )
+
+
+def test_those_who_say_that_they_live_meanwhile_are_counted_once(specs, database):
+    install(Link(specs))
+    processes = ProcessStore(Link(specs))
+    for i in range(2000):
+        processes.beat(f"p{i}", {"filler": "x" * 2000}, 60)
+    stop = threading.Event()
+
+    def beats():
+        i = 0
+        while not stop.is_set():
+            processes.beat(f"p{i % 2000}", {}, 60 + i)
+            i += 1
+
+    threads = [threading.Thread(target=beats) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert [processes.count() for _ in range(30)] == [2000] * 30
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 # --- rollouts ---------------------------------------------------------------------------------
@@ -480,7 +505,9 @@ def test_hits_are_taken_once_however_many_take_them(specs):
 
     def take(name):
         store = BudgetStore(Link(specs))
-        taken.extend(store.take(budget, 100, name, unused=0, wanted=3).hits for _ in range(30))
+        taken.extend(
+            store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
+        )
 
     threads = [threading.Thread(target=take, args=(f"p{i}",)) for i in range(6)]
     for thread in threads:
@@ -652,6 +679,20 @@ def test_a_canary_that_costs_too_much_is_taken_back(process, specs, database):
     web._records["a"].status.cost = 0.03
     run_until([web], specs, lambda d: d.get("stage", {}).get("name") == "taken back")
     assert "3.00% of a core" in specs.find_one()["stage"]["reason"]
+
+
+def test_what_a_canary_cost_before_it_was_changed_does_not_count(process, specs):
+    web, chores = process("web", heartbeat=60), process("chores", heartbeat=60)
+    specs.insert_one(spec(canary=canary(percent=100, max_cost=0.01, **{"for": 10})))
+    chores.apply()
+    web.apply()
+    web._records["a"].status.cost = 0.03
+    beat(web)
+    change(specs, when="x > 100")
+    # It has the new version, and did not say so yet.
+    for _ in range(3):
+        chores.apply()
+    assert "stage" not in specs.find_one()
 
 
 def test_who_changes_a_canary_begins_it_anew(process, specs):

@@ -10,7 +10,7 @@ import pytest
 from stage import Stage, attached, in_thread, outcome, probed
 
 from diagnose.bytecode import timing
-from diagnose.instruments import LogInstrument, ProbeTestInstrument
+from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_times_add_up_to_the_time_of_the_call(stage):
 
 
 def test_a_loop_of_any_length_keeps_lists_short(stage, monkeypatch):
-    monkeypatch.setattr(timing, "_LONG", frozenset(range(10, 20)))
+    monkeypatch.setattr(timing, "_FOLD_AT", 10)
     shop = stage.script(WORK)
     with probed(f"{shop.__name__}.work", "(hotspots, [len(x) for x in hotspots._runs])") as seen:
         shop.work(5000)
@@ -132,6 +132,28 @@ def test_a_loop_of_any_length_keeps_lists_short(stage, monkeypatch):
     assert counts(hotspots)[6] == 5000
     assert counts(hotspots)[5] == 5001
     assert max(lengths) < 100
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        """for x in range(n): max(x,
+                1)""",
+        """[max(x,
+                1) for x in range(n)]""",
+        """while n:
+            with contextlib.suppress(KeyError):
+                n -= 1
+                {}[n]""",
+    ],
+)
+def test_any_form_of_loop_keeps_lists_short(stage, monkeypatch, loop):
+    monkeypatch.setattr(timing, "_FOLD_AT", 10)
+    text = f"import contextlib\n\ndef subject(n):\n        {loop}\n"
+    shop = stage.script(text)
+    with probed(f"{shop.__name__}.subject", "[len(x) for x in hotspots._runs]") as seen:
+        shop.subject(500)
+    assert max(seen.results[0]) < 100
 
 
 def test_time_until_an_exception_goes_to_the_line_that_raised(stage):
@@ -263,13 +285,71 @@ def test_only_who_names_it_pays_for_it(stage):
     assert shop.one.__code__ is code
 
 
+LONG = "def long(n):\n    a = each = 0\n" + "".join(f"    a += {each}\n" for each in range(40))
+LONG += """\
+    for each in range(n):
+        try:
+            a += each
+        except ValueError:
+            a = 0
+    return a
+"""
+# From where, and where to; forwards, backwards, out of the loop and (refused) into it.
+JUMPS = [(3, 42), (42, 3), (5, 43), (45, 3), (44, 48), (45, 48), (48, 2), (3, 45), (43, 47)]
+
+
+@pytest.mark.parametrize("are_others_on", [False, True])
+@pytest.mark.parametrize("jump", JUMPS)
+def test_a_debugger_may_jump_where_lines_are_timed(stage, jump, are_others_on):
+    shop = stage.script(LONG)
+    code_name, (begin, end) = shop.long.__code__.co_name, jump
+
+    def jumped():
+        told = []
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_name != code_name:
+                return None
+            if event == "line" and frame.f_lineno == begin and not told:
+                told.append("jumped")
+                try:
+                    frame.f_lineno = end
+                except ValueError as error:
+                    told.append(str(error))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return shop.long(3), told
+        finally:
+            sys.settrace(before)
+
+    bare = jumped()
+    assert bare[1]
+    made = [ProbeTestInstrument("n", "len(hotspots) > 0")]
+    if are_others_on:
+        made += [ProbeTestInstrument("n", "1", each) for each in ("call", "return", "end")]
+        made += [ProbeTestInstrument("n", "1", f"line:{line}") for line in (3, 43, 45, 48)]
+        made += [HistogramInstrument("n", "elapsed", when=f"n > {each}") for each in range(30)]
+    with attached(f"{shop.__name__}.long", *made):
+        assert jumped() == bare
+    assert made[0].results == [True]
+    assert [each.status.error for each in made] == [None] * len(made)
+
+
 def test_it_is_text_that_can_be_read(stage, capsys):
     shop = stage.script(WORK)
     with attached(f"{shop.__name__}.work", LogInstrument("hot", "hotspots")):
         shop.work(3, 0.002)
     out = capsys.readouterr().out
-    head = out.splitlines()[0].split(" = ")[1]
+    title, head, *rows = out.splitlines()
+    assert title == "Probe (hot)[tags={}] ="
     assert head.split() == ["line", "runs", "total", "longest"]
+    first_cells = [row.split()[0] for row in (head, *rows)]
+    assert {
+        row.index(cell) + len(cell) for row, cell in zip((head, *rows), first_cells, strict=True)
+    } == {len("line")}
     assert "time.sleep(pause)" in out
     with probed(f"{shop.__name__}.work", "str(hotspots.worst)") as seen:
         shop.work(0, 0.002)

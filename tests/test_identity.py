@@ -37,8 +37,14 @@ def test_a_process_id_is_host_pid_and_start(monkeypatch):
 def test_a_later_process_with_the_same_host_and_pid_has_another_id(monkeypatch):
     first = new_process_id()
     monkeypatch.setattr(identity, "_now_in_ms", lambda: 36**9)
-    assert new_process_id() != first
-    assert new_process_id().endswith("-1000000000")
+    second = new_process_id()
+    assert second != first
+    assert second.endswith("-1000000000")
+
+
+def test_two_managers_of_the_same_millisecond_have_different_ids(monkeypatch):
+    monkeypatch.setattr(identity, "_now_in_ms", lambda: 36**9)
+    assert len({new_process_id() for _ in range(100)}) == 100
 
 
 def test_a_hosts_dots_do_not_get_into_the_id(monkeypatch):

@@ -964,6 +964,22 @@ def test_no_thread_can_use_the_module_before_it_is_probed(write, manager):
         assert Seen.values == [1] * 4
 
 
+def test_an_import_that_ends_while_another_thread_looks_is_not_over(monkeypatch):
+    class Ending(set):
+        def __contains__(self, key):
+            found = super().__contains__(key)
+            self.add(key)
+            vars(spec)["_initializing"] = False
+            return found
+
+    spec = importlib.machinery.ModuleSpec("late_lt", None)
+    spec._initializing = True
+    imports._trap(spec)
+    monkeypatch.setattr(imports, "_ending", Ending())
+    assert spec._initializing
+    imports._release(spec)
+
+
 def test_other_threads_wait_for_the_module_until_the_callbacks_are_over(write):
     write(late_lt="def f(): return 1")
     order, asked = [], threading.Event()

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from stage import EVENTS, Stage, attached, events, probed, timers_ran
+from stage import EVENTS, Stage, attached, events, frees_code, probed, timers_ran
 
 from diagnose import attach_to, probes, sites
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
@@ -95,6 +95,7 @@ def test_hits_leave_nothing_behind(stage):
     assert blocks < 500
 
 
+@frees_code
 @pytest.mark.parametrize(
     "kind", ["function", "end", "line", "hotspots", "generator", "coroutine", "reference"]
 )
@@ -240,6 +241,7 @@ def test_errors_of_instruments_keep_nothing_alive(stage):
         assert died() is None
 
 
+@frees_code
 @pytest.mark.parametrize("event", ["call", "return", "end"])
 def test_a_function_and_its_module_can_be_collected_after_stop(event):
     with Stage() as stage:
@@ -254,6 +256,7 @@ def test_a_function_and_its_module_can_be_collected_after_stop(event):
     assert [each() for each in died] == [None, None]
 
 
+@frees_code
 def test_a_probe_that_expired_keeps_nothing_alive():
     finished = threading.Event()
 
@@ -274,6 +277,7 @@ def test_a_probe_that_expired_keeps_nothing_alive():
     assert died() is None
 
 
+@frees_code
 @pytest.mark.parametrize("lifespan", [None, timedelta(hours=1)])
 def test_an_instrument_that_is_dropped_is_collected(stage, lifespan):
     def work(x):

@@ -417,7 +417,7 @@ def test_a_poll_reads_no_documents_where_nothing_changed(real, manage):
     own = list(real.database["system.profile"].find({"ns": real.full_name}))
     assert [each["command"].get("aggregate") for each in own] == ["specs"]
     assert own[0]["docsExamined"] <= 1  # the lease of the chores
-    assert own[0]["keysExamined"] == 20
+    assert 20 <= own[0]["keysExamined"] <= 22  # the two documents that steer the fleet
 
 
 def test_an_index_that_was_dropped_is_made_again(real, manage, caplog):

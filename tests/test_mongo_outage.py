@@ -229,7 +229,11 @@ def test_a_user_without_the_right_to_write_is_told_once(specs, shop, mongo_serve
             "configureFailPoint",
             "failCommand",
             mode="alwaysOn",
-            data={"failCommands": ["update"], "errorCode": 13, "appName": "reader"},
+            data={
+                "failCommands": ["update", "findAndModify"],
+                "errorCode": 13,
+                "appName": "reader",
+            },
         )
         try:
             with pymongo.MongoClient(mongo_server.uri, appname="reader") as client:

@@ -1021,6 +1021,10 @@ def test_a_forked_child_keeps_its_probes_and_has_timers_and_drains_of_its_own(sh
     probe.stop()
 
 
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without the GIL a child may find the lock of any dict taken, whoever reads it",
+)
 def test_forks_amid_changes_of_probes_do_not_deadlock(shop):
     stop = threading.Event()
     errors = []

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import pytest
 import wrapt
+from stage import frees_code
 
 import diagnose
 from diagnose import managers, probes, targets
@@ -244,6 +245,7 @@ def test_what_code_has_attached_stays_where_it_was_attached(shop, manager):
         assert (Seen.values, sensor.results) == ([1], ["sensor"])
 
 
+@frees_code
 def test_a_redefined_function_is_not_kept_alive(shop, manager):
     arm(manager)
     ref = weakref.ref(shop.total)

@@ -353,6 +353,17 @@ def test_instances_are_looked_at_as_python_does(shop):
     assert find("shop_t.cart.app.computed.route").function is shop.Router.route
 
 
+def test_an_instances_dictionary_is_found_below_a_property_of_that_name(shop):
+    # As Python itself does; wrapt's object proxies are so where its extension is not there.
+    class Hidden(shop.App):
+        __dict__ = property(lambda self: 1 / 0)
+
+    shop.hidden = Hidden()
+    shop.hidden.on_start = shop.double
+    target = find("shop_t.cart.hidden.on_start")
+    assert (target.owner, target.function) == (shop.hidden, shop.double)
+
+
 def test_a_property_is_found_through_an_instance_and_not_run(shop):
     target = find("shop_t.cart.app.config")
     assert (target.owner, target.kind) == (shop.App, TargetKind.PROPERTY)

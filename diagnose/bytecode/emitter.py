@@ -6,8 +6,10 @@ the NULL that goes with the callable is another one in each version.
 
 from __future__ import annotations
 
+import dis
 import opcode
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from diagnose.bytecode.assembly import Handler, Instruction
@@ -38,7 +40,26 @@ _POP_EXCEPT, _PUSH_EXC_INFO = _op["POP_EXCEPT"], _op["PUSH_EXC_INFO"]
 # Signals are not looked for on the way back.
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
-_BUILD_TUPLE = _op["BUILD_TUPLE"]
+_BUILD_TUPLE, _IS_OP = _op["BUILD_TUPLE"], _op["IS_OP"]
+_GET_LEN = _op["GET_LEN"]
+
+
+def _compiled(expression: str, *names: str) -> dis.Instruction:
+    """The instruction that this version's compiler makes of an operator."""
+    code = compile(expression, "", "eval")
+    return next(one for one in dis.get_instructions(code) if one.opname in names)
+
+
+_ITEM = _compiled("a[b]", "BINARY_SUBSCR", "BINARY_OP")
+_GREATER = _compiled("a > b", "COMPARE_OP")
+
+# How to read time.perf_counter. On Linux the system's call gives the same with less arithmetic,
+# and since 3.13 it is a kind of call that is specialized.
+_READ_CLOCK: tuple[object, ...] = (time.perf_counter,)
+if sys.version_info >= (3, 13) and (
+    time.get_clock_info("perf_counter").implementation == "clock_gettime(CLOCK_MONOTONIC)"
+):
+    _READ_CLOCK = (time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
 class Constants:
@@ -133,6 +154,25 @@ class Emitter:
         self.begin_call(function)
         self.end_call()
 
+    def read_clock(self) -> None:
+        """Push what ``time.perf_counter`` says."""
+        function, *arguments = _READ_CLOCK
+        self.begin_call(function)
+        for argument in arguments:
+            self.constant(argument)
+        self.end_call(len(arguments))
+
+    def item(self, number: int) -> None:
+        """Replace the topmost value, a list, by its item of that number."""
+        self.constant(number)
+        self.add(_ITEM.opcode, _ITEM.arg or 0, -1)
+
+    def is_longer(self, limit: int) -> None:
+        """Push whether the topmost value, a list, has more than ``limit`` items."""
+        self.add(_GET_LEN, 0, 1)
+        self.constant(limit)
+        self.add(_GREATER.opcode, _GREATER.arg or 0, -1)
+
     def subtract(self) -> None:
         """Replace the two topmost values by their difference."""
         self.add(_BINARY_OP, _SUBTRACT, -1)
@@ -145,23 +185,34 @@ class Emitter:
         """Replace the ``count`` topmost values by a tuple of them."""
         self.add(_BUILD_TUPLE, count, 1 - count)
 
-    def jump_if(self, target: Instruction) -> None:
+    def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:
         """Drop the topmost value, and go on at ``target``, further on, if it is true."""
-        if _TO_BOOL is not None:
+        if _TO_BOOL is not None and not is_bool:
             self.add(_TO_BOOL)
         self.add(_JUMP_IF_TRUE, 0, -1).target = target
         if _NOT_TAKEN is not None:
             self.add(_NOT_TAKEN)
 
-    def choose(self, usual: Emitter, other: Emitter) -> None:
+    def jump_if_is(self, value: object, target: Instruction) -> None:
+        """Drop the topmost value, and go on at ``target``, further on, if it is ``value``."""
+        self.constant(value)
+        self.add(_IS_OP, 0, -1)
+        self.jump_if(target, is_bool=True)
+
+    def choose(self, usual: Emitter, other: Emitter, *, is_bool: bool = False) -> None:
         """Drop the topmost value, and go on with ``other`` if it is true.
 
         Both begin where this one is then, leave the stack equally deep and come together
         again. All jumps lead forward: on 3.11 tracers are told of a line once more after each
         jump back.
+
+        Args:
+            usual: what is done if it is false.
+            other: what is done if it is true.
+            is_bool: the topmost value is a ``bool`` for sure.
         """
         over = Instruction(_NOP, 0, self.location, self.handler)
-        if _TO_BOOL is not None:
+        if _TO_BOOL is not None and not is_bool:
             self.add(_TO_BOOL)
         self.add(_JUMP_IF_FALSE, 0, -1).target = usual.out[0] if usual.out else over
         if _NOT_TAKEN is not None:
@@ -173,9 +224,11 @@ class Emitter:
         self.depth = usual.depth
         self.deepest = max(self.deepest, usual.deepest, other.deepest)
 
-    def jump_back(self, target: Instruction) -> None:
+    def jump_back(self, target: Instruction) -> Instruction:
         """Go on at ``target``, further up."""
-        self.add(_JUMP_BACK).target = target
+        jump = self.add(_JUMP_BACK)
+        jump.target = target
+        return jump
 
     def guard_error(self, *, is_handled: bool = False) -> Emitter:
         """Let what is raised by what is written next take the place of the topmost value.

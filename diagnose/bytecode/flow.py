@@ -75,11 +75,11 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
                 message = f"the stack is {known} or {depth} deep at {one!r}"
                 raise ValueError(message)
             if one.handler is not None:
-                place = one.handler.target
+                place = one.handler.target.entry
                 if id(place) not in found:
                     waiting.append((place, one.handler.depth + one.handler.keeps_place + 1))
             if one.target is not None and one.opcode != _END_ASYNC_FOR:
-                waiting.append((one.target, depth + _effect(one, jump=True)))
+                waiting.append((one.target.entry, depth + _effect(one, jump=True)))
             if one.opcode in LEAVES or one.opcode in JUMPS:
                 break
             depth += _effect(one, jump=False)

@@ -4,6 +4,9 @@ Where a run of a line ends, the time since the last such place goes to a list of
 one call of the clock and a few instructions that touch the stack alone. Each call has lists of
 its own, kept at the bottom of its stack, so threads and recursion do not meet. A loop now and
 then folds the lists, so that they stay short.
+
+However many lines there are, two values are kept: debuggers that jump need a shallow stack
+(:mod:`diagnose.bytecode.weaving`).
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ if TYPE_CHECKING:
     from diagnose.bytecode.assembly import Instruction
     from diagnose.bytecode.emitter import Constants
 
-    Runs = tuple[list[Any], ...]
-
-__all__ = ["Timing", "line_totals", "sums"]
+__all__ = ["Runs", "Timing", "line_totals", "worst"]
 
 _op = opcode.opmap
+Runs = list[list[Any]]
+
 # Where these lead to is bound to them.
 _FIXED = frozenset(_op[name] for name in ("SEND", "END_ASYNC_FOR", "FOR_ITER") if name in _op) - (
     {_op["FOR_ITER"]} if sys.version_info < (3, 12) else set()
@@ -41,13 +44,9 @@ _FORWARD_TWIN = {
     if name.startswith("POP_JUMP_BACKWARD")
 }
 _LIST_APPEND, _BUILD_LIST = _op["LIST_APPEND"], _op["BUILD_LIST"]
-_GET_LEN, _CONTAINS_OP = _op["GET_LEN"], _op["CONTAINS_OP"]
 
 _FOLD_AT = 4096
-_LONG = frozenset(range(_FOLD_AT, _FOLD_AT + 64))
-"""The lengths of a list that make a loop fold all of them. A comparison is written in another
-way in each version of CPython, and other ways out of the line may add to the list between two
-looks: so it is a set."""
+"""A list that is longer makes a loop fold all of them."""
 
 _clock = time.perf_counter
 
@@ -62,6 +61,7 @@ class Timing:
 
     Attributes:
         lines: the numbers in the file of the lines that are measured.
+        runs: where the list of all lists is on the stack.
     """
 
     def __init__(
@@ -76,17 +76,12 @@ class Timing:
             line = one.location[0] or line
             self._line_of[id(one)] = line
         self.lines = tuple(sorted(set(self._line_of.values())))
-        self._first = self._kept = 0
+        self.runs = self._kept = 0
         self.stubs: list[Emitter] = []
         self.deepest = 0
 
-    # --- what is kept: a list for each line, one for what was folded, all of them in a tuple,
-    # --- and the time at which the last run ended.
-
-    @property
-    def runs(self) -> int:
-        """Where the tuple of all lists is on the stack."""
-        return self._first + len(self.lines) + 1
+    # --- what is kept: a list of lists, one for each line and one for what was folded; and the
+    # --- time at which the last run ended.
 
     @property
     def _last(self) -> int:
@@ -94,26 +89,40 @@ class Timing:
 
     def enter(self, emit: Emitter) -> int:
         """Push what is kept; the number of values."""
-        self._first = emit.depth
-        count = len(self.lines) + 1
-        for _ in range(count):
+        self.runs = emit.depth
+        emit.add(_BUILD_LIST, 0, 1)
+        for _ in range(len(self.lines) + 1):
             emit.add(_BUILD_LIST, 0, 1)
-        for place in range(count):
-            emit.copy(self._first + place)
-        emit.tuple_of(count)
-        emit.call(_clock)
-        return emit.depth - self._first
+            emit.add(_LIST_APPEND, 1, -1)
+        emit.read_clock()
+        return emit.depth - self.runs
 
-    def end_run(self, emit: Emitter, one: Instruction) -> int:
-        """Give the time since the last run to the line of ``one``; where its list is."""
-        place = self._first + self.lines.index(self._line_of[id(one)])
-        emit.call(_clock)
+    def end_run(self, emit: Emitter, one: Instruction, following: Instruction | None) -> None:
+        """Give the time since the last run to the line of ``one``; then comes ``following``."""
+        line = self._line_of[id(one)]
+        emit.copy(self.runs)
+        emit.item(self.lines.index(line))
+        emit.read_clock()
         # The last time minus now: in this order it takes the fewest instructions.
         emit.swap(emit.depth - self._last)
         emit.copy(self._last)
         emit.subtract()
-        emit.add(_LIST_APPEND, emit.depth - 1 - place, -1)
-        return place
+        emit.add(_LIST_APPEND, 1, -1)
+        # Whatever runs again and again goes back to an earlier line each time.
+        if following is not None and self._line_of[id(following)] < line:
+            self._fold_if_long(emit)
+        emit.pop()
+
+    def _fold_if_long(self, emit: Emitter) -> None:
+        """Fold the lists if the topmost one has become long."""
+        emit.is_longer(_FOLD_AT)
+        short = Emitter(self._constants, emit.depth - 1, emit.location)
+        folding = Emitter(self._constants, short.depth, emit.location, emit.handler)
+        folding.begin_call(_fold)
+        folding.copy(self.runs)
+        folding.end_call(1)
+        folding.pop()
+        emit.choose(short, folding, is_bool=True)
 
     def raised(self, emit: Emitter) -> None:
         """Give the time since the last run to the line that raised; the error is topmost."""
@@ -126,20 +135,6 @@ class Timing:
         emit.end_call(4)
         emit.swap(emit.depth - self._last)
         emit.pop()
-
-    def _go_back(self, emit: Emitter, place: int) -> None:
-        """Fold the lists if the one at ``place`` has become long."""
-        folding = Emitter(self._constants, emit.depth, emit.location, emit.handler)
-        folding.begin_call(_fold)
-        folding.copy(self.runs)
-        folding.end_call(1)
-        folding.pop()
-        emit.copy(place)
-        emit.add(_GET_LEN, 0, 1)
-        emit.drop_second()
-        emit.constant(_LONG)
-        emit.add(_CONTAINS_OP, 0, -1)
-        emit.choose(Emitter(self._constants, folding.depth, emit.location), folding)
 
     def weave(
         self, kept: int, ahead: dict[int, list[Instruction]], behind: dict[int, list[Instruction]]
@@ -185,7 +180,7 @@ class Timing:
                     one.handler is None or after.handler.depth > one.handler.depth
                 ):
                     emit.handler = after.handler  # a "with" block has been entered
-                self.end_run(emit, one)
+                self.end_run(emit, one, after)
                 behind.setdefault(id(one), []).extend(emit.out)
                 self.deepest = max(self.deepest, emit.deepest)
 
@@ -197,20 +192,16 @@ class Timing:
             return
         if self._line_of[id(target)] == self._line_of[id(one)]:
             return
-        goes_back = one.opcode == _JUMP_BACKWARD or one.opcode in _FORWARD_TWIN
         if one.opcode in JUMPS:
             emit = self._emitter(depth, one)
-            place = self.end_run(emit, one)
-            if goes_back:
-                self._go_back(emit, place)
+            self.end_run(emit, one, target)
             self._put(ahead, one, emit)
             return
         # It may go on here too: what ends the run stands elsewhere, on the way to the target.
         stub = self._emitter(self._depth[id(target)] + self._kept, one)
-        place = self.end_run(stub, one)
+        self.end_run(stub, one, target)
         self.stubs.append(stub)
-        if goes_back:
-            self._go_back(stub, place)
+        goes_back = one.opcode in _FORWARD_TWIN
         one.opcode = _FORWARD_TWIN.get(one.opcode, one.opcode)
         stub.add(_JUMP_BACKWARD if goes_back else _op["JUMP_BACKWARD_NO_INTERRUPT"]).target = target
         one.target = stub.out[0]
@@ -235,7 +226,10 @@ def _note_error(error: BaseException, last: float, lines: tuple[int, ...], runs:
     trace = error.__traceback__
     # The entry in front is that of the frame that the exception came to last: the caller's.
     if trace is not None and trace.tb_lineno in lines:
-        runs[lines.index(trace.tb_lineno)].append(last - now)
+        times = runs[lines.index(trace.tb_lineno)]
+        times.append(last - now)
+        if len(times) > _FOLD_AT:
+            _fold(runs)
     return now
 
 
@@ -262,9 +256,14 @@ def line_totals(runs: Runs, number: int) -> tuple[int, float, float]:
     return count + len(times), total - sum(times), longest
 
 
-def sums(runs: Runs) -> list[float]:
-    """For each line: how long in all, in seconds."""
+def worst(runs: Runs) -> tuple[int, int, float, float]:
+    """The number of the line that took most in all (0 if none ran), and its totals."""
     if runs[-1]:
         _fold(runs)
-        return [total for _, total, _ in runs[-1]]
-    return [-sum(times) for times in runs[:-1]]
+        number = max(range(len(runs[-1])), key=lambda number: runs[-1][number][1])
+        return number, *runs[-1][number]
+    totals = [*map(sum, runs)]
+    total = min(totals)
+    number = totals.index(total)
+    times = runs[number]
+    return number, len(times), -total, -min(times, default=0.0)

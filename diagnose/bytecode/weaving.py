@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
+from diagnose.bytecode.entering import LOST, Room, Rooms
 from diagnose.bytecode.flow import depths, line_starts
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
@@ -66,6 +67,8 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
 )
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
+_BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
+_MOST_KEPT, _LIST = 4, "@list"
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -82,8 +85,11 @@ _TWO_NAMES = frozenset(
 _BEGINS_BEFORE_RETURN = sys.version_info < (3, 13)
 _AFTER_AWAIT = 2  # of a RESUME: there no signal is looked for
 
+_CALLED_FOR = frozenset({"kwargs", "start", "now", "frame", "hotspots"})
+"""Names whose values need a call at the begin, for which there may be no room."""
+
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
-_clock, _time, _getframe = time.perf_counter, time.time, sys._getframe
+_time, _getframe = time.time, sys._getframe
 
 
 def weave(
@@ -107,7 +113,7 @@ def weave(
         lines: hooks to be called before a line of the file runs.
         busy: as long as it is empty, ``quick`` of a hook stands for its handler.
         report: makes ``hotspots`` of the lines' numbers and what was measured; see
-            :func:`diagnose.bytecode.timing.sums`.
+            :func:`diagnose.bytecode.timing.line_totals`.
         hidden: let the frame not be seen by anybody (a stand-in's, which adds one).
 
     Raises:
@@ -138,9 +144,13 @@ class _Weaver:
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
         self.index = places(code, self.listing)
         self.changed = self._changed()
+        # By name: where it is on the stack; or its number in the list that is there.
         self.kept: dict[str, int] = {}
+        self.listed: dict[str, int] = {}
         self.stubs: list[Emitter] = []
+        self.rooms = Rooms(self.constants)
         self.only: Hook | None = None
+        self.keeps = False
         self.deepest = code.co_stacksize
 
     def _changed(self) -> set[int]:
@@ -176,29 +186,39 @@ class _Weaver:
         first = next((one.location[0] for one in self.body if one.location[0] is not None), None)
         is_on_one_line = first == line and not self.hidden
         entry = Emitter(self.constants, 0, (line, line, None, None) if is_on_one_line else NOWHERE)
+        self.keeps = bool(after or ends)
         self._enter(entry, before, after)
         leaving = None
         woven: dict[int, list[Instruction]] = {}
         behind: dict[int, list[Instruction]] = {}
-        if after or ends:
+        if self.keeps:
             leaving = self._leave_by_exception(after, ends)
             self._watch_exceptions(leaving.out[0])
         if self.timing is not None:
             self.timing.weave(len(self.kept), woven, behind)
-            self.stubs += self.timing.stubs
+            self.stubs[:0] = self.timing.stubs  # near: the function's jumps lead there
+            pieces = [*woven.values(), *behind.values(), *(each.out for each in self.timing.stubs)]
+            self.rooms.spare(
+                (one for piece in pieces for one in piece),
+                lambda stub: stub.copy(len(self.kept) - 1),  # no time went by
+            )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
         self._weave_lines(lines, starts, handlers, depth, woven)
-        if after or ends:
+        if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
         for one in self.body:
             listing += woven.get(id(one), ())
             listing.append(one)
             listing += behind.get(id(one), ())
-        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs):
+        for emitter in (*((leaving,) if leaving else ()), *self.stubs):
+            listing += emitter.out
+        self.rooms.land([*entry.out, self.body[0]])
+        self.rooms.spare_calls(listing)
+        for emitter in self.rooms.stubs:
+            listing += emitter.out
+        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs, *self.rooms.stubs):
             self.deepest = max(self.deepest, emitter.deepest + 1)
-            if emitter is not entry:
-                listing += emitter.out
         if self.hidden:
             self._hide(listing)
         return assembly.write(
@@ -219,58 +239,109 @@ class _Weaver:
                 continue
             if name in parameters and not self._may_change(name):
                 continue
-            position = emit.depth
-            self._entry_value(emit, name)
-            self.kept[name] = position
+            if name in _CALLED_FOR:
+                with self.rooms.pushing(emit, LOST):
+                    self._entry_value(emit, name)
+            else:
+                self._entry_value(emit, name)
+            self._keep(emit, name)
         for hooks in (before, after):
             for hook in hooks:
                 if hook.prelude is not None:
-                    position = emit.depth
-                    emit.begin_call(hook.prelude)
-                    for name in hook.prelude_names:
-                        self._entry_value(emit, name)
-                    emit.end_call(len(hook.prelude_names))
-                    self.kept[_prelude(hook)] = position
+                    with self.rooms.pushing(emit, None) as room:
+                        self._need(emit, room, hook.prelude_names)
+                        emit.begin_call(hook.prelude)
+                        for name in hook.prelude_names:
+                            self._entry_value(emit, name)
+                        emit.end_call(len(hook.prelude_names))
+                    self._keep(emit, _prelude(hook))
         for hook in after:
             if hook.sift is not None:
                 function, names = hook.sift
-                position = emit.depth
-                emit.begin_call(function)
-                for name in names:
-                    self._parameter(emit, name)
-                emit.end_call(len(names))
-                self.kept[_sifted(hook)] = position
-        for hook in before:
-            self._call_hook(emit, hook, self._entry_value)
+                with self.rooms.pushing(emit, instead=True):
+                    emit.begin_call(function)
+                    for name in names:
+                        self._parameter(emit, name)
+                    emit.end_call(len(names))
+                self._keep(emit, _sifted(hook))
+        if before:
+            with self.rooms.passing(emit) as room:
+                self._need(emit, room, [name for hook in before for name in hook.names])
+                for hook in before:
+                    self._call_hook(emit, hook, self._entry_value)
+        if not self.keeps:
+            while emit.depth:
+                emit.pop()
+            self.kept.clear()
+            self.listed.clear()
         if "elapsed" in exit_names:
-            self._keep_time(emit)
+            with self.rooms.pushing(emit, LOST):
+                self._read_time(emit)
+            self._keep(emit, "@began")
         if self.timing is not None:
-            for number in range(self.timing.enter(emit)):
-                self.kept[f"@timing {number}"] = -1
+            self._enter_timing(emit, self.timing)
 
-    def _keep_time(self, emit: Emitter) -> None:
+    def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
+        position = self.kept["hotspots"] = emit.depth
+        emit.constant(None)
+        begin = len(emit.out)
+        for number in range(timing.enter(emit)):
+            self.kept[f"@timing {number}"] = -1
+
+        def lose(stub: Emitter) -> None:
+            stub.constant(LOST)
+            stub.swap(stub.depth - position)
+            stub.pop()
+            stub.constant(0.0)
+
+        self.rooms.spare(emit.out[begin:], lose)
+
+    def _read_time(self, emit: Emitter) -> None:
         position = emit.depth
         if self.only is None:
-            emit.call(_clock)
+            emit.read_clock()
         else:
             # Who is not going to be called needs no time.
-            busy = Emitter(self.constants, position, emit.location)
-            busy.call(_clock)
-            idle = Emitter(self.constants, position, emit.location)
+            busy = Emitter(self.constants, position, emit.location, emit.handler)
+            busy.read_clock()
+            idle = Emitter(self.constants, position, emit.location, emit.handler)
             idle.constant(None)
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.choose(busy, idle)
-        self.kept["@began"] = position
+
+    def _keep(self, emit: Emitter, name: str) -> None:
+        """Keep the topmost value until the end: on the stack, from the fourth on in a list there.
+
+        When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
+        SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        """
+        if len(self.kept) < _MOST_KEPT - 1:
+            self.kept[name] = emit.depth - 1
+            return
+        if not self.listed:
+            self.kept[_LIST] = emit.depth - 1
+            emit.add(_BUILD_LIST, 1)
+        else:
+            emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
+        self.listed[name] = len(self.listed)
+
+    def _push_kept(self, emit: Emitter, name: str) -> None:
+        if name in self.listed:
+            emit.copy(self.kept[_LIST])
+            emit.item(self.listed[name])
+        else:
+            emit.copy(self.kept[name])
 
     def _may_change(self, name: str) -> bool:
         index, is_cell = self.index[name]
         return is_cell or index in self.changed
 
     def _entry_value(self, emit: Emitter, name: str) -> None:
-        if name in self.kept:
-            emit.copy(self.kept[name])
+        if name in self.kept or name in self.listed:
+            self._push_kept(emit, name)
         elif name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
         elif name in self.parameters.names and name not in {"args", "kwargs"}:
             self._parameter(emit, name)
         elif name == "args":
@@ -334,6 +405,12 @@ class _Weaver:
         index, is_cell = self.index[name]
         emit.local(index, is_cell=is_cell, is_sure=True)
 
+    def _need(self, emit: Emitter, room: Room, names: Iterable[str]) -> None:
+        """Let the room be passed over if one of these values was lost at the begin."""
+        for name in _CALLED_FOR.intersection(names, {*self.kept, *self.listed}):
+            self._push_kept(emit, name)
+            room.leave_if_lost()
+
     # --- hooks ---
 
     def _call_hook(self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]) -> None:
@@ -361,7 +438,7 @@ class _Weaver:
         emit.begin_call(hook.handler)
         count = len(hook.names)
         if hook.prelude is not None:
-            emit.copy(self.kept[_prelude(hook)])
+            self._push_kept(emit, _prelude(hook))
             count += 1
         for name in hook.names:
             push(emit, name)
@@ -403,7 +480,7 @@ class _Weaver:
             emit.call(_locals)
             return
         if name == NOW:
-            emit.call(_clock)
+            emit.read_clock()
             return
         if name not in self.index:
             message = f"the function has no variable {name!r}"
@@ -414,23 +491,42 @@ class _Weaver:
     # --- the end ---
 
     def _leave(
-        self, emit: Emitter, after: Sequence[Hook], ends: Sequence[Hook], *, raised: bool
+        self,
+        emit: Emitter,
+        after: Sequence[Hook],
+        ends: Sequence[Hook],
+        by: Instruction | None = None,
     ) -> None:
-        """Call what is to be called at the end; the result or exception is topmost."""
+        """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
+        with self.rooms.passing(emit) as room:
+            if self.timing is not None and by is not None:
+                self.timing.end_run(emit, by, None)
+            self._call_at_end(emit, room, after, ends, raised=by is None)
+
+    def _call_at_end(
+        self,
+        emit: Emitter,
+        room: Room,
+        after: Sequence[Hook],
+        ends: Sequence[Hook],
+        *,
+        raised: bool,
+    ) -> None:
         over = Instruction(_NOP, 0, emit.location, emit.handler)
         if self.only is not None:
-            emit.copy(self.kept[_sifted(self.only)])
+            self._push_kept(emit, _sifted(self.only))
             emit.jump_if(over)
         places = dict(self.kept)
         places["result"] = emit.depth - 1
         wanted = {name for hook in after for name in hook.names}
+        self._need(emit, room, wanted)
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
-            emit.call(_clock)
+            emit.read_clock()
             places["elapsed"] = emit.depth
             emit.copy(places[NOW])
-            emit.copy(self.kept["@began"])
+            self._push_kept(emit, "@began")
             emit.subtract()
         if "end" in wanted:
             places["end"] = emit.depth
@@ -451,7 +547,7 @@ class _Weaver:
         def push(out: Emitter, name: str) -> None:
             if name == NOW and (ends or hook is not after[0]):
                 # What others did since the clock was read is not this one's.
-                out.call(_clock)
+                out.read_clock()
             elif name in places:
                 out.copy(places[name])
             elif name == "exception":
@@ -464,7 +560,7 @@ class _Weaver:
         for hook in after:
             skipped = Instruction(_NOP, 0, emit.location, emit.handler)
             if hook.sift is not None and hook is not self.only:
-                emit.copy(self.kept[_sifted(hook)])
+                self._push_kept(emit, _sifted(hook))
                 emit.jump_if(skipped)
                 self._call_hook(emit, hook, push)
                 emit.out.append(skipped)
@@ -489,9 +585,7 @@ class _Weaver:
                 continue
             if self.hidden:
                 emit.location = NOWHERE
-            if self.timing is not None:
-                self.timing.end_run(emit, one)
-            self._leave(emit, after, ends, raised=False)
+            self._leave(emit, after, ends, one)
             for _ in self.kept:
                 emit.drop_second()
             if self.hidden and _BEGINS_BEFORE_RETURN:
@@ -521,7 +615,7 @@ class _Weaver:
         interrupted.add(_RERAISE, 0, -1)
         self.stubs.append(interrupted)
         emit.handler = Handler(interrupted.out[0], kept + 2, keeps_place=False)
-        self._leave(emit, after, ends, raised=True)
+        self._leave(emit, after, ends)
         emit.handler = None
         emit.swap()
         emit.add(_POP_EXCEPT, 0, -1)
@@ -605,7 +699,8 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                self._look(emit, hook)
+                with self.rooms.passing(emit):
+                    self._look(emit, hook)
                 if stub is not None:
                     emit.end_guard(stub)
                     self.stubs.append(stub)

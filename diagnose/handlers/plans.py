@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from diagnose.expressions import Expression
     from diagnose.guards import Allotment, Limits
@@ -59,7 +59,7 @@ class Plan:
     constants: Mapping[str, object]
     fail: Callable[[Exception], None]
     done: Callable[[], None]
-    reject: Mapping[str, Callable[[], object]]
+    reject: Mapping[str, Iterator[object]]
     limits: Limits
     allotment: Allotment | None = None
     check: Callable[..., object] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["BUSY", "Quiet", "Tally"]
 
@@ -48,17 +50,35 @@ class Quiet:
 class Tally:
     """A count that threads may raise at once without a lock.
 
-    ``add`` is the bound ``__next__`` of an :func:`itertools.count`: one C call, atomic.
+    ``add``, or the ``next`` of ``ones``, raises it: one C call, atomic, which makes no object.
     """
 
-    __slots__ = ("_count", "add")
+    __slots__ = ("add", "ones")
 
     def __init__(self) -> None:
-        self._count = itertools.count()
-        self.add: Callable[[], int] = self._count.__next__
+        self.ones: Iterator[object] = _ones()
+        self.add: Callable[[], object] = self.ones.__next__
 
     @property
     def value(self) -> int:
-        """How often ``add`` was called."""
-        # A count can't be read without raising it, but it shows itself: "count(3)".
-        return int(repr(self._count)[len("count(") : -1])
+        """How often it was raised."""
+        return _taken(self.ones)
+
+
+if getattr(sys, "_is_gil_enabled", lambda: True)():
+
+    def _ones() -> Iterator[object]:
+        return itertools.repeat(None, sys.maxsize)
+
+    def _taken(ones: Iterator[object]) -> int:
+        # What is left of it can be read, and nobody lives to see its end.
+        return sys.maxsize - operator.length_hint(ones)
+
+else:  # there a `repeat` loses some, and a `count` none
+
+    def _ones() -> Iterator[object]:
+        return itertools.count()
+
+    def _taken(ones: Iterator[object]) -> int:
+        # It shows itself: "count(3)".
+        return int(repr(ones)[len("count(") : -1])

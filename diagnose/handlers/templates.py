@@ -112,7 +112,7 @@ d·passed = False
 if P·plain:
     try:
         if not E·when:
-            C·reject_condition()
+            C·next(C·reject_condition)
             return
         d·passed = True
     except C·Exception:
@@ -122,7 +122,7 @@ _PLAIN_SIFT = """\
 if P·plain:
     try:
         if not E·when:
-            C·reject_condition()
+            C·next(C·reject_condition)
             return True
     except C·Exception:
         pass

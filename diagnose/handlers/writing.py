@@ -59,20 +59,24 @@ def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
     return _Writer(plan, scope, name).hook()
 
 
-def _nothing(*_: object, **__: object) -> None:
-    return None
-
-
-_NOTHING = _nothing.__code__
-
-
 def disarm(hook: weaving.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
     sift = None if hook.sift is None else hook.sift[0]
     for function in (hook.handler, hook.prelude, hook.absent, sift):
         if isinstance(function, FunctionType):
-            function.__code__ = _NOTHING
-            function.__kwdefaults__ = None
+            function.__code__ = _nothing(function.__code__.co_argcount)
+
+
+@functools.cache
+def _nothing(count: int) -> CodeType:
+    """Code with so many parameters that does nothing.
+
+    Without the GIL a call that begins as the code is exchanged lays out its arguments by the new
+    one in the frame of the old one: the interpreter crashes if they have other parameters.
+    """
+    names = tuple(f"_{number}" for number in range(count))
+    code = (lambda: None).__code__
+    return code.replace(co_argcount=count, co_nlocals=count, co_varnames=names)
 
 
 class _Writer:
@@ -220,7 +224,7 @@ class _Writer:
             self.constants["check"] = plan.check
             self.argument("args")
             self.argument("kwargs")
-            text = "if not C·check(args, kwargs):\n C·reject_check()\n return"
+            text = "if not C·check(args, kwargs):\n C·next(C·reject_check)\n return"
             body += _statements(text)
         if plan.when is not None:
             if plan.when.names & weaving.EXIT_NAMES:
@@ -230,7 +234,7 @@ class _Writer:
                 )
                 raise UnknownNameError(message)
             body += self.fetch(plan.when, set())
-            body += _statements("if not E·when:\n C·reject_condition()\n return")
+            body += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
         body += self.guards()
         body += _statements("d·span = C·begin(C·frame_of(1))")
         if plan.limits.hits is not None:
@@ -259,12 +263,12 @@ class _Writer:
         ahead, body = [], []
         if plan.check is not None and not has_verdict:
             self.constants["check"] = plan.check
-            body += _statements("if not C·check():\n C·reject_check()\n return")
+            body += _statements("if not C·check():\n C·next(C·reject_check)\n return")
         if plan.when is None:
             ahead += self.guards()
         else:
             condition = self.fetch(plan.when, fetched)
-            condition += _statements("if not E·when:\n C·reject_condition()\n return")
+            condition += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
             if self.plain_condition:
                 ahead += _statements(_PLAIN_CHECK.replace("P·plain", self.plain_condition))
                 first = ast.If(ast.parse("not d·passed", mode="eval").body, condition, [])
@@ -301,9 +305,11 @@ class _Writer:
             is_safe: so can the body.
         """
         # Bound to a name first: the truth of a constant is decided by the compiler.
-        text = "if (d·busy := C·busy) and C·ident() in d·busy:\n C·reject_reentrant()\n return\n"
+        text = (
+            "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return\n"
+        )
         if has_verdict:
-            text += "if not d·verdict:\n C·reject_check()\n return\n"
+            text += "if not d·verdict:\n C·next(C·reject_check)\n return\n"
         head = [*_statements(text), *ahead]
         # What serves an error may itself meet the recursion limit.
         text = (
@@ -325,7 +331,8 @@ class _Writer:
                 text = "d·began = C·clock()\n" + text
             text += (
                 " d·spent = C·clock() - d·began\n"
-                " if d·spent > C·longest or (d·pending := C·pending):\n  C·note(d·spent)\n"
+                " if d·spent > C·longest or (d·pending := C·pending):\n"
+                "  try:\n   C·note(d·spent)\n  except C·Exception:\n   pass\n"
             )
         return [*head, *_statements(text)]
 
@@ -375,22 +382,16 @@ class _Writer:
     def absent(self) -> FunctionType:
         """What serves a hit in which a variable has no value; written when there is one."""
 
+        @functools.cache
         def make() -> FunctionType:
-            writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
-            shared = self.constants.keys() & {"rate", "tokens"}
-            writer.constants |= {name: self.constants[name] for name in shared}
-            return writer.handler()
+            with Quiet():
+                writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
+                shared = self.constants.keys() & {"rate", "tokens"}
+                writer.constants |= {name: self.constants[name] for name in shared}
+                return writer.handler()
 
-        # No free variables, so that it can be disarmed like the others.
-        def absent(*, made: list[FunctionType], make: Callable[[], FunctionType]) -> None:
-            if not made:
-                with Quiet():
-                    made.append(make())
-            made[0](_getframe(1).f_locals)
-
-        function: Any = absent
-        function.__kwdefaults__ = {"made": [], "make": make}
-        return function  # type: ignore[no-any-return]
+        self.constants |= {"make": make, "frame_of": _getframe}
+        return self.function([], _statements("C·make()(C·frame_of(1).f_locals)"), [])
 
     def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
         """What stands for the handler where it can neither fail nor run user code.
@@ -415,23 +416,25 @@ class _Writer:
         if self.plan.allotment is not None:
             # Bound to a name first, as above.
             self.constants |= {"allotment": self.plan.allotment, "IndexError": IndexError}
-            texts.append("if not (d·allotment := C·allotment):\n C·reject_fleet()\n return")
+            texts.append("if not (d·allotment := C·allotment):\n C·next(C·reject_fleet)\n return")
         if limits.sample is not None:
             self.constants |= {"random": _random, "sample": limits.sample}
-            texts.append("if C·random() >= C·sample:\n C·reject_sample()\n return")
+            texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
             self.constants.setdefault("rate", guards.Rate(limits.rate))
             now = "d·began" if self.is_given_the_time else "C·clock()"
             texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
-            texts.append("if not C·next(C·rate.tokens, False):\n C·reject_rate()\n return")
+            texts.append("if not C·next(C·rate.tokens, False):\n C·next(C·reject_rate)\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
             self.constants.setdefault("tokens", guards.hit_tokens(limits.hits))
             texts.append("d·more = C·next(C·tokens, None)")
-            texts.append("if d·more is None:\n C·reject_hits()\n return")
+            texts.append("if d·more is None:\n C·next(C·reject_hits)\n return")
         if self.plan.allotment is not None:
-            take = "try:\n d·allotment.pop()\nexcept C·IndexError:\n C·reject_fleet()\n return"
+            take = (
+                "try:\n d·allotment.pop()\nexcept C·IndexError:\n C·next(C·reject_fleet)\n return"
+            )
             texts.append(take)
         return _statements("\n".join(texts))
 

@@ -18,7 +18,7 @@ from diagnose.guards import Limits
 from diagnose.handlers import Plan, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import CodeType
 
     from diagnose.budget import Budget
@@ -123,9 +123,9 @@ class Status:
             {reason: tally.value for reason, tally in self._reasons.items() if tally.value}
         )
 
-    def tallies(self) -> Mapping[str, Callable[[], int]]:
-        """By reason, what to call for one suppressed hit."""
-        return {reason: tally.add for reason, tally in self._reasons.items()}
+    def tallies(self) -> Mapping[str, Iterator[object]]:
+        """By reason, what to take the next of for one suppressed hit."""
+        return {reason: tally.ones for reason, tally in self._reasons.items()}
 
 
 class Instrument:

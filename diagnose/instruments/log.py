@@ -24,6 +24,8 @@ class Writable(Protocol):
 class LogInstrument(Instrument):
     """Writes ``Probe (NAME)[tags=TAGS] = VALUE``, one line a hit, at once.
 
+    What takes several lines (``hotspots``) begins on the next one.
+
     At most 100 lines a second are written, unless ``limits`` says otherwise.
 
     Attributes:
@@ -41,7 +43,9 @@ class LogInstrument(Instrument):
         """Write the line; what ``out`` raises disarms the instrument."""
         out = self.out if self.out is not None else sys.stdout
         text = _picture(value, self.MAX_CHARS)
-        out.write(f"Probe ({name})[tags={dict(tags)}] = {text}\n")
+        # A table begins on a line of its own, so that its columns stand below each other.
+        gap = "\n" if "\n" in text else " "
+        out.write(f"Probe ({name})[tags={dict(tags)}] ={gap}{text}\n")
 
 
 _SIZED = (list, tuple, dict, set, frozenset)

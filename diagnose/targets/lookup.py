@@ -62,7 +62,7 @@ def _namespace(holder: object) -> Mapping[str, object]:
         if descriptor is _MISSING:
             continue
         if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
-            break  # a property of that name: its code is not run
+            continue  # a property of that name: its code is not run
         try:
             found = descriptor.__get__(holder, kind)
         except AttributeError:  # mypyc's classes have the descriptor, but no dictionary

@@ -14,7 +14,14 @@ from diagnose_mongo.store.changes import follow
 from diagnose_mongo.store.control import Control, ControlStore
 from diagnose_mongo.store.history import HistoryStore, content_of, is_about_content, new_entry_id
 from diagnose_mongo.store.inspection import Inspector, ServerFacts
-from diagnose_mongo.store.link import Link, ServerClock, SpecCollection, connect, is_refused
+from diagnose_mongo.store.link import (
+    Link,
+    ServerClock,
+    SpecCollection,
+    connect,
+    is_answer,
+    is_refused,
+)
 from diagnose_mongo.store.processes import ProcessStore
 from diagnose_mongo.store.replica import initiate_replica_set
 from diagnose_mongo.store.rollouts import RolloutStore
@@ -40,6 +47,7 @@ __all__ = [
     "follow",
     "initiate_replica_set",
     "is_about_content",
+    "is_answer",
     "is_refused",
     "new_entry_id",
 ]

@@ -16,7 +16,8 @@ from pymongo.errors import DuplicateKeyError
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from diagnose_mongo.store.link import Link
 
@@ -52,24 +53,31 @@ class BudgetStore:
         *,
         unused: int,
         wanted: int,
+        is_first: bool,
     ) -> Taken:
         """Take a block of hits.
 
         Args:
-            budget: which one, see :func:`budget_id`; it is made at the first time.
+            budget: which one, see :func:`budget_id`.
             size: of the whole budget.
             process_id: who takes them.
             unused: of those taken before, how many were not used yet.
             wanted: how many more there should be.
+            is_first: nobody says that it was there before, so it may be made. Who has taken
+                from it once, and does not find it, gets no more: nobody knows how many are left.
 
         Raises:
             StoreError: the server could not be asked. Hits that it handed out without this
                 process hearing of it are lost.
         """
         mine = f"held.{process_id}"
-        taken = {"$min": ["$left", wanted]}
+        # Whatever somebody put there: what is no number of hits is none.
+        is_some = {"$and": [{"$isNumber": "$left"}, {"$gt": ["$left", 0]}]}
+        left = {"$cond": [is_some, {"$min": ["$left", size]}, 0]}
+        held = {"$cond": [{"$eq": [{"$type": "$held"}, "object"]}, "$held", {}]}
         update: list[dict[str, Any]] = [
-            {"$set": {"took": taken}},
+            {"$set": {"left": {"$toLong": left}, "held": held}},
+            {"$set": {"took": {"$min": ["$left", wanted]}}},
             {
                 "$set": {
                     "left": {"$subtract": ["$left", "$took"]},
@@ -91,11 +99,12 @@ class BudgetStore:
         ]
         with self._link.talking("taking hits from the fleet's budget"):
             found = self._find_and_update(budget, update)
-            if found is None:
+            if found is None and is_first:
                 self._make(budget, size)
-                found = self._find_and_update(budget, update) or {"took": 0, "left": 0, "held": {}}
-        hits = int(found["took"])
-        return Taken(hits, is_over=found["left"] <= 0 and not found["held"])
+                found = self._find_and_update(budget, update)
+        if found is None:
+            return Taken(0, is_over=True)
+        return Taken(int(found["took"]), is_over=found["left"] <= 0 and not found["held"])
 
     def _find_and_update(
         self, budget: Mapping[str, object], update: list[dict[str, Any]]
@@ -131,7 +140,7 @@ class BudgetStore:
                 {"$inc": {"left": unused}, "$unset": {f"held.{process_id}": ""}},
             )
 
-    def tidy(self, versions: Sequence[tuple[Any, object]], living: Collection[str]) -> None:
+    def tidy(self, versions: Sequence[tuple[Any, object]], living: AbstractSet[str]) -> None:
         """Remove budgets of specs' former versions, and what dead processes held.
 
         Args:
@@ -147,12 +156,13 @@ class BudgetStore:
         with self._link.talking("tidying the fleet's budgets"):
             found = self._collection.aggregate([{"$project": {"held": 1, "is_old": is_old}}])
             for each in list(found):
-                this = {documents.ID: each[documents.ID]}
+                this, held = {documents.ID: {"$eq": each[documents.ID]}}, each.get("held")
                 if each["is_old"] and documents.key_of(each[documents.ID]) not in current:
                     self._collection.delete_one(this)
-                elif dead := set(each["held"]).difference(living):
-                    paths = {f"held.{process_id}": "" for process_id in dead}
-                    self._collection.update_one(this, {"$unset": paths})
+                elif isinstance(held, dict) and (dead := held.keys() - living):
+                    paths = {f"held.{name}": "" for name in dead if documents.is_process_id(name)}
+                    if paths:
+                        self._collection.update_one(this, {"$unset": paths})
 
 
 def budget_id(raw_id: object, lastmodified: object) -> dict[str, object]:

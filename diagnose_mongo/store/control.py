@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from pymongo.errors import DuplicateKeyError
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from diagnose_mongo.store.link import Link
 
-__all__ = ["Control", "ControlStore"]
+__all__ = ["IDS", "Control", "ControlStore"]
 
-_FLEET, _LEASE = "fleet", "lease"
+IDS = _FLEET, _LEASE = "fleet", "lease"
+"""Of the documents that there are: another one is nobody's."""
+
 _LONGEST_SECONDS = 1e9
+_LONGEST_LEASE = timedelta(days=1)
 _LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001 - as BSON has it
 
 
@@ -44,19 +47,26 @@ class Control:
     holder: str | None = None
     lease_ends: datetime | None = None
 
+    def has_free_lease(self, now: datetime) -> bool:
+        """Whether anybody may take the lease; ``now`` is aware, by the server's clock."""
+        if self.lease_ends is None:
+            return True
+        left = self.lease_ends.replace(tzinfo=UTC) - now
+        return not timedelta() < left <= _LONGEST_LEASE
+
     @classmethod
     def of(cls, found: Iterable[Mapping[str, Any]]) -> Self:
         """What the documents of the collection say; nonsense in them says nothing."""
         by_id = {each[documents.ID]: each for each in found}
         fleet, lease = by_id.get(_FLEET, {}), by_id.get(_LEASE, {})
-        ends = lease.get("ends")
+        holder, ends = lease.get("holder"), lease.get("ends")
         return cls(
             paused=_reason(fleet) if fleet.get("paused") else None,
             period=_seconds(fleet.get("period")),
             heartbeat=_seconds(fleet.get("heartbeat")),
             processes=int(_seconds(lease.get("processes"))),
             is_bounded=lease.get("bounded") is True,
-            holder=lease.get("holder"),
+            holder=holder if isinstance(holder, str) else None,
             lease_ends=ends if isinstance(ends, datetime) else None,
         )
 
@@ -75,7 +85,8 @@ class ControlStore:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading what holds for the whole fleet"):
-            return Control.of(self._collection.find({}))
+            both = {documents.ID: {"$in": list(IDS)}}
+            return Control.of(self._collection.find(both))
 
     def set(self, changes: Mapping[str, Any]) -> None:
         """Change what holds for the fleet; None takes a field out.
@@ -108,6 +119,15 @@ class ControlStore:
             "$or": [
                 {"holder": holder},
                 {"$expr": {"$not": {"$gt": ["$ends", "$$NOW"]}}},
+                # Nobody takes one for so long: a server's clock was wrong.
+                {
+                    "$expr": {
+                        "$gt": [
+                            "$ends",
+                            {"$add": ["$$NOW", _LONGEST_LEASE // timedelta(milliseconds=1)]},
+                        ]
+                    }
+                },
             ],
         }
         taken = {

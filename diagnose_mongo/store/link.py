@@ -28,6 +28,7 @@ __all__ = [
     "Link",
     "ServerClock",
     "SpecCollection",
+    "is_answer",
     "is_refused",
     "short",
 ]
@@ -92,15 +93,18 @@ class Link:
             collection.with_options(codec_options=ANYTHING) if self.is_real else collection
         )
 
-    def beside(self, name: str) -> SpecCollection:
-        """Another collection of this fleet: in the same database, written to for good.
+    def beside(self, name: str, *, is_for_good: bool = True) -> SpecCollection:
+        """Another collection of this fleet, in the same database.
 
-        What is written there is acknowledged by a majority, so that no failover takes it back.
+        Args:
+            name: of the collection.
+            is_for_good: what is written is acknowledged by a majority, so that no failover
+                takes it back; otherwise by the primary alone, which takes no time.
         """
         return self.collection.database.get_collection(
             documents.beside(self.collection.name, name),
             codec_options=ANYTHING,
-            write_concern=WriteConcern("majority"),
+            write_concern=WriteConcern("majority" if is_for_good else 1),
         )
 
     def clock(self) -> ServerClock | None:
@@ -188,6 +192,11 @@ def is_refused(error: StoreError) -> bool:
     """Whether the server refused, since this user may not do that."""
     cause = error.__cause__
     return isinstance(cause, OperationFailure) and cause.code in _NOT_ALLOWED
+
+
+def is_answer(error: StoreError) -> bool:
+    """Whether the server is there, and said no to what it was asked for."""
+    return isinstance(error.__cause__, OperationFailure)
 
 
 def short(what: object) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pymongo import ReturnDocument
+
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IS_ALIVE", "ProcessStore"]
 
-IS_ALIVE = {"$expr": {"$gt": ["$expires", "$$NOW"]}}
+# `$ifNull` keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
+# reads along it meets some of them twice. Nearly all documents are of processes that live.
+IS_ALIVE = {"$expr": {"$gt": [{"$ifNull": ["$expires", None]}, "$$NOW"]}}
 """What a query asks of a process's document, for those that live."""
 
 
@@ -27,18 +31,23 @@ class ProcessStore:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._collection = link.beside("processes")
+        # A sign of life that a failover takes back is followed by the next one.
+        self._collection = link.beside("processes", is_for_good=False)
 
-    def beat(self, process_id: str, content: Mapping[str, Any], ttl: float) -> bool:
+    def beat(
+        self, process_id: str, content: Mapping[str, Any], ttl: float, run: str = ""
+    ) -> str | None:
         """Say that a process lives.
 
         Args:
             process_id: its id.
             content: the rest of its document.
             ttl: seconds that this is good for.
+            run: tells apart those who use the same id.
 
         Returns:
-            Whether its document was new, or had been removed meanwhile.
+            The run that said so before, if that was good until now; None: under this id nobody
+            lived.
 
         Raises:
             StoreError: it could not be written.
@@ -47,14 +56,21 @@ class ProcessStore:
             "at": "$$NOW",
             "expires": {"$add": ["$$NOW", int(ttl * 1000)]},
             "since": {"$ifNull": ["$since", "$$NOW"]},
+            "run": {"$literal": run},
+            "before": {"$cond": [{"$gt": ["$expires", "$$NOW"]}, "$run", None]},
         }
         # Literally: names of specs may begin with a dollar.
         literal = {name: {"$literal": value} for name, value in content.items()}
         with self._link.talking("saying that this process lives"):
-            result = self._collection.update_one(
-                {documents.ID: process_id}, [{"$set": {**literal, **moments}}], upsert=True
+            found: dict[str, Any] | None = self._collection.find_one_and_update(
+                {documents.ID: process_id},
+                [{"$set": {**literal, **moments}}],
+                {"before": 1},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
             )
-        return result.upserted_id is not None
+        before = found and found.get("before")
+        return before if isinstance(before, str) else None
 
     def leave(self, process_id: str, timeout: float) -> None:
         """Remove a process's document: it ends.
@@ -65,16 +81,26 @@ class ProcessStore:
         with self._link.talking("removing this process", timeout):
             self._collection.delete_one({documents.ID: process_id})
 
+    def remove_dead(self) -> None:
+        """Remove the documents of those that do not live, where no TTL index does it.
+
+        Raises:
+            StoreError: they could not be removed.
+        """
+        with self._link.talking("removing dead processes"):
+            self._collection.delete_many({"$nor": [IS_ALIVE]})
+
     def living(self) -> set[str]:
-        """The ids of all that live. Answered from an index, if it is there.
+        """The ids of all that live.
 
         Raises:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading who lives"):
-            return {
+            found = [
                 each[documents.ID] for each in self._collection.find(IS_ALIVE, {documents.ID: 1})
-            }
+            ]
+        return {process_id for process_id in found if isinstance(process_id, str)}
 
     def count(self) -> int:
         """How many live.

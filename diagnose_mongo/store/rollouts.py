@@ -9,9 +9,11 @@ whose labels match, and who are among the ``percent``.
 from __future__ import annotations
 
 import fnmatch
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bson import Int64
+from bson.errors import BSONError
 
 from diagnose.specs import PERCENT_MODULUS, percent_factors
 from diagnose_mongo import documents
@@ -38,12 +40,17 @@ class RolloutStore:
     def spec(self, spec_id: object) -> dict[str, Any] | None:
         """The document with this ``_id``, or with this ``id``, without ``applied``; None: none.
 
+        One that can't be decoded has its ``_id`` only.
+
         Raises:
             StoreError: the server could not be asked.
         """
         with self._link.talking("reading a spec"):
             for query in ({documents.ID: spec_id}, {"id": spec_id}):
-                found = self._specs.find_one(query, {documents.APPLIED: 0})
+                try:
+                    found = self._specs.find_one(query, {documents.APPLIED: 0})
+                except BSONError:
+                    found = self._specs.find_one(query, {documents.ID: 1})
                 if found is not None:
                     return found
         return None
@@ -82,7 +89,7 @@ class RolloutStore:
             return None
         return [
             {
-                "state": row["_id"]["state"],
+                "state": state if isinstance(state := row["_id"]["state"], str) else "?",
                 "code": row["_id"].get("code"),
                 "count": row["count"],
                 "examples": [each for each in row["examples"] if each.get("process")],
@@ -100,7 +107,7 @@ class RolloutStore:
             ]
         }
         return [
-            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$match": _this(raw_id, version)},
             {"$project": {documents.VERSION: 1, "entry": entries}},
             {"$unwind": {"path": "$entry", "preserveNullAndEmptyArrays": True}},
             {
@@ -139,7 +146,7 @@ class RolloutStore:
 
     def _by_process(self, raw_id: object, version: object, meant: Any) -> list[dict[str, Any]]:
         return [
-            {"$match": {documents.ID: raw_id, documents.VERSION: version}},
+            {"$match": _this(raw_id, version)},
             {"$project": {"_id": None}},
             {
                 "$unionWith": {
@@ -155,7 +162,9 @@ class RolloutStore:
                                 "code": "$mine.code",
                                 "err": "$mine.err",
                                 "told": {"$gt": ["$mine", None]},
-                                "current": _are_equal("$mine.lm", {"$literal": version}),
+                                "current": _are_equal(
+                                    "$mine.lm", {"$literal": documents.small(version)}
+                                ),
                             }
                         },
                     ],
@@ -208,8 +217,12 @@ class RolloutStore:
                 {"$and": [IS_ALIVE, {"$expr": is_meant(name, select)}]}
             )
 
-    def costs(self, raw_id: object) -> dict[str, Any]:
+    def costs(self, raw_id: object, version: object = None) -> dict[str, Any]:
         """What a spec has cost and done, over all that live.
+
+        Args:
+            raw_id: its ``_id``.
+            version: its ``lastmodified``, if what it was before is not to count.
 
         Returns:
             ``hits`` in all, ``cost`` (the largest share of a core that one process spent on
@@ -221,7 +234,7 @@ class RolloutStore:
         pipeline: list[dict[str, Any]] = [
             {"$match": IS_ALIVE},
             {"$project": {"mine": _figures_of(raw_id)}},
-            {"$match": {"mine": {"$exists": True}}},
+            {"$match": {"mine": {"$exists": True}} if version is None else {"mine.lm": version}},
             {
                 "$facet": {
                     "all": [
@@ -253,15 +266,22 @@ class RolloutStore:
         }
 
 
+def _this(raw_id: object, version: object) -> dict[str, Any]:
+    wanted = {documents.ID: {"$eq": raw_id}}
+    # What is no date is the version of no valid spec; and some of it can't be asked for.
+    return wanted | {documents.VERSION: version} if isinstance(version, datetime) else wanted
+
+
 def _figures_of(raw_id: object) -> dict[str, Any]:
     """What the document of a process says of one spec."""
-    is_it = {"$eq": ["$$this.id", {"$literal": raw_id}]}
+    is_it = {"$eq": ["$$this.id", {"$literal": documents.small(raw_id)}]}
     return {"$first": {"$filter": {"input": "$specs", "cond": is_it}}}
 
 
 def _are_equal(one: Any, other: Any) -> dict[str, Any]:
-    # What is not there is null in an entry.
-    return {"$eq": [{"$ifNull": [one, None]}, {"$ifNull": [other, None]}]}
+    # What is no date is told in short (`documents.small`), and no version of a valid spec.
+    is_none = {"$and": [{"$ne": [{"$type": each}, "date"]} for each in (one, other)]}
+    return {"$or": [is_none, {"$eq": [one, other]}]}
 
 
 _STATE = {

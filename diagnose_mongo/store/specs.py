@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson import decode
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -16,16 +16,17 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.write_concern import WriteConcern
 
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
-from diagnose_mongo.store.control import Control
+from diagnose_mongo.store.control import IDS, Control
 from diagnose_mongo.store.history import mark
 from diagnose_mongo.store.link import ANYTHING, is_refused, short
 from diagnose_mongo.store.processes import IS_ALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Mapping, Sequence
     from datetime import datetime
 
     from diagnose_mongo.store.link import Link
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 _BAD_VALUE = 2  # what the server says to a hint that names no index
 _PATH_NOT_VIABLE = 28
+# Refusals that are about one document, until it is another: its depth, a validator, its size.
+_LASTING = frozenset({15, _PATH_NOT_VIABLE, 121, 10334, 17419, 17420})
+_UNREADABLE = (BSONError, ValueError, TypeError, OverflowError)
 # Asked of an array, $type is about what is in it; but "array" is about itself.
 _APPLIED_IS_NO_DOCUMENT = {
     "$or": [
@@ -67,22 +71,60 @@ class Undecodable:
     reason: str
 
 
+class Refusal(NamedTuple):
+    """Why a document did not take an entry.
+
+    Attributes:
+        raw_id: its ``_id``.
+        reason: the server's words.
+        is_lasting: it is about this document; else another time it may be taken.
+    """
+
+    raw_id: Any
+    reason: str
+    is_lasting: bool
+
+
 class SpecStore:
     """Reads specs, and writes one process's entries into them. Thread-safe."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._collection = link.collection
+        # For good, whatever the application is content with: no failover takes an entry back.
+        self._entries = (
+            self._collection.with_options(write_concern=WriteConcern("majority"))
+            if link.is_real
+            else self._collection
+        )
+        self._missed: set[Hashable] = set()
+        self._left_out: set[Hashable] = set()
         self._use_index = link.is_real
         self._is_index_missed = False
+        self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
+        self._with_control = {
+            "$unionWith": {
+                "coll": documents.beside(link.collection.name, "control"),
+                "pipeline": [
+                    {"$match": {documents.ID: {"$in": list(IDS)}}},
+                    {"$project": {_CONTROL: "$$ROOT"}},
+                ],
+            }
+        }
 
     def versions(self) -> list[tuple[Any, object]]:
         """For every spec its ``_id`` and ``lastmodified``, from the index alone if there is one.
 
+        Those whose ``_id`` is of no use are left out, which the log says once.
+
         Raises:
             StoreError: the server could not be asked.
         """
-        return self._look([])[0]
+        if self._link.is_real:
+            found = self._look([])
+        else:
+            found = list(self._collection.find({}, {documents.ID: 1, documents.VERSION: 1}))
+        return self._pairs(found)
 
     def look(self) -> tuple[list[tuple[Any, object]], Control]:
         """The same and what holds for the whole fleet, in one query: all that a poll asks.
@@ -92,40 +134,47 @@ class SpecStore:
         """
         if not self._link.is_real:
             return self.versions(), Control()
-        versions, rest = self._look(
-            [
-                {
-                    "$unionWith": {
-                        "coll": self._link.beside("control").name,
-                        "pipeline": [{"$project": {_CONTROL: "$$ROOT"}}],
-                    }
-                }
-            ]
-        )
-        return versions, Control.of(each[_CONTROL] for each in rest)
+        found = self._look([self._with_control])
+        # Nearly always it is what it was.
+        if self._looked is None or self._looked[0] != found:
+            control = [each[_CONTROL] for each in found if _CONTROL in each]
+            versions = self._pairs([each for each in found if _CONTROL not in each])
+            self._looked = found, versions, Control.of(control)
+        return self._looked[1:]
 
-    def _look(
-        self, more: list[dict[str, Any]]
-    ) -> tuple[list[tuple[Any, object]], list[dict[str, Any]]]:
+    def _look(self, more: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pipeline = [{"$project": {documents.ID: 1, documents.VERSION: 1}}, *more]
-        with self._link.talking("looking for changed specs"):
-            found = None
-            if self._use_index:
+        what = "looking for changed specs"
+        # Each call has its own time: a server that is slow is no server that is away.
+        if self._use_index:
+            with self._link.talking(what):
                 try:
-                    found = self._collection.aggregate(pipeline, hint=documents.POLL_INDEX)
+                    return self._rows(pipeline, {"hint": documents.POLL_INDEX})
                 except OperationFailure as exc:
                     if exc.code != _BAD_VALUE:
                         raise
-                    self._use_index = self._make_index()
-            if found is None:
-                found = self._collection.aggregate(pipeline)
-            versions, rest = [], []
-            for each in found:
-                if _CONTROL in each:
-                    rest.append(each)
-                else:
-                    versions.append((each[documents.ID], each.get(documents.VERSION)))
-        return versions, rest
+            self._use_index = self._make_index()
+        with self._link.talking(what):
+            return self._rows(pipeline, {})
+
+    def _rows(
+        self, pipeline: list[dict[str, Any]], options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        try:
+            return list(self._collection.aggregate(pipeline, **options))
+        except _UNREADABLE:
+            # One of them can't be decoded; so each is by itself.
+            return self._readable(pipeline, options)
+
+    def _pairs(self, found: list[dict[str, Any]]) -> list[tuple[Any, object]]:
+        for each in found:
+            if not documents.is_shallow(each[documents.ID]):
+                self._leave_out(each[documents.ID], "its _id has too many levels")
+        return [
+            (each[documents.ID], each.get(documents.VERSION))
+            for each in found
+            if documents.is_shallow(each[documents.ID])
+        ]
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
@@ -152,12 +201,51 @@ class SpecStore:
             return False
         return True
 
+    def _readable(
+        self, pipeline: list[dict[str, Any]], options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        raw = self._collection.with_options(codec_options=_RAW)
+
+        def decoded(pipeline: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+            found, reason = [], None
+            for each in raw.aggregate(pipeline, **options):
+                try:
+                    found.append(decode(each.raw, ANYTHING))
+                except _UNREADABLE as exc:
+                    reason = short(exc)
+            return found, reason
+
+        found, _ = decoded(pipeline)
+        known = {documents.key_of(each[documents.ID]) for each in found if _CONTROL not in each}
+        with_id, reason = decoded([{"$project": {documents.ID: 1}}])
+        if reason is not None:
+            self._leave_out("?", f"its _id can't be decoded: {reason}")
+        return found + [
+            {**each, documents.VERSION: "can't be decoded"}
+            for each in with_id
+            if documents.key_of(each[documents.ID]) not in known
+        ]
+
+    def _leave_out(self, raw_id: Any, reason: str) -> None:
+        key = documents.key_of(raw_id)
+        if key not in self._left_out:
+            self._left_out.add(key)
+            shown = documents.small(raw_id)
+            log.warning("the spec %r is left out, for %s; give it another", shown, reason)
+
     def fetch(self, raw_ids: Sequence[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
         """The specs with these ids, without ``applied``; those that are gone are left out."""
         read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
         for start in range(0, len(raw_ids), _IDS_PER_FETCH):
             with self._link.talking("reading changed specs"):
                 read += self._fetch_some(list(raw_ids[start : start + _IDS_PER_FETCH]))
+        known = {documents.key_of(raw_id) for raw_id, _ in read}
+        missing = {key: each for each in raw_ids if (key := documents.key_of(each)) not in known}
+        for key in missing.keys() & self._missed:
+            # It is listed each time, and can't be found: to ask for it, it would have to be
+            # encoded as it was. Invalid UTF-8 and a field that is there twice get lost.
+            self._leave_out(missing[key], "its _id can't be encoded as it is")
+        self._missed = set(missing)
         return read
 
     def _fetch_some(self, raw_ids: list[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
@@ -172,7 +260,7 @@ class SpecStore:
         for each in raw.find(wanted, without_entries):
             try:
                 document = decode(each.raw, ANYTHING)
-            except (BSONError, ValueError, TypeError, OverflowError) as exc:
+            except _UNREADABLE as exc:
                 reason = short(exc)
             else:
                 read.append((document[documents.ID], document))
@@ -204,7 +292,7 @@ class SpecStore:
         erased: Sequence[Any] = (),
         room: int | None = None,
         timeout: float | None = None,
-    ) -> list[tuple[Any, str]]:
+    ) -> list[Refusal]:
         """Write and erase this process's entries, each in a document of its own.
 
         Args:
@@ -215,8 +303,7 @@ class SpecStore:
             timeout: seconds, if not the usual.
 
         Returns:
-            Pairs of an ``_id`` and why that document refused (too large, a validator). One
-            that is gone does not refuse.
+            The documents that refused (too large, a validator). One that is gone does not.
         """
         path = documents.entry_path(process_id)
         has_room: dict[str, Any] = {}
@@ -245,7 +332,10 @@ class SpecStore:
                 for i in blocked:
                     del refusals[i]
                 refusals |= {blocked[i]: refusal for i, refusal in again.items()}
-        return [(updates[i][0][documents.ID], reason) for i, (_, reason) in refusals.items()]
+        return [
+            Refusal(updates[i][0][documents.ID], reason, code in _LASTING)
+            for i, (code, reason) in refusals.items()
+        ]
 
     def _update(self, updates: Sequence[tuple[Any, Any]]) -> dict[int, tuple[int | None, str]]:
         """Update one document each; by index, code and text of those that were refused."""
@@ -256,7 +346,7 @@ class SpecStore:
                 self._collection.update_one(query, update)
             return {}
         try:
-            self._collection.bulk_write(
+            self._entries.bulk_write(
                 [UpdateOne(query, update) for query, update in updates], ordered=False
             )
         except BulkWriteError as exc:
@@ -291,7 +381,8 @@ class SpecStore:
         removed = 0
         with self._link.talking("removing entries of dead processes", _CHORE_SECONDS):
             for each in list(self._collection.aggregate(pipeline)):
-                dead = each["dead"]
+                # Another name has been put there by hand.
+                dead = [name for name in each["dead"] if documents.is_process_id(name)]
                 removed += len(dead)
                 for start in range(0, len(dead), _ENTRIES_PER_UPDATE):
                     some = dead[start : start + _ENTRIES_PER_UPDATE]
