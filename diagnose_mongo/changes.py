@@ -68,7 +68,7 @@ Via = Literal["library", "command", "page", "canary", "hand"]
 
 _KEPT_BY_DIAGNOSE = documents.WRITTEN | {documents.ID, documents.VERSION, "stage"}
 _TRIES = 10
-_NOTICED_AT_ONCE = 100
+_NOTICED_AT_ONCE = 20
 _REMOVAL_TAKES_AT_MOST = timedelta(minutes=1)
 _LETTERS = "bcdfghjkmnpqrstvwxz23456789"
 _LONGEST_ID = 40
