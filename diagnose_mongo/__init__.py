@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MongoInstrumentManager", "start"]
 
-_LOCAL_URI = "mongodb://127.0.0.1:27017"
-
 
 def start(
     uri: str | None = None,
@@ -48,7 +46,8 @@ def start(
         sinks: where metrics go; ``manager.sinks`` can be changed at any time.
         options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
             ``version``, ``labels``, ``process_id``, ``period``, ``heartbeat``, ``watch``,
-            ``expression_policy``, ``cpu_budget``, ``bounded_above``.
+            ``expression_policy``, ``cpu_budget``, ``bounded_above``,
+            ``gives_way``.
 
     Returns:
         The manager; ``stop()`` ends it, as does the end of the program.
@@ -57,10 +56,10 @@ def start(
         StoreError: the URI is none.
     """
     manager_class: type[MongoInstrumentManager] = __getattr__("MongoInstrumentManager")
-    from diagnose_mongo.server import URI_VARIABLE  # noqa: PLC0415 - see __getattr__
+    from diagnose_mongo.server import LOCAL_URI, URI_VARIABLE  # noqa: PLC0415 - see __getattr__
     from diagnose_mongo.store import connect  # noqa: PLC0415
 
-    link = connect(uri or os.environ.get(URI_VARIABLE) or _LOCAL_URI, database, collection)
+    link = connect(uri or os.environ.get(URI_VARIABLE) or LOCAL_URI, database, collection)
     manager = manager_class(link, **options)
     manager.sinks.extend(sinks)
     manager.start()

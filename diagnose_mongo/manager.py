@@ -15,6 +15,7 @@ import math
 import os
 import random
 import secrets
+import sys
 import threading
 import time
 import weakref
@@ -76,6 +77,12 @@ _SHORTEST_BRISK_PERIOD = 1.0
 
 _managers: weakref.WeakValueDictionary[int, MongoInstrumentManager] = weakref.WeakValueDictionary()
 
+# Whether the program has started a manager itself. The lock is held while one starts.
+has_one_of_its_own = False
+_starts = threading.Lock()
+_is_following = False
+_LAST_PRIORITY = -1000  # of multiprocessing's finalizers
+
 
 class MongoInstrumentManager(InstrumentManager):
     """Applies the specs of a MongoDB collection to this process, again and again.
@@ -111,6 +118,8 @@ class MongoInstrumentManager(InstrumentManager):
             within milliseconds. Where there is none, polls do.
         bounded_above: in a fleet of more processes than this, not each has an entry of its own
             in ``applied``: failures do (the first 200), and a sample. Each spec has ``counts``.
+        gives_way: to a manager that the program starts without this: it stops then, or does
+            not start at all. For one that was put into a program from outside.
 
     Attributes:
         period: as given; of effect when polling starts.
@@ -132,6 +141,7 @@ class MongoInstrumentManager(InstrumentManager):
         heartbeat: float = presence.HEARTBEAT_SECONDS,
         watch: bool = False,
         bounded_above: int = presence.BOUNDED_ABOVE,
+        gives_way: bool = False,
     ) -> None:
         self._identity = Identity.make(
             process_id, {"service": service, "env": env, "version": version, **(labels or {})}
@@ -151,6 +161,7 @@ class MongoInstrumentManager(InstrumentManager):
         self.period = _checked_seconds("period", period)
         self.heartbeat = _checked_seconds("heartbeat", heartbeat)
         self._bounded_above = bounded_above
+        self._gives_way = gives_way
         self._link = collection if isinstance(collection, Link) else Link(collection)
         self._link_is_stale = False
         self._open()
@@ -195,12 +206,16 @@ class MongoInstrumentManager(InstrumentManager):
 
         Returns at once, whether MongoDB is there or not. Idempotent.
         """
-        with self._lock:
-            if self._poller is not None:
+        with _starts:
+            if not self._may_start():
                 return
-            self._stopping = threading.Event()
-            self._start_polling()
+            with self._lock:
+                if self._poller is not None:
+                    return
+                self._stopping = threading.Event()
+                self._start_polling()
         atexit.register(self.stop)
+        _follow_multiprocessing()
 
     def stop(self) -> None:
         """Take off all that this manager has put on, stop polling, erase its entries.
@@ -271,6 +286,20 @@ class MongoInstrumentManager(InstrumentManager):
     def now(self) -> datetime:
         """The server's time, as last read; this machine's until MongoDB was reached."""
         return super().now() if self._clock is None else self._clock.now()
+
+    def _may_start(self) -> bool:
+        """Whether no manager has precedence; those over which this one has it stop."""
+        global has_one_of_its_own  # noqa: PLW0603 - of the program
+        if self._gives_way:
+            return not has_one_of_its_own
+        has_one_of_its_own = True
+        for ref in _managers.valuerefs():
+            each = ref()
+            if each is not None and each._gives_way and each._poller is not None:
+                log.info("%r gives way to %r", each, self)
+                # It says good-bye to the server, which may take a while.
+                threading.Thread(target=each.stop, name="diagnose-stop", daemon=True).start()
+        return True
 
     # --- polling ---
 
@@ -682,7 +711,36 @@ def _without_time(entry: Any) -> Any:
     return {name: value for name, value in entry.items() if name != "at"}
 
 
+def _follow_multiprocessing() -> None:
+    """See to it that managers stop in multiprocessing's children.
+
+    Those end by ``os._exit``, so not with what `atexit` knows, but with multiprocessing's own
+    finalizers. They begin by forgetting these, and then do what is to be done after a fork.
+    """
+    global _is_following  # noqa: PLW0603 - of the program, children included
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and hasattr(util, "register_after_fork") and not _is_following:
+        _is_following = True
+        _stop_with_finalizers(_stop_all)
+        util.register_after_fork(_stop_all, _stop_with_finalizers)
+
+
+def _stop_with_finalizers(stop: Callable[[], None]) -> None:
+    util = sys.modules["multiprocessing.util"]
+    util.Finalize(None, stop, exitpriority=_LAST_PRIORITY)
+
+
+def _stop_all() -> None:
+    for ref in _managers.valuerefs():
+        manager = ref()
+        if manager is not None and manager._poller is not None:
+            manager.stop()
+
+
 def _after_fork_in_child() -> None:
+    global _starts  # noqa: PLW0603 - of this process
+    _starts = threading.Lock()
+    _follow_multiprocessing()
     for ref in _managers.valuerefs():
         manager = ref()
         if manager is not None:

