@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -589,7 +588,7 @@ def run(
         version: what specs select it by.
         period: how often it looks for changes: 10s unless set.
     """
-    import importlib
+    from diagnose_mongo.autostart import run as become
 
     if not command:
         raise _UsageError("say what to run, after --, such as `diagnose run -- python app.py`")
@@ -602,13 +601,5 @@ def run(
         "DIAGNOSE_VERSION": version,
         "DIAGNOSE_PERIOD": None if period is None else f"{period:g}",
     }
-    environment = {**os.environ, **{name: value for name, value in given.items() if value}}
-    try:
-        autostart = importlib.import_module("diagnose_mongo.autostart")
-    except ModuleNotFoundError as exc:
-        if exc.name != "diagnose_mongo.autostart":
-            raise
-        print("diagnose: this version can't run programs yet", file=sys.stderr)
-        return _FAILED
-    code: int = autostart.run(list(command), environment)
-    return code
+    environment = {name: value for name, value in given.items() if value}
+    return become(command, environment)
