@@ -54,6 +54,10 @@ class Node:
         self._keeper.wait(60)
         self._keeper.stdout.close()
 
+    def client(self, patience):
+        uri = f"mongodb://{self.address}/?directConnection=true"
+        return pymongo.MongoClient(uri, serverSelectionTimeoutMS=patience)
+
     def _ask(self, **request):
         self._keeper.stdin.write(json.dumps({"id": 1, **request}).encode() + b"\n")
         self._keeper.stdin.flush()
@@ -70,12 +74,14 @@ class ReplicaSet:
             for node in self.nodes:
                 stack.callback(node.stop)
                 node.start()
+            for node in self.nodes:
+                # It answers, so that it can be asked whether it will be a member.
+                with node.client(30_000) as client:
+                    client.admin.command("ping")
             members = [{"_id": i, "host": node.address} for i, node in enumerate(self.nodes)]
             config = {"_id": "rs3", "members": members, "settings": _SETTINGS}
-            with pymongo.MongoClient(
-                f"mongodb://{self.nodes[0].address}/?directConnection=true"
-            ) as c:
-                c.admin.command("replSetInitiate", config)
+            with self.nodes[0].client(30_000) as client:
+                client.admin.command("replSetInitiate", config)
             hosts = ",".join(node.address for node in self.nodes)
             self.uri = f"mongodb://{hosts}/?replicaSet=rs3"
             wait_until(lambda: self.primary() is not None)
@@ -89,9 +95,7 @@ class ReplicaSet:
         """The node that is primary by its own word; None while there is none."""
         for node in self.nodes:
             try:
-                with pymongo.MongoClient(
-                    f"mongodb://{node.address}/?directConnection=true", serverSelectionTimeoutMS=200
-                ) as client:
+                with node.client(200) as client:
                     if client.admin.command("hello")["isWritablePrimary"]:
                         return node
             except PyMongoError:
