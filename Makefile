@@ -31,8 +31,9 @@ demo: $(VENV)/.has-demo
 demo-live: $(VENV)/.has-demo
 	@$(BIN)/python -m diagnose_mongo.demo --live
 
-# The search runs before the first tests, so that what will be tested is said at the start. Both
-# run at once: much of a run is waiting for servers to come and go.
+# The search runs before the first tests, so that what will be tested is said at the start. All
+# runs at once, since much of it is waiting for servers to come and go: the tests that are about
+# Python on both, those about programs and servers on one (`make test-one` has them too).
 test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
@@ -44,18 +45,23 @@ test: $(VENV)/.has-test
 	fi; \
 	minor="$$("$$other" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
 	theirs="$$("$$other" --version)"; \
-	echo "Testing on $$mine and on $$theirs ($$other) at once; what the latter prints comes last"; \
+	echo "Testing on $$mine and on $$theirs ($$other) at once; what the latter prints comes later"; \
 	$(MAKE) --no-print-directory "$(VENV)-$$minor/.has-test" VENV="$(VENV)-$$minor" \
 		PYTHON="$$other" || exit 1; \
-	output="$$(mktemp)"; \
+	output="$$(mktemp -d)"; \
 	$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" \
-		>"$$output" 2>&1 & \
-	job=$$!; \
-	trap 'kill $$job 2>/dev/null; rm -f "$$output"' EXIT; \
+		TESTS='-m "not programs"' >"$$output/theirs" 2>&1 & \
+	theirs_job=$$!; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS="-m programs" \
+		>"$$output/programs" 2>&1 & \
+	programs_job=$$!; \
+	trap 'kill $$theirs_job $$programs_job 2>/dev/null; rm -rf "$$output"' EXIT; \
 	failed=""; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" || failed="$$mine"; \
-	wait $$job || failed="$$failed $$theirs"; \
-	cat "$$output"; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS='-m "not programs"' || failed="$$mine"; \
+	wait $$programs_job || failed="$$failed $$mine (programs)"; \
+	cat "$$output/programs"; \
+	wait $$theirs_job || failed="$$failed $$theirs"; \
+	cat "$$output/theirs"; \
 	if [ -n "$$failed" ]; then echo "Failed on: $$failed"; exit 1; fi; \
 	echo "Tested on $$mine and on $$theirs"
 
@@ -68,7 +74,7 @@ proof: $(VENV)/.has-test
 
 test-one: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(TESTS)
 
 # Twice: 3.11 and 3.12+ watch the inside of a function with different code.
 lint: $(VENV)/.has-lint

@@ -16,6 +16,8 @@ from waiting import wait_for_documents
 
 from diagnose_mongo import autostart
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).parent.parent
 RUN = (sys.executable, "-m", "diagnose_mongo.autostart", "--")
 

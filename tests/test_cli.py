@@ -27,6 +27,8 @@ from diagnose_mongo.cli.output import Output, duration, shown
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link, ProcessStore
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "diagnose_mongo.cli"]
 SOURCE = """

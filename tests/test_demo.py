@@ -30,6 +30,8 @@ from diagnose_mongo.server import URI_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60.0
 

@@ -22,6 +22,8 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
 
+pytestmark = pytest.mark.programs
+
 WRITES = {"update", "insert", "delete", "findAndModify", "createIndexes"}
 FLEET_HITS = 60
 

@@ -21,6 +21,8 @@ from waiting import wait_until
 from diagnose_mongo.server import LocalServer
 from diagnose_mongo.store import ProcessStore
 
+pytestmark = pytest.mark.programs
+
 log = logging.getLogger(__name__)
 
 

@@ -19,6 +19,8 @@ from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.store import ControlStore, Link, ProcessStore, budget_id
 from diagnose_mongo.store.link import ANYTHING
 
+pytestmark = pytest.mark.programs
+
 log = logging.getLogger(__name__)
 
 GOOD = [f"good-{i}" for i in range(50)]

@@ -28,7 +28,10 @@ from diagnose_mongo.store import Link
 TESTS = Path(__file__).parent
 PERIOD, HEARTBEAT = 0.1, 0.2
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork")
+pytestmark = [
+    pytest.mark.programs,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork"),
+]
 
 
 def needs(library):
