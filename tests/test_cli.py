@@ -516,37 +516,17 @@ def test_the_doctor_fails_where_nobody_answers(run):
     assert "--uri" in finding["advice"]
 
 
-def test_run_hands_its_options_over(run, tmp_path, environment):
-    # In place of the real one, whose own tests show what it does.
-    fake = (
-        "import sys, types\n"
-        "module = types.ModuleType('diagnose_mongo.autostart')\n"
-        "def go(command, environment):\n"
-        "    names = sorted(n for n in environment if n.startswith('DIAGNOSE_'))\n"
-        "    print(command, {n: environment[n] for n in names if n != 'DIAGNOSE_MONGODB_URI'})\n"
-        "    return 7\n"
-        "module.run = go\n"
-        "sys.modules['diagnose_mongo.autostart'] = module\n"
-        "from diagnose_mongo.cli import main\n"
-        "sys.exit(main())\n"
+def test_run_hands_its_options_over_and_becomes_the_command(run):
+    code = "import os, sys; print(sys.argv[1:], sorted(os.environ.items())); sys.exit(7)"
+    answer = run(
+        *("run", "--service", "web", "--env", "prod", "--version", "2", "--period", "1m"),
+        *("--database", "d", "--", sys.executable, "-c", code, "--help", "-o", "x"),
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", fake, "run", "--service", "web", "--env", "prod"),
-            *("--version", "2", "--period", "1m", "--database", "d"),
-            *("--", "python", "app.py", "--help", "-o", "x"),
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 7, done.stderr
-    assert "['python', 'app.py', '--help', '-o', 'x']" in done.stdout
-    for each in ("SERVICE': 'web'", "ENV': 'prod'", "VERSION': '2'", "PERIOD': '60'"):
-        assert each in done.stdout
-    assert "DATABASE': 'd'" in done.stdout
+    assert answer.code == 7
+    assert answer.out.startswith("['--help', '-o', 'x']")
+    for each in ("SERVICE', 'web'", "ENV', 'prod'", "VERSION', '2'", "PERIOD', '60'"):
+        assert f"('DIAGNOSE_{each})" in answer.out
+    assert "('DIAGNOSE_DATABASE', 'd')" in answer.out
     assert run("run").code == 2
 
 

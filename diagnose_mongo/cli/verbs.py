@@ -602,4 +602,4 @@ def run(
         "DIAGNOSE_PERIOD": None if period is None else f"{period:g}",
     }
     environment = {name: value for name, value in given.items() if value}
-    return become(command, environment)
+    return become(list(command), environment)
