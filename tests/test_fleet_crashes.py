@@ -232,15 +232,16 @@ def shift_clock(seconds):
 @pytest.mark.parametrize("hours", [-1, 1])
 @pytest.mark.parametrize("when", ["from the start on", "while it runs"])
 def test_a_clock_that_is_an_hour_off_changes_no_lifespan(specs, shop, mongo_server, hours, when):
-    specs.insert_many([spec("long", lifespan=10), spec("short", "fault_shop.halve", lifespan=0.02)])
-    specs.update_many({}, {"$currentDate": {"lastmodified": True}})
+    specs.insert_many([spec("long", lifespan=10), spec("short", "fault_shop.halve", lifespan=0.05)])
     original = shop.halve.__code__
 
     def child():
         if when == "from the start on":
             shift_clock(hours * 3600)
         client = pymongo.MongoClient(mongo_server.uri)
-        manager = make_worker(client[specs.database.name]["specs"], timeout=5.0)
+        own = client[specs.database.name]["specs"]
+        manager = make_worker(own, timeout=5.0)
+        own.update_many({}, {"$currentDate": {"lastmodified": True}})
         manager.start()
         wait_until(lambda: shop.halve.__code__ is not original)
         if when == "while it runs":
@@ -249,9 +250,9 @@ def test_a_clock_that_is_an_hour_off_changes_no_lifespan(specs, shop, mongo_serv
         wait_until(lambda: shop.halve.__code__ is original)
         assert time.monotonic() - began < 10
         shop.double(1)
-        wait_until(lambda: state(client[specs.database.name]["specs"], "short") == "expired")
-        wait_until(lambda: state(client[specs.database.name]["specs"], "long") == "emitting")
-        (found,) = client[specs.database.name]["specs"].find({"_id": "long"})
+        wait_until(lambda: state(own, "short") == "expired")
+        wait_until(lambda: state(own, "long") == "emitting")
+        (found,) = own.find({"_id": "long"})
         assert abs(found["applied"]["me"]["at"] - found["lastmodified"]) < datetime.timedelta(
             minutes=1
         )
