@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import timedelta
 
+    from diagnose.bytecode.weaving import Hook
     from diagnose.clockwork import Timer
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
@@ -71,13 +72,16 @@ class _Attachment:
 
     def arm(self) -> None:
         """Make the functions that serve hits, anew."""
-        instrument = self.instrument
         self.armed, self.suspended = True, False
         self._claim = itertools.count().__next__
+        self.hook = handlers.parsing(self._write)
+
+    def _write(self) -> Hook:
+        instrument = self.instrument
         plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
-        self.hook = handlers.write(plan, scope, f"<probe {instrument.name}>")
+        return handlers.write(plan, scope, f"<probe {instrument.name}>")
 
     def fail(self, error: Exception) -> None:
         """Serve the error of a hit; called in the program's thread, in an except block."""

@@ -506,3 +506,17 @@ def test_expiry_amid_calls_puts_the_code_back(stage, often):
     assert time.monotonic() >= deadline
     assert counts[2] > 1
     assert work.__code__ is code
+
+
+def test_what_another_thread_spoils_is_parsed_again():
+    left = [SystemError("AST constructor recursion depth mismatch (before=90, after=39)")] * 2
+
+    def make():
+        if left:
+            raise left.pop()
+        return "made"
+
+    assert handlers.parsing(make) == "made"
+    left.extend([SystemError("for ever")] * 99)
+    with pytest.raises(SystemError):
+        handlers.parsing(make)

@@ -22,7 +22,7 @@ Inside: ``plans`` (what to do, where), ``quiet`` (which threads are at work), ``
 from __future__ import annotations
 
 from diagnose.handlers.plans import Plan, Scope, Span, Watch
-from diagnose.handlers.quiet import BUSY, Quiet, Tally
+from diagnose.handlers.quiet import BUSY, Quiet, Tally, parsing
 from diagnose.handlers.writing import disarm, write
 
-__all__ = ["BUSY", "Plan", "Quiet", "Scope", "Span", "Tally", "Watch", "disarm", "write"]
+__all__ = ["BUSY", "Plan", "Quiet", "Scope", "Span", "Tally", "Watch", "disarm", "parsing", "write"]

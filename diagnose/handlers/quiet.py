@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BUSY", "Quiet", "Tally"]
+__all__ = ["BUSY", "Quiet", "Tally", "parsing"]
 
 
 class _Busy(set[int]):
@@ -45,6 +46,23 @@ class Quiet:
     def __exit__(self, *_: object) -> None:
         if self._entered:
             BUSY.discard(_ident())
+
+
+_PARSES = 5
+
+T = TypeVar("T")
+
+
+def parsing(make: Callable[[], T]) -> T:
+    """What ``make`` returns, which parses Python; if another thread spoiled that, made again.
+
+    On 3.11 all threads of an interpreter count how deep a syntax tree is in one number; where
+    they take turns amid that, one of them gets a SystemError (CPython's gh-106905).
+    """
+    for _ in range(_PARSES - 1):
+        with contextlib.suppress(SystemError):
+            return make()
+    return make()
 
 
 class Tally:

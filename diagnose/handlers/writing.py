@@ -16,7 +16,7 @@ from diagnose import expressions, guards
 from diagnose.bytecode import weaving
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
-from diagnose.handlers.quiet import BUSY, Quiet
+from diagnose.handlers.quiet import BUSY, Quiet, parsing
 from diagnose.handlers.templates import (
     _PLAIN,
     _PLAIN_CHECK,
@@ -388,7 +388,7 @@ class _Writer:
                 writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
                 shared = self.constants.keys() & {"rate", "tokens"}
                 writer.constants |= {name: self.constants[name] for name in shared}
-                return writer.handler()
+                return parsing(writer.handler)
 
         self.constants |= {"make": make, "frame_of": _getframe}
         return self.function([], _statements("C·make()(C·frame_of(1).f_locals)"), [])
