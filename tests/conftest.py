@@ -36,10 +36,12 @@ hypothesis.settings.load_profile("diagnose")
 
 # --- signals ----------------------------------------------------------------------------------
 
-# A shell starts what runs in its background with SIGINT ignored, and children inherit that; tests
-# that interrupt programs need them to be as they are in a terminal.
+# A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and children
+# inherit that; tests that interrupt programs need them to be as they are in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # --- nothing is left behind -------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ def shift_clock(seconds):
 @pytest.mark.parametrize("hours", [-1, 1])
 @pytest.mark.parametrize("when", ["from the start on", "while it runs"])
 def test_a_clock_that_is_an_hour_off_changes_no_lifespan(specs, shop, mongo_server, hours, when):
-    specs.insert_many([spec("long", lifespan=10), spec("short", "fault_shop.halve", lifespan=0.05)])
+    specs.insert_many([spec("long", lifespan=10), spec("short", "fault_shop.halve", lifespan=0.12)])
     original = shop.halve.__code__
 
     def child():
