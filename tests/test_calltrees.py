@@ -163,7 +163,7 @@ def test_the_tree_is_drawn_longest_branch_first(stage, capsys):
     with attached(f"{shop.__name__}.top", instrument):
         shop.top(50)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Probe (t)[tags={}] ="
+    assert lines[0] == "Probe (t)[tags={}] = "
     assert lines[1].startswith(f"{shop.__name__}.top  ")
     assert lines[2].startswith(f"├─ {shop.__name__}.middle  ")
     assert lines[2].endswith(", 2 calls")

@@ -344,7 +344,7 @@ def test_it_is_text_that_can_be_read(stage, capsys):
         shop.work(3, 0.002)
     out = capsys.readouterr().out
     title, head, *rows = out.splitlines()
-    assert title == "Probe (hot)[tags={}] ="
+    assert title == "Probe (hot)[tags={}] = "
     assert head.split() == ["line", "runs", "total", "longest"]
     first_cells = [row.split()[0] for row in (head, *rows)]
     assert {

@@ -44,8 +44,9 @@ class LogInstrument(Instrument):
         out = self.out if self.out is not None else sys.stdout
         text = _picture(value, self.MAX_CHARS)
         # A table begins on a line of its own, so that its columns stand below each other.
-        gap = "\n" if "\n" in text else " "
-        out.write(f"Probe ({name})[tags={dict(tags)}] ={gap}{text}\n")
+        is_table = "\n" in text and not isinstance(value, str) and text[0] != "\n"
+        gap = "\n" if is_table else ""
+        out.write(f"Probe ({name})[tags={dict(tags)}] = {gap}{text}\n")
 
 
 _SIZED = (list, tuple, dict, set, frozenset)
