@@ -52,7 +52,7 @@ test: $(VENV)/.has-test
 	$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" \
 		TESTS='-m "not programs"' >"$$output/theirs" 2>&1 & \
 	theirs_job=$$!; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS="-m programs" \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS="-m programs -n 2 --dist loadfile" \
 		>"$$output/programs" 2>&1 & \
 	programs_job=$$!; \
 	trap 'kill $$theirs_job $$programs_job 2>/dev/null; rm -rf "$$output"' EXIT; \
