@@ -269,6 +269,12 @@ def one_poll(client, processes, bounded_above):
     return statistics.median(times) * 1e3, (spent - overhead) / count
 
 
+def commands(client):
+    """How often the server was asked: polls are aggregations, heartbeats are findAndModify."""
+    counted = client.admin.command("serverStatus")["metrics"]["commands"]
+    return {name: counted[name]["total"] for name in ("aggregate", "findAndModify")}
+
+
 def network(client):
     status = client.admin.command("serverStatus", **dict.fromkeys(_NOT_WANTED, 0))["network"]
     return status["bytesIn"] + status["bytesOut"]
@@ -341,13 +347,13 @@ def run(database, server, seconds, result):
     time.sleep(PERIOD_SECONDS)  # one period, so that all are at their moments
     client = database.client
     cpu, began = cpu_seconds(server.pid), time.monotonic()
-    counters = client.admin.command("serverStatus")["opcounters"]
+    counters = commands(client)
     time.sleep(seconds)
     passed = time.monotonic() - began
-    after = client.admin.command("serverStatus")["opcounters"]
+    after = commands(client)
     result["server_cpu"] = (cpu_seconds(server.pid) - cpu) / passed
-    result["heartbeats_per_s"] = (after["update"] - counters["update"]) / passed
-    result["polls_per_s"] = (after["command"] - counters["command"]) / passed
+    result["heartbeats_per_s"] = (after["findAndModify"] - counters["findAndModify"]) / passed
+    result["polls_per_s"] = (after["aggregate"] - counters["aggregate"]) / passed
     new = spec(SPECS)
     cpu, began = cpu_seconds(server.pid), time.monotonic()
     database["specs"].insert_one(new)
