@@ -47,6 +47,7 @@ WORKERS = 2
 THREADS = 8
 PATIENCE_SECONDS = 180.0
 DATABASE = "fleet"
+RUN = "as prepared"
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 GOALS = {
@@ -101,7 +102,7 @@ class Simulated(MongoInstrumentManager):
                     name: value for name, value in entry_of(document).items() if name != "at"
                 }
         self._polls = 1
-        self._has_beaten = True
+        self._has_beaten, self._run = True, RUN
 
     def _installed(self, key, document):
         record = Record(key, "", document["lastmodified"], None)
@@ -230,6 +231,7 @@ def prepare(client, processes, bounded):
                     "_id": each,
                     **presence.content(each, {"service": "web", "host": "x"}, PERIOD_SECONDS, []),
                     "specs": figures,
+                    "run": RUN,
                     "at": now,
                     "since": now,
                     "expires": expires,
@@ -364,7 +366,7 @@ def run(database, server, seconds, result):
             break
         if took > PATIENCE_SECONDS:
             raise AssertionError(f"not everywhere after {took:.0f} s: {found}")
-        time.sleep(max(0.05, processes / 20_000))
+        time.sleep(max(0.05, processes / 5_000))
     result["all_have_it_s"] = took
     result["rollout_cpu"] = (cpu_seconds(server.pid) - cpu) / took
     size = {"$project": {"size": {"$bsonSize": "$$ROOT"}}}
