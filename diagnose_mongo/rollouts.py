@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diagnose import specs
@@ -60,6 +60,7 @@ class Rollout:
         gone: how many entries there are of processes that do not live any more.
         failures: those in an error, by its code, the most frequent first.
         error: why the document is no valid spec, if it is none.
+        paused: why nothing is armed in the whole fleet just now; None: it is.
     """
 
     spec_id: object
@@ -69,6 +70,7 @@ class Rollout:
     gone: int
     failures: tuple[Failure, ...]
     error: str | None = None
+    paused: str | None = None
 
     @property
     def processes(self) -> int:
@@ -81,22 +83,40 @@ class Rollout:
         return sum(self.counts.get(state, 0) for state in _FAILED)
 
     @property
+    def told(self) -> int:
+        """How many processes have said what became of this version."""
+        return self.processes - sum(self.counts.get(state, 0) for state in _OPEN)
+
+    @property
     def is_settled(self) -> bool:
         """Whether every process has said what became of this version."""
-        return self.processes > 0 and not any(self.counts.get(state, 0) for state in _OPEN)
+        return self.processes > 0 and self.told == self.processes
 
     @property
     def is_complete(self) -> bool:
         """Whether every process has this version, and it failed in none."""
         return self.is_settled and not self.failed
 
-    def __str__(self) -> str:
+    @property
+    def state(self) -> str:
+        """``complete``, ``failed``, ``under way``, or ``nobody`` if no process is meant."""
         if not self.processes:
-            return f"{self.spec_id}: no process that lives is meant"
-        state = "complete" if self.is_complete else "failed" if self.is_settled else "under way"
-        told = self.processes - sum(self.counts.get(state, 0) for state in _OPEN)
+            return "nobody"
+        if not self.is_settled:
+            return "under way"
+        return "failed" if self.failed else "complete"
+
+    @property
+    def summary(self) -> str:
+        """The rollout in a line, without the name of the spec."""
+        if not self.processes:
+            return "no process that lives is meant"
+        noun = "process" if self.processes == 1 else "processes"
         parts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        return f"{self.spec_id}: {state}: {told} of {self.processes} processes ({parts})"
+        return f"{self.state}: {self.told} of {self.processes} {noun} ({parts})"
+
+    def __str__(self) -> str:
+        return f"{self.spec_id}: {self.summary}"
 
 
 def rollout(collection: SpecCollection | Link, spec_id: object) -> Rollout:
@@ -132,10 +152,11 @@ def rollout(collection: SpecCollection | Link, spec_id: object) -> Rollout:
                 error = "the document can't be decoded; replace it by a valid one"
         else:
             select, stage = spec.select, None if spec.stage is None else spec.stage.value
-        is_bounded = ControlStore(link).read().is_bounded
-        rows = store.count(raw_id, version, name, select, of_processes=is_bounded)
+        control = ControlStore(link).read()
+        rows = store.count(raw_id, version, name, select, of_processes=control.is_bounded)
         if rows is not None:
-            return _rollout(name, version, stage, rows, error)
+            found = _rollout(name, version, stage, rows)
+            return replace(found, error=error, paused=control.paused)
         # It was changed between the two looks.
     raise StoreError(f"the spec {spec_id!r} changes all the time: ask again")
 
@@ -144,7 +165,7 @@ _TRIES = 5
 
 
 def _rollout(
-    name: object, version: object, stage: str | None, rows: list[dict[str, Any]], error: str | None
+    name: object, version: object, stage: str | None, rows: list[dict[str, Any]]
 ) -> Rollout:
     counts: dict[str, int] = {}
     failures = []
@@ -156,7 +177,7 @@ def _rollout(
     gone = counts.pop("gone", 0)
     ordered = dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
     failures.sort(key=lambda each: (-each.count, each.code))
-    return Rollout(name, version, stage, ordered, gone, tuple(failures), error)
+    return Rollout(name, version, stage, ordered, gone, tuple(failures))
 
 
 def wait_for_rollout(

@@ -470,6 +470,7 @@ def test_a_pause_takes_all_off_until_it_goes_on(run, fleet, specs, shop):
     wait_for_documents(specs, has_entries(3, "disabled"))
     assert shop.Cart.checkout.__code__ is original
     assert run("ls").lines[-1].endswith("black friday")
+    assert "black friday; `diagnose resume` puts them back" in run("status", "cart").out
     assert run("resume", "-o", "json").json == {"paused": False, "reason": None, "processes": 3}
     wait_for_documents(specs, has_entries(3, "installed"))
     assert run("resume").out == "the fleet was not paused\n"
@@ -621,16 +622,17 @@ def test_without_the_extra_it_says_what_to_install(missing, verb):
     )
 
 
+def started(environment, *arguments):
+    """A command that is under way."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*COMMAND, *arguments], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+
+
 def test_ctrl_c_is_quiet(environment, specs):
     specs.insert_one(spec())
-    with subprocess.Popen(
-        [*COMMAND, "status", "cart", "--watch"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(environment, "status", "cart", "--watch") as process:
         assert "no process that lives" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
@@ -638,14 +640,7 @@ def test_ctrl_c_is_quiet(environment, specs):
 
 
 def test_a_check_that_is_interrupted_leaves_nothing(environment, specs):
-    with subprocess.Popen(
-        [*COMMAND, "check", "a.b"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(environment, "check", "a.b") as process:
         wait_until(lambda: specs.find_one() is not None)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()

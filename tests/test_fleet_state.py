@@ -100,6 +100,15 @@ def beat(manager):
     manager.apply()
 
 
+def at_once(work, count):
+    """Call ``work("p0")``, ``work("p1")`` … in a thread each, and wait for them."""
+    threads = [threading.Thread(target=work, args=(f"p{i}",)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 # --- liveness ---------------------------------------------------------------------------------
 
 
@@ -396,11 +405,7 @@ def test_of_many_that_want_the_lease_one_gets_it(specs):
         if controls.take_lease(name, 60):
             got.append(name)
 
-    threads = [threading.Thread(target=take, args=(f"p{i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(take, 8)
     assert len(got) == 1
 
 
@@ -509,11 +514,7 @@ def test_hits_are_taken_once_however_many_take_them(specs):
             store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
         )
 
-    threads = [threading.Thread(target=take, args=(f"p{i}",)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(take, 6)
     assert sum(taken) == 100
 
 

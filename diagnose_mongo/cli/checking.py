@@ -110,7 +110,7 @@ def _say(output: Output, found: Rollout, answers: list[dict[str, Any]]) -> None:
             output.say((f"  warning: {shown(warning)}", "yellow"))
     told = sum(len(each["processes"]) for each in answers)
     if found.processes > told or not found.processes:
-        output.say(progress.summary(found))
+        output.say(found.summary)
         for line, style in progress.notes(found):
             output.say((f"  {line}", style))
 

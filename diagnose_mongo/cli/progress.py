@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diagnose_mongo.rollouts import Rollout
     from diagnose_mongo.store import Link
 
-__all__ = ["COMPLETE", "FAILED", "TIMEOUT", "as_data", "exit_code", "follow", "summary", "view"]
+__all__ = ["COMPLETE", "FAILED", "TIMEOUT", "as_data", "exit_code", "follow", "view"]
 
 COMPLETE, FAILED, TIMEOUT = 0, 1, 124
 
@@ -56,7 +56,7 @@ def as_data(found: Rollout) -> dict[str, Any]:
         "id": found.spec_id,
         "version": found.version,
         "stage": found.stage,
-        "state": _word(found),
+        "state": found.state,
         "processes": found.processes,
         "counts": dict(found.counts),
         "failed": found.failed,
@@ -66,24 +66,8 @@ def as_data(found: Rollout) -> dict[str, Any]:
             for each in found.failures
         ],
         "error": found.error,
+        "paused": found.paused,
     }
-
-
-def _word(found: Rollout) -> str:
-    if not found.processes:
-        return "nobody"
-    if found.is_complete:
-        return "complete"
-    return "failed" if found.is_settled else "under way"
-
-
-def summary(found: Rollout) -> str:
-    """The rollout in a line, without the name of the spec."""
-    if not found.processes:
-        return "no process that lives is meant"
-    told = found.processes - sum(found.counts.get(state, 0) for state in _MEANING)
-    parts = ", ".join(f"{count} {state}" for state, count in found.counts.items())
-    return f"{_word(found)}: {told} of {_processes(found.processes)} ({parts})"
 
 
 def _processes(count: int) -> str:
@@ -103,6 +87,8 @@ def notes(found: Rollout) -> list[tuple[str, str]]:
     for state, meaning in _MEANING.items():
         if count := found.counts.get(state, 0):
             lines.append((f"{_processes(count)} {meaning}", "yellow"))
+    if found.paused is not None:
+        lines.append((f"{found.paused}; `diagnose resume` puts them back", "yellow"))
     if found.stage is not None:
         lines.append((f"canary: {found.stage}", "cyan"))
     if found.gone:
@@ -117,11 +103,10 @@ def view(output: Output, found: Rollout, elapsed: float | None = None) -> Group:
     from rich.console import Group
     from rich.padding import Padding
 
-    style = {"complete": "bold green", "failed": "bold red"}.get(_word(found), "bold yellow")
+    style = {"complete": "bold green", "failed": "bold red"}.get(found.state, "bold yellow")
     since = "" if elapsed is None else f"  {elapsed:.1f} s"
-    told = found.processes - sum(found.counts.get(state, 0) for state in _MEANING)
-    head = f"  {told} of {_processes(found.processes)}" if found.processes else ""
-    word = _word(found) if found.processes else summary(found)
+    head = f"  {found.told} of {_processes(found.processes)}" if found.processes else ""
+    word = found.state if found.processes else found.summary
     lines: list[Any] = [
         output.text((shown(found.spec_id), "bold"), "  ", (word, style), head, (since, "dim"))
     ]
@@ -173,7 +158,7 @@ def follow(
     if not output.is_terminal:
 
         def say(new: Rollout) -> None:
-            output.say(f"{time.monotonic() - began:6.1f} s  {summary(new)}")
+            output.say(f"{time.monotonic() - began:6.1f} s  {new.summary}")
 
         found = wait_for_rollout(link, spec_id, timeout, progress=_when_other(say))
         for line, _ in notes(found):
@@ -207,6 +192,6 @@ def _when_other(tell: Callable[[Rollout], None]) -> Callable[[Rollout], None]:
 
 
 def _say_plainly(output: Output, found: Rollout) -> None:
-    output.say(f"{shown(found.spec_id)}: {summary(found)}")
+    output.say(f"{shown(found.spec_id)}: {found.summary}")
     for line, _ in notes(found):
         output.say(f"  {line}")

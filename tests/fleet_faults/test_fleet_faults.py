@@ -13,10 +13,10 @@ import time
 import pymongo
 import pytest
 from bson import encode
-from faults import Application, make_shop, make_worker, spec, state
 from proxy import Proxy
 from replica import ReplicaSet
 from waiting import wait_until
+from workers import Application, make_worker, spec, state
 
 from diagnose_mongo.server import LocalServer
 from diagnose_mongo.store import ProcessStore
@@ -24,17 +24,6 @@ from diagnose_mongo.store import ProcessStore
 pytestmark = pytest.mark.programs
 
 log = logging.getLogger(__name__)
-
-
-@pytest.fixture
-def shop():
-    yield make_shop()
-    del sys.modules["fault_shop"]
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import sys
 import time
 from datetime import datetime
 
@@ -13,10 +12,10 @@ import nonsense
 import pymongo
 import pytest
 from bson.datetime_ms import DatetimeMS
-from faults import make_shop, make_worker, spec, state
 from proxy import Proxy
 from pymongo.errors import OperationFailure, WriteError
 from waiting import wait_until
+from workers import make_worker, poll, spec, state
 
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.store import ControlStore, Link, ProcessStore, budget_id
@@ -27,37 +26,6 @@ pytestmark = pytest.mark.programs
 log = logging.getLogger(__name__)
 
 GOOD = [f"good-{i}" for i in range(50)]
-
-
-@pytest.fixture
-def shop():
-    yield make_shop()
-    del sys.modules["fault_shop"]
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
-
-
-@pytest.fixture
-def worker(specs, shop):
-    made = []
-
-    def make(process_id="me", **options):
-        # On a busy machine nobody is to count as dead meanwhile.
-        options = {"heartbeat": 60} | options
-        made.append(make_worker(specs, process_id, timeout=10.0, **options))
-        return made[-1]
-
-    yield make
-    for manager in made:
-        manager.stop()
-
-
-def poll(manager):
-    manager._beat_at = 0.0
-    manager.apply()
 
 
 def test_of_a_thousand_malformed_documents_each_has_its_error_and_the_good_ones_are_applied(

@@ -14,9 +14,9 @@ import types
 
 import pymongo
 import pytest
-from faults import TTL_SECONDS, make_shop, make_worker, spec, state
 from pymongo.monitoring import CommandListener
 from waiting import in_child, wait_until
+from workers import TTL_SECONDS, make_shop, make_worker, poll, spec, state
 
 from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo.rollouts import rollout
@@ -26,37 +26,6 @@ pytestmark = pytest.mark.programs
 
 WRITES = {"update", "insert", "delete", "findAndModify", "createIndexes"}
 FLEET_HITS = 60
-
-
-@pytest.fixture
-def shop():
-    yield make_shop()
-    del sys.modules["fault_shop"]
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
-
-
-@pytest.fixture
-def worker(specs, shop):
-    made = []
-
-    def make(process_id="me", **options):
-        # On a busy machine nobody is to count as dead by mistake.
-        options = {"heartbeat": 60} | options
-        made.append(make_worker(specs, process_id, timeout=5.0, **options))
-        return made[-1]
-
-    yield make
-    for manager in made:
-        manager.stop()
-
-
-def poll(manager):
-    manager._beat_at = 0.0
-    manager.apply()
 
 
 # --- killed between two writes ----------------------------------------------------------------

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+from workers import make_shop, make_worker
+
+
+@pytest.fixture
+def shop():
+    yield make_shop()
+    del sys.modules["fault_shop"]
+
+
+@pytest.fixture
+def specs(database):
+    return database["specs"]
+
+
+@pytest.fixture
+def worker(specs, shop):
+    """Makes workers on a server that is well."""
+    made = []
+
+    def make(process_id="me", **options):
+        # On a busy machine nobody is to count as dead by mistake.
+        options = {"heartbeat": 60} | options
+        made.append(make_worker(specs, process_id, timeout=10.0, **options))
+        return made[-1]
+
+    yield make
+    for manager in made:
+        manager.stop()
