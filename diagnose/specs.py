@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_LIFESPAN",
+    "FAILED_STATES",
     "LABELS",
     "PERCENT_MODULUS",
     "Canary",
@@ -104,6 +105,10 @@ class State(StrEnum):
     DISABLED = "disabled"
     VALIDATED = "validated"
     """It would have been installed, had it not been a dry run."""
+
+
+FAILED_STATES = frozenset({State.ERROR, State.DRIFTED, State.SUSPENDED})
+"""The states that somebody should look at."""
 
 
 @dataclass(frozen=True, slots=True)

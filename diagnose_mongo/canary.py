@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose import specs
 from diagnose.errors import SpecError
-from diagnose.specs import Stage
+from diagnose.specs import FAILED_STATES, Stage
 from diagnose_mongo import documents
 from diagnose_mongo.store import RolloutStore, SpecStore
 
@@ -30,7 +30,7 @@ __all__ = ["Step", "decide", "move_on"]
 log = logging.getLogger(__name__)
 
 _WELL = frozenset({"installed", "emitting", "done"})
-_FAILED = frozenset({"error", "drifted", "suspended"})
+_LATE = frozenset({"waiting", "behind"})
 _WIDEN_BY = 2.0
 _ALL = 100.0
 _PATIENCE = timedelta(seconds=30)
@@ -73,9 +73,9 @@ def decide(
     codes = []
     for row in rows:
         counts[row["state"]] = counts.get(row["state"], 0) + row["count"]
-        if row["state"] in _FAILED:
+        if row["state"] in FAILED_STATES:
             codes.append(str(row["code"]))
-    failed = sum(counts.get(state, 0) for state in _FAILED)
+    failed = sum(counts.get(state, 0) for state in FAILED_STATES)
     if failed > canary.max_errors:
         return Step(
             Stage.TAKEN_BACK,
@@ -100,7 +100,9 @@ def decide(
             )
         return None
     well = sum(counts.get(state, 0) for state in _WELL)
-    if well and now - spec.began >= canary.time:
+    # Who has said nothing yet may have something to say; who lives will, within a period.
+    late = sum(counts.get(state, 0) for state in _LATE)
+    if well and not late and now - spec.began >= canary.time:
         minutes = canary.time.total_seconds() / 60
         return Step(
             Stage.EVERYWHERE,

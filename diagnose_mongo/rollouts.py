@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import specs
 from diagnose.errors import SpecError, StoreError
+from diagnose.specs import FAILED_STATES
 from diagnose_mongo import documents
 from diagnose_mongo.store import ControlStore, Link, RolloutStore
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Rollout", "rollout", "wait_for_rollout"]
 
-_FAILED = ("error", "drifted", "suspended")
 _OPEN = ("waiting", "behind", "pending")
 _POLL_SECONDS = 0.25
 
@@ -80,7 +80,7 @@ class Rollout:
     @property
     def failed(self) -> int:
         """In how many it failed."""
-        return sum(self.counts.get(state, 0) for state in _FAILED)
+        return sum(self.counts.get(state, 0) for state in FAILED_STATES)
 
     @property
     def told(self) -> int:
@@ -171,7 +171,7 @@ def _rollout(
     failures = []
     for row in rows:
         counts[row["state"]] = counts.get(row["state"], 0) + row["count"]
-        if row["state"] in _FAILED:
+        if row["state"] in FAILED_STATES:
             code = row["code"] or row["state"]
             failures.append(Failure(str(code), row["count"], tuple(row["examples"])))
     gone = counts.pop("gone", 0)

@@ -664,6 +664,22 @@ def test_a_canary_among_a_few_processes_is_on_one_of_them_at_least():
     assert after(31, [{"state": "waiting", "code": None, "count": 1}]) is None
 
 
+def test_a_canary_goes_everywhere_when_all_who_have_it_have_said_so():
+    found = parse("a", spec(canary=canary(**{"for": 20})), instrument_types=None)
+
+    def after(minutes, **counts):
+        rows = [{"state": name, "code": None, "count": count} for name, count in counts.items()]
+        now = found.lastmodified + timedelta(minutes=minutes)
+        return decide(found, rows, {"cost": 0.0}, now, 10)
+
+    assert after(21, installed=2).stage is Stage.EVERYWHERE
+    assert after(21, emitting=1, pending=1, gone=1).stage is Stage.EVERYWHERE
+    assert after(19, installed=2) is None
+    assert after(21, installed=2, waiting=1) is None
+    assert after(21, installed=2, behind=1) is None
+    assert after(21, pending=2) is None
+
+
 def test_a_step_is_made_only_on_the_version_that_was_looked_at(specs):
     specs.insert_one(spec(canary=canary()))
     store, version = SpecStore(Link(specs)), specs.find_one()["lastmodified"]

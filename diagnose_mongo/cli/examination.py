@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from diagnose.errors import StoreError
+from diagnose.specs import FAILED_STATES
 from diagnose_mongo import documents
 from diagnose_mongo.cli.output import shown
 from diagnose_mongo.store import ControlStore, Inspector, ProcessStore
@@ -198,11 +199,7 @@ def _fleet(link: Link) -> Iterator[Finding]:
 
 def _specs(inspector: Inspector) -> Iterator[Finding]:
     found = inspector.specs()
-    failed = [
-        shown(each[documents.ID])
-        for each in found
-        if {"error", "drifted", "suspended"} & each["states"].keys()
-    ]
+    failed = [shown(each[documents.ID]) for each in found if FAILED_STATES & each["states"].keys()]
     if failed:
         some = ", ".join(failed[:5]) + (", …" if len(failed) > len(failed[:5]) else "")
         yield Finding(

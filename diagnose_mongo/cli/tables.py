@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import specs as spec_documents
 from diagnose.errors import SpecError
+from diagnose.specs import FAILED_STATES
 from diagnose_mongo import documents
 from diagnose_mongo.changes import difference
 from diagnose_mongo.cli.output import ago, duration, shown
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["history", "processes", "spec", "specs"]
 
 _LONGEST_VALUE = 60
-_FAILED = frozenset({"error", "drifted", "suspended"})
 _ACTIONS = {"add": "green", "change": "yellow", "remove": "red"}
 
 
@@ -52,7 +52,7 @@ def specs(output: Output, found: Sequence[Mapping[str, Any]], now: datetime) -> 
 
 def _states(states: Mapping[str, int]) -> tuple[str, str]:
     text = ", ".join(f"{n} {state}" for state, n in sorted(states.items(), key=lambda e: -e[1]))
-    style = "red" if _FAILED & states.keys() else ""
+    style = "red" if FAILED_STATES & states.keys() else ""
     if len(states) == 1:
         style = STYLES.get(next(iter(states)), "")
     return text or "-", style
@@ -106,7 +106,7 @@ def processes(output: Output, found: Sequence[Mapping[str, Any]], now: datetime)
     for each in found:
         labels = each.get("labels", {})
         figures = each.get("specs", ())
-        errors = sum(figure.get("state") in _FAILED for figure in figures)
+        errors = sum(figure.get("state") in FAILED_STATES for figure in figures)
         cost = sum(figure.get("cost") or 0.0 for figure in figures)
         rows.append(
             (
