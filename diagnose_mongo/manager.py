@@ -72,7 +72,7 @@ _FORK_SETTLES_SECONDS = 0.1
 # Whoever changes one spec is likely to change it again, or another.
 _BRISK_SECONDS = 60.0
 _BRISK_POLLS_PER_PERIOD = 5
-_BRISK_POLLS_PER_SECOND = 2_000
+_BRISK_POLLS_PER_SECOND = 1_000
 _SHORTEST_BRISK_PERIOD = 1.0
 
 _managers: weakref.WeakValueDictionary[int, MongoInstrumentManager] = weakref.WeakValueDictionary()

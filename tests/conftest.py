@@ -5,19 +5,16 @@ import os
 import signal
 import sys
 import uuid
-import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import leftovers
 import pytest
 
-import diagnose.errors
 from diagnose_mongo.server import LocalServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import CodeType, FunctionType
 
     from pymongo.database import Database
 
@@ -45,58 +42,21 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # --- nothing is left behind -------------------------------------------------------------------
 
-_LIBRARY = str(Path(diagnose.errors.__file__).parent) + os.sep
-_originals: dict[int, tuple[weakref.ref[FunctionType], CodeType]] = {}
-
-
-def _note_swaps(event: str, arguments: tuple[Any, ...]) -> None:
-    # CPython announces each ``function.__code__ = …`` before it happens. So this needs no help
-    # from the library that it watches, and sees what a half-failed start did as well.
-    if event != "object.__setattr__" or arguments[1] != "__code__":
-        return
-    function = arguments[0]
-    by = sys._getframe(1).f_globals.get("__name__", "")
-    if by.partition(".")[0] != "diagnose" or _made_by_the_library(function):
-        return
-    noted = _originals.get(id(function))
-    if noted is None or noted[0]() is not function:
-        _originals[id(function)] = (weakref.ref(function), function.__code__)
-
-
-def _made_by_the_library(function: FunctionType) -> bool:
-    """Handlers and stand-ins have no user whose code it would be."""
-    filename = function.__code__.co_filename
-    if filename.startswith(("<probe ", "<diagnose")):
-        return True
-    return filename.startswith(_LIBRARY) and "<locals>" in function.__qualname__
-
-
-sys.addaudithook(_note_swaps)
-
-
-def _changed_functions() -> dict[FunctionType, CodeType]:
-    alive = ((ref(), original) for ref, original in list(_originals.values()))
-    return {
-        function: original
-        for function, original in alive
-        if function is not None and function.__code__ is not original
-    }
-
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test no probe is active, and every function that was probed has its own code."""
-    _originals.clear()
+    leftovers.originals.clear()
     yield
     probes = sys.modules.get("diagnose.probes")
     active = dict(probes.active_probes) if probes is not None else {}
-    changed = _changed_functions()
+    changed = leftovers.changed_functions()
     if changed:
         # Functions that nobody holds any more can't be called; some are kept by a cycle.
         changed.clear()
         gc.collect()
-        changed = _changed_functions()
-    _originals.clear()
+        changed = leftovers.changed_functions()
+    leftovers.originals.clear()
     # The next test finds a clean place also when this one left none.
     for probe in active.values():
         probe.stop()

@@ -10,6 +10,7 @@ import weakref
 from datetime import timedelta
 from pathlib import Path
 
+import leftovers
 import pytest
 from stage import EVENTS, Stage, attached, events, frees_code, probed, timers_ran
 
@@ -46,7 +47,7 @@ def growth(work, times, *, warm):
         timers_ran()
         gc.collect()
         # The fixture that looks for probes left behind notes the code of every function.
-        noted = sys.modules["conftest"]._originals
+        noted = leftovers.originals
         for key, (function, _) in list(noted.items()):
             if function() is None or function().__name__ == "handler":
                 del noted[key]
