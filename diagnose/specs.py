@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_LIFESPAN",
     "FAILED_STATES",
+    "FIELDS",
     "LABELS",
     "PERCENT_MODULUS",
     "Canary",
@@ -56,7 +57,7 @@ PERCENT_MODULUS = 2**31 - 1
 LABELS = ("service", "env", "host", "version")
 """The labels that a process may always be selected by; an application can add its own."""
 
-_FIELDS = (
+FIELDS = (
     "_id",
     "id",
     "target",
@@ -77,6 +78,8 @@ _FIELDS = (
     "created_by",
     "comment",
 )
+"""What a spec document may have in it; another field is a mistake in a name."""
+
 _OUTCOMES = frozenset({"applied", "counts"})
 _INSTRUMENT_FIELDS = ("type", "name", "value", "event", "custom")
 _CLOCKS_DIFFER = timedelta(minutes=1)
@@ -308,7 +311,7 @@ def parse(
     rate, sample, hits, fleet_hits = (limits.get(name, kind) for name, kind in _LIMITS.items())
     extra = {name: instrument.document[name] for name in accepted if name in instrument.document}
     warnings = [
-        *whole.unknown(_FIELDS),
+        *whole.unknown(FIELDS),
         *instrument.unknown((*_INSTRUMENT_FIELDS, *accepted)),
         *limits.unknown(tuple(_LIMITS)),
     ]

@@ -84,6 +84,8 @@ class Chores:
         moment = time.monotonic()
         if self._held_since is None or moment >= self._renew_at:
             lease = max(_LEASE_HEARTBEATS * heartbeat, _LEASE_PERIODS * period)
+            if moment >= self._renew_at + lease * 2 / 3:
+                self._held_since = None  # it ended: this process or the server was away
             if not controls.take_lease(self._process_id, lease):
                 self._held_since = None
                 return
@@ -116,6 +118,9 @@ class Chores:
         if not is_settled:
             return
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
+            # Before it is looked who is dead: a process that comes back later asks for this.
+            if not controls.note_burial(self._process_id):
+                return
             ProcessStore(link).remove_dead()
             removed = store.remove_entries_of_dead()
             if removed:

@@ -19,11 +19,13 @@ import sys
 import threading
 import time
 import weakref
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
 from diagnose.managers import CPU_BUDGET, InstrumentManager
 from diagnose.outcomes import UNTOLD
+from diagnose.specs import FIELDS
 from diagnose_mongo import documents, presence
 from diagnose_mongo.allotments import Allotments
 from diagnose_mongo.chores import Chores
@@ -65,6 +67,11 @@ DISABLE_FILE_VARIABLE = "DIAGNOSE_DISABLE_FILE"
 
 _OFF = frozenset({"", "0", "false", "no", "off"})
 _POLLS_PER_FULL_POLL = 60
+# To look for its entries, a process has the server go through those of all: 10 ms of a core for
+# 50 specs of 10,000 processes. Not more than about three a second, whatever the fleet.
+_PROCESSES_PER_LOOK_BACK = 2_000
+# A restored database is older than what a lagging node of the server has.
+_OLDER_SERVER = timedelta(minutes=1)
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _FAREWELL_SECONDS = 2.0
 # A process that forks only to become another program should leave no trace in the fleet.
@@ -169,6 +176,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._chores = Chores(self.process_id, bounded_above)
         self._watcher = Watcher(self._wake) if watch else None
         self._control = Control()
+        self._renewed: datetime | None = None
         self._failing: set[str] = set()
         self._may_steer = True
         self._run = secrets.token_hex(8)
@@ -187,6 +195,8 @@ class MongoInstrumentManager(InstrumentManager):
         self._retry_at = self._beat_at = self._brisk_until = 0.0
         self._rest_until = 0.0
         self._has_beaten = self._lost_entries = False
+        self._safe_until: datetime | None = None
+        self._is_in_doubt = False
         self._retell_in: int | None = None
         _managers[id(self)] = self
 
@@ -357,6 +367,7 @@ class MongoInstrumentManager(InstrumentManager):
             store.look_for_index()
             self._may_steer = True
         versions = self._look()
+        self._look_for_losses()
         if versions == self._seen and not is_full and not self._lost_entries:
             self._polls += 1
             return
@@ -367,13 +378,15 @@ class MongoInstrumentManager(InstrumentManager):
         changed = [
             raw_id
             for key, (raw_id, version) in found.items()
-            if is_full or key not in self._versions or self._versions[key] != version
+            if self._versions.get(key, self) != version
+            or (is_full and not isinstance(self.specs[key], dict))
         ]
         read = store.fetch(changed) if changed else []
-        # A new process can't have entries, unless its id was given by somebody.
-        has_past = self._polls > 0 or self._identity.given is not None
-        looks_back = (is_full and has_past) or self._lost_entries
-        entries = store.entries(self.process_id) if looks_back else None
+        if is_full and len(changed) < len(found):
+            seen = {documents.key_of(raw_id) for raw_id in changed}
+            others = [raw_id for key, (raw_id, _) in found.items() if key not in seen]
+            read += store.fetch(others, self._fields())
+        entries = store.entries(self.process_id) if self._looks_back(is_full=is_full) else None
         self._lost_entries = False
         if read or is_full:
             self._clock = self._link.clock() or self._clock
@@ -403,6 +416,37 @@ class MongoInstrumentManager(InstrumentManager):
                 self._versions.get(key) == version for key, (_, version) in found.items()
             )
             self._seen = versions if is_whole else None
+
+    def _fields(self) -> set[str]:
+        """All fields that specs have, as far as is known here."""
+        known = (each for each in self.specs.values() if isinstance(each, dict))
+        return set(FIELDS).union(*known) - {documents.APPLIED, documents.COUNTS}
+
+    def _looks_back(self, *, is_full: bool) -> bool:
+        """Whether to see which entries of this process the collection has."""
+        if not is_full:
+            return self._lost_entries
+        if self._polls == 0:
+            # A new process can't have entries, unless its id was given by somebody.
+            return self._identity.given is not None
+        seldom = 1 + self._control.processes // _PROCESSES_PER_LOOK_BACK
+        return self._lost_entries or (self._polls // _POLLS_PER_FULL_POLL) % seldom == 0
+
+    def _look_for_losses(self) -> None:
+        """See by what steers the fleet whether entries may have been removed."""
+        renewed, buried = self._control.renewed, self._control.buried
+        if self._renewed is not None and (
+            renewed is None or renewed < self._renewed - _OLDER_SERVER
+        ):
+            self._lost_entries = True  # the database is one of an earlier time, or another one
+        self._renewed = renewed
+        if self._is_in_doubt:
+            # It counted as dead for a while. What the dead leave is removed sometimes.
+            is_safe = renewed is not None and (
+                buried is None or (self._safe_until is not None and buried < self._safe_until)
+            )
+            self._lost_entries |= not is_safe
+            self._is_in_doubt = False
 
     def _look(self) -> list[tuple[Any, object]]:
         """The versions of all specs; what holds for the whole fleet is taken note of."""
@@ -477,7 +521,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._write()
         if controls is not None and self._has_beaten and not _is_set(stopping):
             self._besides("the fleet's chores can't be done", self._do_chores)
-        if self._lost_entries:
+        if self._lost_entries or self._is_in_doubt:
             soon.append(0.0)
         return min((each for each in soon if each is not None), default=None)
 
@@ -501,12 +545,18 @@ class MongoInstrumentManager(InstrumentManager):
                 if record.outcome is not None and isinstance(self.specs.get(key), dict)
             ]
             content = presence.content(self.process_id, self.labels, self.period, told)
-        before = processes.beat(
+        before, expires = processes.beat(
             self.process_id, content, seconds * presence.TTL_HEARTBEATS, self._run
         )
-        # It counted as dead, or another one stopped under its id: its entries may be gone.
-        self._lost_entries = self._has_beaten and before != self._run
-        if self._lost_entries and before is not None and self._is_alone:
+        if self._has_beaten and before is None:
+            self._is_in_doubt = True
+        elif expires is not None:
+            # Some time before it would count as dead: to look who does takes a moment.
+            margin = seconds * presence.TTL_HEARTBEATS * 2 / 3
+            self._safe_until = expires - timedelta(seconds=margin)
+        # Another one lived, or stopped, under its id.
+        self._lost_entries = self._has_beaten and before not in {None, self._run}
+        if self._lost_entries and self._is_alone:
             self._is_alone = False
             log.warning(
                 "another manager uses the process id %r: they overwrite each other's entries; "
@@ -669,7 +719,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._seen = None
         self._down_since = None
         self._retry_at = self._beat_at = self._brisk_until = self._rest_until = 0.0
-        self._has_beaten = self._lost_entries = False
+        self._has_beaten = self._lost_entries = self._is_in_doubt = False
         for known in (self._versions, self._raw_ids, self._outbox, self._written):
             known.clear()
 

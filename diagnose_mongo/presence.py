@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,9 @@ def _field(name: str) -> str:
     return name.replace(".", "_").replace("$", "_").replace("\0", "_") or "_"
 
 
+@cache
 def _version() -> str:
+    # Reading the metadata of a distribution takes a millisecond: not at each heartbeat.
     try:
         return metadata.version("diagnose-mongo")
     except metadata.PackageNotFoundError:  # it runs from its source

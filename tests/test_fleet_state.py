@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import types
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +18,7 @@ from waiting import in_child, wait_until
 from diagnose.errors import SpecError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.specs import Select, Stage, parse
-from diagnose_mongo import presence
+from diagnose_mongo import chores, presence
 from diagnose_mongo.canary import decide
 from diagnose_mongo.installation import install
 from diagnose_mongo.manager import MongoInstrumentManager
@@ -409,16 +410,92 @@ def test_of_many_that_want_the_lease_one_gets_it(specs):
     assert len(got) == 1
 
 
-def test_whose_document_was_removed_tells_all_again(process, specs, database):
+def seconds_later(moment, seconds):
+    return {"$set": {moment: datetime.now(UTC) + timedelta(seconds=seconds)}}
+
+
+@pytest.fixture
+def looks_back(process, specs, monkeypatch):
+    """A process that counted as dead for a while, and how often it looked for its entries."""
+    looked = []
+    entries = SpecStore.entries
+
+    def counted(store, process_id):
+        looked.append(process_id)
+        return entries(store, process_id)
+
+    monkeypatch.setattr(SpecStore, "entries", counted)
     specs.insert_one(spec())
     web = process("web")
-    web.apply()
-    # As after a long outage: it counted as dead.
+    beat(web)
+    beat(web)
+    looked.clear()
+    return web, looked
+
+
+def test_who_counted_as_dead_tells_again_what_was_removed(looks_back, specs, database):
+    web, looked = looks_back
     database["processes"].delete_many({})
+    # By whoever holds the lease, some time after it counted as dead.
+    database["control"].update_one({"_id": "lease"}, seconds_later("buried", 100))
     specs.update_one({"_id": "a"}, {"$unset": {"applied.web": ""}})
     beat(web)
     web.apply()
     assert specs.find_one()["applied"]["web"]["state"] == "installed"
+    assert looked == ["web"]
+
+
+def test_after_an_outage_nobody_looks_for_entries_that_nobody_removed(looks_back, database):
+    web, looked = looks_back
+    before = database["specs"].find_one()
+    # Entries were removed before: of others, since this one lived.
+    database["control"].update_one({"_id": "lease"}, seconds_later("buried", 0))
+    database["processes"].delete_many({})
+    beat(web)
+    web.apply()
+    web.apply()
+    assert looked == []
+    assert database["specs"].find_one() == before
+
+
+def test_an_older_database_makes_a_process_look_for_its_entries(looks_back, database):
+    web, looked = looks_back
+    # It was restored: the process lived then too, but had not told all yet.
+    database["specs"].update_one({"_id": "a"}, {"$unset": {"applied.web": ""}})
+    database["control"].update_one({"_id": "lease"}, seconds_later("renewed", -100))
+    web.apply()
+    assert looked == ["web"]
+    web.apply()
+    assert database["specs"].find_one()["applied"]["web"]["state"] == "installed"
+    assert looked == ["web"]
+
+
+def test_a_database_without_a_lease_makes_a_process_look_for_its_entries(looks_back, database):
+    web, looked = looks_back
+    database["control"].delete_many({})
+    web.apply()
+    assert looked == ["web"]
+
+
+def test_a_lease_that_ended_is_held_anew(process, specs, database, monkeypatch):
+    # After an outage all others seem to be dead, until they come back.
+    specs.insert_one(spec())
+    one, two = process("one", heartbeat=60.0), process("two", heartbeat=60.0)
+    clock = [time.monotonic()]
+    monkeypatch.setattr(chores, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    one.apply()
+    two.apply()
+    clock[0] += 190.0  # more than three heartbeats: it may remove what the dead left
+    one.apply()
+    clock[0] += 130.0  # more than the lease
+    database["control"].update_one({"_id": "lease"}, seconds_later("ends", -1))
+    database["processes"].delete_many({})
+    beat(one)
+    assert "two" in specs.find_one()["applied"]
+    for _ in range(5):
+        clock[0] += 50.0
+        beat(one)
+    assert "two" not in specs.find_one()["applied"]
 
 
 # --- budgets ----------------------------------------------------------------------------------

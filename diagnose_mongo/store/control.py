@@ -37,6 +37,9 @@ class Control:
         is_bounded: there are so many that ``applied`` holds failures and a sample only.
         holder: the process that does the chores, or did.
         lease_ends: when somebody else may take them over; by the server's clock, naive.
+        renewed: when it was taken or renewed last; by the server's clock, naive.
+        buried: when what dead processes left was removed last, and who lives was about to be
+            looked at; by the server's clock, naive.
     """
 
     paused: str | None = None
@@ -46,6 +49,8 @@ class Control:
     is_bounded: bool = False
     holder: str | None = None
     lease_ends: datetime | None = None
+    renewed: datetime | None = None
+    buried: datetime | None = None
 
     def has_free_lease(self, now: datetime) -> bool:
         """Whether anybody may take the lease; ``now`` is aware, by the server's clock."""
@@ -59,7 +64,7 @@ class Control:
         """What the documents of the collection say; nonsense in them says nothing."""
         by_id = {each[documents.ID]: each for each in found}
         fleet, lease = by_id.get(_FLEET, {}), by_id.get(_LEASE, {})
-        holder, ends = lease.get("holder"), lease.get("ends")
+        holder = lease.get("holder")
         return cls(
             paused=_reason(fleet) if fleet.get("paused") else None,
             period=_seconds(fleet.get("period")),
@@ -67,7 +72,9 @@ class Control:
             processes=int(_seconds(lease.get("processes"))),
             is_bounded=lease.get("bounded") is True,
             holder=holder if isinstance(holder, str) else None,
-            lease_ends=ends if isinstance(ends, datetime) else None,
+            lease_ends=_moment(lease.get("ends")),
+            renewed=_moment(lease.get("renewed")),
+            buried=_moment(lease.get("buried")),
         )
 
 
@@ -133,6 +140,7 @@ class ControlStore:
         taken = {
             "holder": {"$literal": holder},
             "ends": {"$add": ["$$NOW", int(seconds * 1000)]},
+            "renewed": "$$NOW",
             # How long it has been held; what the one before did not finish is begun anew.
             "since": {"$cond": [{"$eq": ["$holder", holder]}, "$since", "$$NOW"]},
         }
@@ -162,6 +170,18 @@ class ControlStore:
                 {"$set": {"processes": processes, "bounded": is_bounded}},
             )
 
+    def note_burial(self, holder: str) -> bool:
+        """Say that entries of the dead will be removed from now on; whether ``holder`` may.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        with self._link.talking("saying that entries of the dead are removed"):
+            noted = self._collection.update_one(
+                {documents.ID: _LEASE, "holder": holder}, [{"$set": {"buried": "$$NOW"}}]
+            )
+            return bool(noted.matched_count)
+
     def drop_lease(self, holder: str, timeout: float) -> None:
         """Let somebody else take the lease at once.
 
@@ -178,6 +198,10 @@ class ControlStore:
 def _seconds(value: object) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and 0 < value < _LONGEST_SECONDS else 0.0  # type: ignore[arg-type,operator]
+
+
+def _moment(value: object) -> datetime | None:
+    return value.replace(tzinfo=None) if isinstance(value, datetime) else None
 
 
 def _reason(fleet: Mapping[str, Any]) -> str:

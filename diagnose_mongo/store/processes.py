@@ -7,7 +7,8 @@ some time later.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymongo import ReturnDocument
 
@@ -18,12 +19,25 @@ if TYPE_CHECKING:
 
     from diagnose_mongo.store.link import Link
 
-__all__ = ["IS_ALIVE", "ProcessStore"]
+__all__ = ["IS_ALIVE", "Beat", "ProcessStore"]
 
 # `$ifNull` keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
 # reads along it meets some of them twice. Nearly all documents are of processes that live.
 IS_ALIVE = {"$expr": {"$gt": [{"$ifNull": ["$expires", None]}, "$$NOW"]}}
 """What a query asks of a process's document, for those that live."""
+
+
+class Beat(NamedTuple):
+    """What the server answers to a sign of life.
+
+    Attributes:
+        before: the run that gave the last one, if that was good until now; None: under this id
+            nobody lived.
+        expires: until when this one is good; by the server's clock, naive.
+    """
+
+    before: str | None
+    expires: datetime | None
 
 
 class ProcessStore:
@@ -34,9 +48,7 @@ class ProcessStore:
         # A sign of life that a failover takes back is followed by the next one.
         self._collection = link.beside("processes", is_for_good=False)
 
-    def beat(
-        self, process_id: str, content: Mapping[str, Any], ttl: float, run: str = ""
-    ) -> str | None:
+    def beat(self, process_id: str, content: Mapping[str, Any], ttl: float, run: str = "") -> Beat:
         """Say that a process lives.
 
         Args:
@@ -44,10 +56,6 @@ class ProcessStore:
             content: the rest of its document.
             ttl: seconds that this is good for.
             run: tells apart those who use the same id.
-
-        Returns:
-            The run that said so before, if that was good until now; None: under this id nobody
-            lived.
 
         Raises:
             StoreError: it could not be written.
@@ -65,12 +73,15 @@ class ProcessStore:
             found: dict[str, Any] | None = self._collection.find_one_and_update(
                 {documents.ID: process_id},
                 [{"$set": {**literal, **moments}}],
-                {"before": 1},
+                {"before": 1, "expires": 1},
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        before = found and found.get("before")
-        return before if isinstance(before, str) else None
+        before, expires = (found or {}).get("before"), (found or {}).get("expires")
+        return Beat(
+            before if isinstance(before, str) else None,
+            expires.replace(tzinfo=None) if isinstance(expires, datetime) else None,
+        )
 
     def leave(self, process_id: str, timeout: float) -> None:
         """Remove a process's document: it ends.

@@ -71,6 +71,10 @@ class Undecodable:
     reason: str
 
 
+def _can_be_projected(field: str) -> bool:
+    return bool(field) and "." not in field and not field.startswith("$")
+
+
 class Refusal(NamedTuple):
     """Why a document did not take an entry.
 
@@ -233,12 +237,24 @@ class SpecStore:
             shown = documents.small(raw_id)
             log.warning("the spec %r is left out, for %s; give it another", shown, reason)
 
-    def fetch(self, raw_ids: Sequence[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
-        """The specs with these ids, without ``applied``; those that are gone are left out."""
+    def fetch(
+        self, raw_ids: Sequence[Any], fields: Collection[str] | None = None
+    ) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
+        """The specs with these ids, without ``applied``; those that are gone are left out.
+
+        Args:
+            raw_ids: their ``_id``.
+            fields: only these; that is much cheaper for the server where ``applied`` is large.
+        """
+        wanted: dict[str, int] = {documents.APPLIED: 0, documents.COUNTS: 0}
+        # mongomock gives the fields in the order in which they are asked for.
+        if fields is not None and self._link.is_real and all(map(_can_be_projected, fields)):
+            wanted = {documents.ID: 1, **dict.fromkeys(fields, 1)}
         read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
         for start in range(0, len(raw_ids), _IDS_PER_FETCH):
             with self._link.talking("reading changed specs"):
-                read += self._fetch_some(list(raw_ids[start : start + _IDS_PER_FETCH]))
+                some = list(raw_ids[start : start + _IDS_PER_FETCH])
+                read += self._fetch_some(some, wanted)
         known = {documents.key_of(raw_id) for raw_id, _ in read}
         missing = {key: each for each in raw_ids if (key := documents.key_of(each)) not in known}
         for key in missing.keys() & self._missed:
@@ -248,16 +264,17 @@ class SpecStore:
         self._missed = set(missing)
         return read
 
-    def _fetch_some(self, raw_ids: list[Any]) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
+    def _fetch_some(
+        self, raw_ids: list[Any], fields: Mapping[str, int]
+    ) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
         wanted = {documents.ID: {"$in": raw_ids}}
-        without_entries = {documents.APPLIED: 0, documents.COUNTS: 0}
         if not self._link.is_real:
-            found = self._collection.find(wanted, without_entries)
+            found = self._collection.find(wanted, fields)
             return [(document[documents.ID], document) for document in found]
         read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
         reason = None
         raw = self._collection.with_options(codec_options=_RAW)
-        for each in raw.find(wanted, without_entries):
+        for each in raw.find(wanted, fields):
             try:
                 document = decode(each.raw, ANYTHING)
             except _UNREADABLE as exc:
