@@ -7,6 +7,8 @@ message with three parts: what failed, the value that was given, what to do next
 from __future__ import annotations
 
 __all__ = [
+    "BreakpointError",
+    "BreakpointTimeoutError",
     "DiagnoseError",
     "ExpressionError",
     "ExpressionNotAdmittedError",
@@ -113,6 +115,18 @@ class UnknownNameError(ExpressionError, NameError):
     """The expression uses a name that exists neither in the call nor around it."""
 
     code = "expression-name"
+
+
+class BreakpointError(DiagnoseError, AssertionError):
+    """A breakpoint was not reached as a test expected it."""
+
+    code = "breakpoint"
+
+
+class BreakpointTimeoutError(BreakpointError, TimeoutError):
+    """What a breakpoint was to wait for did not happen in time."""
+
+    code = "breakpoint-timeout"
 
 
 class SpecError(DiagnoseError, ValueError):

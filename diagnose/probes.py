@@ -10,7 +10,7 @@ import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import handlers, targets
 from diagnose.budget import Meter
@@ -22,7 +22,7 @@ from diagnose.sites import Armed, site_of
 from diagnose.targets import Target, TargetKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping
     from datetime import timedelta
 
     from diagnose.bytecode.weaving import Hook
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
 
-__all__ = ["FunctionProbe", "active_probes", "attach_to", "sensor", "start_all"]
+__all__ = ["FunctionProbe", "Hooked", "active_probes", "attach_to", "sensor", "start_all"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,16 @@ class _Attachment:
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
         return handlers.write(plan, scope, f"<probe {instrument.name}>")
+
+    @property
+    def event(self) -> str:
+        """See :class:`_Placed`."""
+        return self.instrument.event
+
+    @property
+    def place(self) -> Hashable:
+        """See :class:`_Placed`."""
+        return self.probe, self.key
 
     def fail(self, error: Exception) -> None:
         """Serve the error of a hit; called in the program's thread, in an except block."""
@@ -429,20 +439,36 @@ class FunctionProbe:
 
 # --- sites: which hooks are on which function ------------------------------------------
 
-_on_site: dict[int, tuple[Site, list[_Attachment]]] = {}
+
+class _Placed(Protocol):
+    """What may have a hook on a site; of two with the same place the later one counts."""
+
+    armed: bool
+    hook: Hook
+
+    @property
+    def event(self) -> str:
+        """The event that the hook is on."""
+
+    @property
+    def place(self) -> Hashable:
+        """What tells it from others."""
 
 
-def _update(site: Site, new: _Attachment | None = None) -> None:
+_on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+
+
+def _update(site: Site, new: _Placed | None = None) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
     _, attachments = _on_site.get(id(site), (site, []))
     kept = [one for one in attachments if one.armed]
     if new is not None:
-        kept = [one for one in kept if (one.probe, one.key) != (new.probe, new.key)]
+        kept = [one for one in kept if one.place != new.place]
         kept.append(new)
     elif len(kept) == len(attachments):
         return
     try:
-        site.update([Armed(one.instrument.event, one.hook) for one in kept])
+        site.update([Armed(one.event, one.hook) for one in kept])
     except DiagnoseError as error:
         if new is not None:
             raise
@@ -452,6 +478,40 @@ def _update(site: Site, new: _Attachment | None = None) -> None:
         _on_site[id(site)] = (site, kept)
     else:
         _on_site.pop(id(site), None)
+
+
+class Hooked:
+    """A hook that is on a function, without an instrument: what breakpoints are made of.
+
+    Args:
+        target: whose function.
+        event: ``"call"``, ``"return"``, ``"end"`` or ``"line:N"``.
+        hook: what is called there.
+
+    Raises:
+        DiagnoseError: it can't be put there; then everything is as it was.
+    """
+
+    __slots__ = ("_site", "armed", "event", "hook")
+
+    def __init__(self, target: Target, event: str, hook: Hook) -> None:
+        self._site = site_of(target)
+        self._site.scope(event, {})  # raises if there is no such event
+        self.event, self.hook = event, hook
+        self.armed = True
+        with handlers.Quiet(), _lock:
+            _update(self._site, self)
+
+    @property
+    def place(self) -> Hashable:
+        """Each is one of its own."""
+        return self
+
+    def take_off(self) -> None:
+        """Put back what was there before; idempotent."""
+        with handlers.Quiet(), _lock:
+            self.armed = False
+            _update(self._site)
 
 
 def _retire(attachment: _Attachment, state: str) -> None:

@@ -42,6 +42,11 @@ _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
 _BUILD_TUPLE, _IS_OP = _op["BUILD_TUPLE"], _op["IS_OP"]
 _GET_LEN = _op["GET_LEN"]
+_GET_AWAITABLE, _SEND, _END_SEND = _op["GET_AWAITABLE"], _op["SEND"], _op.get("END_SEND")
+_YIELD, _RESUME = _op["YIELD_VALUE"], _op["RESUME"]
+# On 3.12: how many handlers are around; with one alone, `close()` would not raise there.
+_YIELDS_TO_AWAIT = {(3, 11): 0, (3, 12): 2}.get(sys.version_info[:2], 1)
+_RESUMES_AFTER_AWAIT = 3
 
 
 def _compiled(expression: str, *names: str) -> dis.Instruction:
@@ -153,6 +158,16 @@ class Emitter:
         """Push the result of a call without arguments."""
         self.begin_call(function)
         self.end_call()
+
+    def wait(self) -> None:
+        """Await the topmost value, in a coroutine; what it comes to takes its place."""
+        self.add(_GET_AWAITABLE)
+        self.constant(None)
+        send = self.add(_SEND)
+        self.add(_YIELD, _YIELDS_TO_AWAIT)
+        self.add(_RESUME, _RESUMES_AFTER_AWAIT)
+        self.jump_back(send)
+        send.target = self.add(_NOP if _END_SEND is None else _END_SEND, 0, -1)
 
     def read_clock(self) -> None:
         """Push what ``time.perf_counter`` says."""

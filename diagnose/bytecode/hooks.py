@@ -62,6 +62,11 @@ class Hook:
             has no value.
         sift: for ``return``, if given: a function and names of parameters; it is called
             before the body, and if it returns true, ``handler`` is not.
+        may_raise: what ``handler`` raises is raised by the function, where it is called; and it
+            is called also where there is no room for it. Such a hook has no ``prelude`` and
+            no ``sift``, and is called behind all others.
+        awaits: in coroutines and asynchronous generators, what ``handler`` returns is awaited;
+            with ``may_raise`` only.
     """
 
     handler: Callable[..., object]
@@ -71,6 +76,8 @@ class Hook:
     quick: tuple[Callable[[Any], object], str | float] | None = None
     absent: Callable[[], object] | None = None
     sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
+    may_raise: bool = False
+    awaits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,11 +264,19 @@ class _Weaver:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self._keep(emit, _sifted(hook))
-        if before:
+        quiet = [hook for hook in before if not hook.may_raise]
+        if quiet:
             with self.rooms.passing(emit) as room:
-                self._need(emit, room, [name for hook in before for name in hook.names])
-                for hook in before:
+                self._need(emit, room, [name for hook in quiet for name in hook.names])
+                for hook in quiet:
                     self._call_hook(emit, hook, self._entry_value)
+        # On a line: whoever is stopped there looks at the frame.
+        location, line = emit.location, self.prologue[-1].location[0]
+        emit.location = (line, line, None, None)
+        for hook in before:
+            if hook.may_raise:
+                self._call_handler(emit, hook, self._entry_value)
+        emit.location = location
         if not self.keeps:
             while emit.depth:
                 emit.pop()
@@ -443,10 +451,15 @@ class _Weaver:
         for name in hook.names:
             push(emit, name)
         emit.end_call(count)
+        if hook.awaits and self.code.co_flags & _CAN_AWAIT:
+            emit.wait()
         emit.pop()
 
     def _look(self, emit: Emitter, hook: Hook) -> None:
         """Call a hook with the values that the frame's variables have now."""
+        if hook.may_raise:
+            self._call_handler(emit, hook, self._variable)
+            return
         unsure = [name for name in hook.names if not self._is_sure(name)]
         if not unsure or hook.absent is None:
             self._call_hook(emit, hook, self._variable)
@@ -498,10 +511,29 @@ class _Weaver:
         by: Instruction | None = None,
     ) -> None:
         """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
-        with self.rooms.passing(emit) as room:
-            if self.timing is not None and by is not None:
-                self.timing.end_run(emit, by, None)
-            self._call_at_end(emit, room, after, ends, raised=by is None)
+        quiet = [hook for hook in after if not hook.may_raise]
+        looks = [hook for hook in ends if not hook.may_raise]
+        if quiet or looks:
+            with self.rooms.passing(emit) as room:
+                if self.timing is not None and by is not None:
+                    self.timing.end_run(emit, by, None)
+                self._call_at_end(emit, room, quiet, looks, raised=by is None)
+        for hook in ends:
+            if hook.may_raise:
+                self._look(emit, hook)
+        result = emit.depth - 1
+
+        def push(out: Emitter, name: str) -> None:
+            if name == ("exception" if by is None else "result"):
+                out.copy(result)
+            elif name in EXIT_NAMES:
+                out.constant(None)
+            else:
+                self._entry_value(out, name)
+
+        for hook in after:
+            if hook.may_raise:
+                self._call_handler(emit, hook, push)
 
     def _call_at_end(
         self,
@@ -699,8 +731,11 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                with self.rooms.passing(emit):
+                if hook.may_raise:
                     self._look(emit, hook)
+                else:
+                    with self.rooms.passing(emit):
+                        self._look(emit, hook)
                 if stub is not None:
                     emit.end_guard(stub)
                     self.stubs.append(stub)
@@ -726,6 +761,7 @@ class _Weaver:
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_CAN_AWAIT = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def _prelude(hook: Hook) -> str:

@@ -1,0 +1,186 @@
+"""`do`: run something in a thread up to a point, look around, let it end."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from diagnose.breakpoints.core import Breakpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType, TracebackType
+    from typing import Self
+
+    from diagnose.breakpoints.conditions import Condition
+    from diagnose.breakpoints.workers import Started
+
+__all__ = ["do"]
+
+
+class do:  # noqa: N801 - a sentence begins with it
+    """Run a function in a thread of its own up to a point.
+
+    It is used by ``with``::
+
+        with do(archive.restore, "a.txt").until("shop.archive.S3Archive.unarchive") as restoring:
+            assert archive.state == "restoring"  # it stands before unarchive
+        assert restoring.results == ["done"]
+
+    On entering, the thread is started, and it is waited for until it stands at the point; on
+    leaving it goes on, and its end is waited for. What it raises is raised then.
+
+    Each of the methods and properties that say where (:meth:`until`, :meth:`beyond`,
+    :meth:`error_on`, :attr:`returns`, :attr:`errors`, :meth:`where`, :attr:`once`) gives a new
+    ``do``; the one that it is asked of stays as it was. Each can be entered again and again, by
+    one thread at a time.
+
+    Attributes:
+        results: what the function returned, of each run, in their order; of a run that ended by
+            the error that :meth:`error_on` made, that error.
+        breakpoint: the :class:`Breakpoint` of the run that is entered; None without a point.
+
+    Args:
+        func: any callable.
+        args, kwargs: what it is called with.
+    """
+
+    def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._func, self._args, self._kwargs = func, args, kwargs
+        self._target: Any = None
+        self._event = "call"
+        self._conditions: list[Condition] = []
+        self._error: BaseException | type[BaseException] | None = None
+        self._timeout = 10.0
+        self.results: list[Any] = []
+        self.breakpoint: Breakpoint | None = None
+        self._is_once = self._is_entered = False
+        self._thread: Started
+
+    def _with(self, **changes: Any) -> Self:
+        made = copy.copy(self)
+        made.results, made.breakpoint, made._is_entered = [], None, False
+        vars(made).update({f"_{name}": value for name, value in changes.items()})
+        return made
+
+    def _at(self, target: object, name: str | None, event: str) -> Self:
+        pair = target if name is None else (target, name)
+        return self._with(target=pair, event=event, error=None)
+
+    # --- where ---
+
+    def until(self, target: object, name: str | None = None) -> Self:
+        """Up to the call of ``target``: a path, a pair, or an object and an attribute's name."""
+        return self._at(target, name, "call")
+
+    def beyond(self, target: object, name: str | None = None) -> Self:
+        """Past ``target``: up to where it has returned or raised."""
+        return self._at(target, name, "leave")
+
+    def error_on(
+        self, target: object, exception: BaseException | type[BaseException] = RuntimeError
+    ) -> Self:
+        """Let the call of ``target`` raise ``exception``; nobody is held."""
+        return self._with(target=target, event="call", error=exception)
+
+    @property
+    def returns(self) -> Self:
+        """Not at the call of the target, but where it has returned."""
+        return self._with(event="return", **self._needs_target("returns"))
+
+    @property
+    def errors(self) -> Self:
+        """Not at the call of the target, but where it has raised."""
+        return self._with(event="error", **self._needs_target("errors"))
+
+    def where(self, condition: Condition | Sequence[Condition]) -> Self:
+        """Only at calls that meet ``condition``; see :class:`Breakpoint`."""
+        several = condition if isinstance(condition, (list, tuple)) else [condition]
+        return self._with(conditions=list(several), **self._needs_target("where"))
+
+    @property
+    def once(self) -> Self:
+        """Only at the first of these calls; those after it pass."""
+        return self._with(is_once=True, **self._needs_target("once"))
+
+    def within(self, timeout: float) -> Self:
+        """With so many seconds for each thing that is waited for, in place of 10."""
+        return self._with(timeout=timeout)
+
+    def _needs_target(self, name: str) -> dict[str, Any]:
+        if self._target is None:
+            message = f"do(…).{name} says more about a point: first until(), beyond() or error_on()"
+            raise TypeError(message)
+        return {}
+
+    # --- with ---
+
+    def __enter__(self) -> Self:
+        if self._is_entered:
+            message = "this do is entered already; make another one for another thread"
+            raise RuntimeError(message)
+        made = self._make()
+        made.__enter__()
+        self.breakpoint, self._is_entered = made, True
+        try:
+            self._thread = made.start_thread(self._func, *self._args, **self._kwargs)
+            if self._target is not None:
+                made.wait()
+        except BaseException as error:
+            self._is_entered = False
+            made.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _make(self) -> Breakpoint:
+        if self._target is None:
+            return _Nowhere(self._timeout)
+        condition = self._conditions or None
+        if self._error is None:
+            made = Breakpoint(self._target, self._event, condition, self._timeout)
+        else:
+            made = Breakpoint.error(
+                self._error, self._target, self._event, condition, self._timeout
+            )
+        made.hits_at_most = 1 if self._is_once else None
+        return made
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        made, self._is_entered = self.breakpoint, False
+        if made is None:
+            raise AssertionError
+        made.__exit__(kind, error, trace)
+        thread = self._thread
+        if not thread.is_alive():
+            self.results.append(thread.result if thread.raised is None else thread.raised)
+
+    def release(self) -> None:
+        """Let the thread go on; see :meth:`Breakpoint.release`."""
+        if self.breakpoint is not None:
+            self.breakpoint.release()
+
+    @property
+    def stackframe(self) -> FrameType | None:
+        """The frame in which the thread stands, or None."""
+        return None if self.breakpoint is None else self.breakpoint.stackframe
+
+
+class _Nowhere(Breakpoint):
+    """A breakpoint on nothing: it only starts threads, and waits for their end."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__("nowhere", timeout=timeout)
+
+    def __repr__(self) -> str:
+        return "do(…)"
+
+    def _put_on(self, *, takes_tasks: bool) -> None:
+        self._reset()
+
+    def _check_met(self) -> None:
+        """Nothing was to be met."""

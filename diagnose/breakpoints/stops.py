@@ -1,0 +1,434 @@
+"""What a breakpoint does when its target is called: it counts, and holds the caller or raises.
+
+Everything here runs in the threads, and event loops, of the program under test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from diagnose.breakpoints import places
+from diagnose.breakpoints.conditions import Call, Conditions
+from diagnose.bytecode.entering import LOST
+from diagnose.bytecode.weaving import Hook
+from diagnose.errors import BreakpointError, BreakpointTimeoutError
+from diagnose.handlers import BUSY
+from diagnose.probes import Hooked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from types import FrameType
+
+    from diagnose.breakpoints.conditions import Condition
+
+__all__ = ["EVENTS", "Stops", "check_seconds", "tell"]
+
+EVENTS = ("call", "return", "error", "end", "line:N", "line:+K")
+"""Before the function's body; when it has returned; when it has raised; just before either, with
+its variables; before a line runs."""
+
+_SEEN_AT_MOST = 1_000
+_SHOWN_AT_MOST = 10
+_getframe, _ident = sys._getframe, threading.get_ident
+
+
+class Gate:
+    """Where a thread waits, until somebody opens it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.open: Callable[[], None] = self._lock.release
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was opened in time."""
+        return self._lock.acquire(timeout=seconds)
+
+
+class TaskGate:
+    """Where a task waits, on its own event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._opened = asyncio.Event()
+
+    def open(self) -> None:
+        """From any thread."""
+        tell(self._loop, self._opened.set)
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether it was opened in time."""
+        try:
+            await asyncio.wait_for(self._opened.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _worker() -> object:
+    """The task that runs here, or else the thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return task or threading.current_thread()
+
+
+def tell(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
+    """Have an event loop call something soon; from any thread."""
+    try:
+        loop.call_soon_threadsafe(what)
+    except RuntimeError:  # that loop is closed: nobody waits there any more
+        if not loop.is_closed():
+            raise
+
+
+class _Passes:
+    """An awaitable that does not wait."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_PASSES = _Passes()
+
+
+class Stops:
+    """The part of a breakpoint that both kinds of it have: what was seen, and who stands there.
+
+    Thread-safe. Args: see :class:`diagnose.breakpoints.Breakpoint`.
+    """
+
+    def __init__(
+        self,
+        target: str | tuple[object, str],
+        event: str,
+        condition: Condition | Sequence[Condition],
+        timeout: float,
+        fire: Callable[[Call], object] | None,
+    ) -> None:
+        places.check(target)
+        _check_event(event)
+        check_seconds(timeout)
+        Conditions(condition, None)
+        _check_fire(fire)
+        self.target = target
+        self.event = event
+        self.timeout = timeout
+        self._condition = condition
+        self._fire = fire
+        self._changed = threading.Condition()
+        self._version = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._place: places.Place | None = None
+        self._hooked: Hooked | None = None
+        self._takes_tasks = False
+        self.hits_at_most: int | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.calls = 0
+        self.hits = 0
+        self.seen: list[Call] = []
+        self._latest: Call | None = None
+        self._standing: list[tuple[Call, Gate | TaskGate]] = []
+        self._is_open = False
+        self._next_passes = False
+        self._waited_for = 0
+        self._raised: list[BaseException] = []
+        self._given_up: list[tuple[object, BreakpointTimeoutError]] = []
+        self._broken: BreakpointError | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({places.describe(self.target)!r}, event={self.event!r})"
+
+    @property
+    def stackframe(self) -> FrameType | None:
+        """The frame of the function whose call stands here; of several, the latest. Else None."""
+        with self._changed:
+            return self._standing[-1][0].frame if self._standing else None
+
+    @property
+    def standing(self) -> list[Call]:
+        """The calls that stand here now, in the order in which they came."""
+        with self._changed:
+            return [call for call, _ in self._standing]
+
+    def release(self) -> None:
+        """Let all who stand here go on; if nobody does, let the next one pass who would.
+
+        So it does not matter which of the two comes first.
+        """
+        with self._changed:
+            standing = self._let_go()
+            if not standing:
+                self._next_passes = True
+
+    def _let_go(self) -> int:
+        standing, self._standing = self._standing, []
+        for _, gate in standing:
+            gate.open()
+        self._tell_all()
+        return len(standing)
+
+    def _tell_all(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    # --- on and off ---
+
+    def _put_on(self, *, takes_tasks: bool) -> None:
+        if self._hooked is not None:
+            message = f"{self!r} is in use already; make another one"
+            raise RuntimeError(message)
+        self._reset()
+        place = places.place_of(self.target)
+        try:
+            function = place.target.function
+            is_awaited = function is not None and bool(
+                function.__code__.co_flags & (_COROUTINE | _ASYNC_GENERATOR)
+            )
+            self._takes_tasks = takes_tasks and is_awaited
+            self._conditions = Conditions(self._condition, place.signature)
+            self._name = place.target.name
+            self._place = place
+            event = {"error": "return", "leave": "return"}.get(self.event, self.event)
+            self._hooked = Hooked(place.target, event, self._hook(event))
+        except BaseException:
+            self._place = None
+            place.undo()
+            raise
+
+    def _take_off(self) -> None:
+        """Undo everything, and let everybody go; idempotent."""
+        hooked, self._hooked = self._hooked, None
+        place, self._place = self._place, None
+        try:
+            if hooked is not None:
+                hooked.take_off()
+        finally:
+            try:
+                if place is not None:
+                    place.undo()
+            finally:
+                with self._changed:
+                    self._is_open = True
+                    self._let_go()
+
+    def _hook(self, event: str) -> Hook:
+        names: tuple[str, ...] = ()
+        handler: Callable[..., object]
+        if event == "call":
+            names = ("args", "kwargs")
+
+            def at_call(args: Any, kwargs: Any) -> object:
+                return self._reach(args, kwargs, _getframe(1))
+
+            handler = at_call
+        elif event == "return":
+            names = ("args", "kwargs", "result", "exception")
+
+            def at_end(args: Any, kwargs: Any, result: Any, exception: Any) -> object:
+                if self.event != "leave" and (exception is None) is not (self.event == "return"):
+                    return _PASSES
+                return self._reach(args, kwargs, _getframe(1), result, exception)
+
+            handler = at_end
+        else:
+
+            def inside() -> object:
+                frame = _getframe(1)
+                return self._reach(*_arguments(frame), frame)
+
+            handler = inside
+        return Hook(handler, names, may_raise=True, awaits=self._takes_tasks)
+
+    # --- in the thread of the caller ---
+
+    def _reach(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Any,
+        frame: FrameType,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> Awaitable[None]:
+        """Serve a call that got here; what it raises is raised by the function."""
+        if _ident() in BUSY or self._is_closing():
+            return _PASSES
+        with self._changed:
+            self.calls += 1
+            number = self.calls
+        thread = threading.current_thread()
+        # They may be lost where there was no room for a call, at the recursion limit.
+        kwargs = dict(kwargs) if kwargs is not LOST else {}
+        call = Call(self._name, number, args, kwargs, thread, result=result, exception=exception)
+        try:
+            call.is_hit = self._conditions.meet(call)
+        except Exception as error:  # noqa: BLE001 - the test's predicate
+            self._note_broken(call, error)
+        gate: Gate | TaskGate | None = None
+        if call.is_hit and self._fire is None:
+            gate = TaskGate() if self._takes_tasks else Gate()
+        with self._changed:
+            if len(self.seen) < _SEEN_AT_MOST:
+                self.seen.append(call)
+            if self.hits_at_most is not None and self.hits >= self.hits_at_most:
+                call.is_hit, gate = False, None
+            if call.is_hit:
+                self.hits += 1
+                self._latest = call
+            if gate is not None:
+                if self._is_open or self._next_passes:
+                    self._next_passes, gate = False, None
+                else:
+                    call.frame = frame
+                    self._standing.append((call, gate))
+            self._tell_all()
+        if isinstance(gate, TaskGate):
+            return self._hold_task(call, gate)
+        if gate is not None:
+            self._hold(call, gate)
+        elif call.is_hit and self._fire is not None:
+            self._call_fire(self._fire, call, frame)
+        return _PASSES
+
+    def _is_closing(self) -> bool:
+        return self._is_open
+
+    def _call_fire(self, fire: Callable[[Call], object], call: Call, frame: FrameType) -> None:
+        call.frame = frame
+        try:
+            fire(call)
+        except BaseException as error:
+            self._raised.append(error)
+            raise
+        finally:
+            call.frame = None
+
+    def _hold(self, call: Call, gate: Gate) -> None:
+        try:
+            self._check_hold()
+            if not gate.wait(self.timeout):
+                self._give_up(call, gate)
+        finally:
+            self._leave(call, gate)
+
+    def _check_hold(self) -> None:
+        """Raise if the caller must not be held."""
+
+    async def _hold_task(self, call: Call, gate: TaskGate) -> None:
+        try:
+            if not await gate.wait(self.timeout):
+                self._give_up(call, gate)
+        finally:
+            self._leave(call, gate)
+
+    def _give_up(self, call: Call, gate: Gate | TaskGate) -> None:
+        with self._changed:
+            if (call, gate) not in self._standing:
+                return  # it was let go in the very last moment
+        message = (
+            f"{call} stood at {self!r} for {self.timeout:g} s, and nobody called release(); call "
+            "it, give the breakpoint a longer timeout, or a condition that this call does not "
+            "meet (condition=1: only the first call stops)"
+        )
+        error = BreakpointTimeoutError(message)
+        self._given_up.append((_worker(), error))
+        raise error
+
+    def _leave(self, call: Call, gate: Gate | TaskGate) -> None:
+        call.frame = None
+        with self._changed:
+            if (call, gate) in self._standing:
+                self._standing.remove((call, gate))
+                self._tell_all()
+
+    def _note_broken(self, call: Call, error: Exception) -> None:
+        with self._changed:
+            if self._broken is None:
+                message = (
+                    f"the condition of {self!r} raised {type(error).__name__}: {error}, for {call}"
+                )
+                self._broken = BreakpointError(message)
+                self._broken.__cause__ = error
+
+    # --- what there is to say ---
+
+    def _story(self) -> str:
+        """What happened instead."""
+        if not self.calls:
+            text = "it was not called at all"
+        else:
+            calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
+            text = f"{calls} got there"
+            for call in self.seen[:_SHOWN_AT_MOST]:
+                text += f"\n  {call.number}. {call}{' (a hit)' if call.is_hit else ''}"
+            if self.calls > _SHOWN_AT_MOST:
+                text += f"\n  … and {self.calls - _SHOWN_AT_MOST} more"
+        return text
+
+    def _check_met(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if unmet := self._conditions.unmet:
+            what = (
+                f"{places.describe(self.target)} at {self.event!r}: expected {' and '.join(unmet)}"
+            )
+            raise BreakpointError(f"{what}; {self._story()}{self._others()}")
+
+    def _others(self) -> str:
+        return ""
+
+
+_COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # inspect.CO_…
+
+
+def _arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments, from the frame's variables as they are now; a deleted one is None."""
+    code, variables = frame.f_code, frame.f_locals
+    names, count = code.co_varnames, code.co_argcount
+    rest = count + code.co_kwonlyargcount
+    args = tuple(variables.get(name) for name in names[:count])
+    kwargs = {name: variables.get(name) for name in names[count:rest]}
+    if code.co_flags & 0x04:
+        args += tuple(variables.get(names[rest]) or ())
+        rest += 1
+    if code.co_flags & 0x08:
+        kwargs.update(variables.get(names[rest]) or {})
+    return args, kwargs
+
+
+def _check_fire(fire: object) -> None:
+    if fire is not None and not callable(fire):
+        message = f"fire {fire!r:.100} can't be called; give a function that takes the call"
+        raise TypeError(message)
+
+
+def _check_event(event: object) -> None:
+    if event in {"call", "return", "error", "end", "leave"}:
+        return
+    if isinstance(event, str) and event.startswith("line:"):
+        number = event.removeprefix("line:").removeprefix("+")
+        if number.isdecimal():
+            return
+    message = f"event {event!r:.100} is none of {', '.join(map(repr, EVENTS))}"
+    raise ValueError(message)
+
+
+def check_seconds(timeout: object) -> None:
+    """Say what is wrong with something that can be no timeout.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout < threading.TIMEOUT_MAX:  # type: ignore[operator]
+        message = f"timeout {timeout!r:.100} is no number of seconds above 0"
+        raise ValueError(message)

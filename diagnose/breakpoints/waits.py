@@ -1,0 +1,174 @@
+"""What there is to wait for at a breakpoint, and what is said when it does not come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from diagnose.breakpoints import places
+from diagnose.breakpoints.conditions import describe, is_count
+from diagnose.breakpoints.stops import Stops, check_seconds
+from diagnose.errors import BreakpointTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diagnose.breakpoints.conditions import Call
+    from diagnose.breakpoints.workers import Started, StartedTask
+
+__all__ = ["LOOK_SECONDS", "Goal", "Waits", "seconds_of"]
+
+LOOK_SECONDS = 0.02
+"""State that no breakpoint announces (a file, a queue) is looked at so often."""
+
+
+class Goal(NamedTuple):
+    """What is waited for.
+
+    Attributes:
+        is_reached: whether it has come.
+        text: what it is, in words.
+        looks: it may come without anything happening at the breakpoint.
+    """
+
+    is_reached: Callable[[], object]
+    text: str
+    looks: bool = False
+
+
+def seconds_of(timeout: float | None, usual: float) -> float:
+    """A timeout in seconds, or the usual one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if timeout is None:
+        return usual
+    check_seconds(timeout)
+    return timeout
+
+
+class Waits(Stops):
+    """The part of a breakpoint that its test uses, as far as it is the same for both kinds."""
+
+    _workers: list[Started | StartedTask]
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._workers = []
+        self._late: list[str] = []
+
+    def _note_end(self) -> None:
+        with self._changed:
+            self._tell_all()
+
+    # --- goals ---
+
+    def _goal_of(self, hits: int | None) -> Goal:
+        what = f"{places.describe(self.target)} at {self.event!r}: expected "
+        if hits is None:
+            wanted = " and ".join(self._conditions.unmet) or "another hit"
+            return Goal(self._has_news, what + wanted)
+        if not is_count(hits):
+            message = f"hits {hits!r:.100} is no number of hits, which are 1 or more"
+            raise ValueError(message)
+        wanted = "1 hit" if hits == 1 else f"{hits} hits"
+        return Goal(lambda: self.hits >= hits, what + wanted)
+
+    def _has_news(self) -> bool:
+        return bool(self._standing) or self.hits > self._waited_for
+
+    def _state_of(self, condition: Callable[[], object] | int) -> Goal:
+        what = f"{places.describe(self.target)} at {self.event!r}: expected "
+        if callable(condition):
+            text = what + describe(condition).removeprefix("a call for which ")
+            return Goal(condition, text, looks=True)
+        if not is_count(condition):
+            message = (
+                f"condition {condition!r:.100} is neither a function without parameters nor a "
+                "number of calls"
+            )
+            raise TypeError(message)
+        return Goal(lambda: self.calls >= condition, f"{what}{condition} calls")
+
+    def _is_reached(self, goal: Goal) -> bool:
+        if goal.is_reached():
+            return True
+        if self._broken is not None:
+            raise self._broken
+        if self._workers and not any(each.is_alive() for each in self._workers):
+            self._raise_theirs()
+        return False
+
+    def _too_late(self, goal: Goal, seconds: float) -> BreakpointTimeoutError:
+        message = f"{goal.text}, within {seconds:g} s; {self._story()}{self._others()}"
+        return BreakpointTimeoutError(message)
+
+    def _waited(self) -> Call:
+        with self._changed:
+            self._waited_for = self.hits
+            if self._latest is None:
+                raise AssertionError
+            return self._latest
+
+    # --- what those who were started did ---
+
+    def _theirs(self) -> BaseException | None:
+        """What one of them raised that nobody knows of yet."""
+        for each in self._workers:
+            error = each.raised
+            if error is not None and not each.is_seen and not self._is_ours(error):
+                return error
+        return None
+
+    def _caught(self) -> BreakpointTimeoutError | None:
+        """What one of them got for having stood too long, if it did not come out of it."""
+        for worker, error in self._given_up:
+            for each in self._workers:
+                if each.worker is worker and each.raised is not error and not each.is_seen:
+                    error.add_note("the program under test caught it")
+                    return error
+        return None
+
+    def _is_ours(self, error: BaseException) -> bool:
+        if any(error is each for each in self._raised):
+            return True
+        # Who stops where it raises knows of it.
+        return self.event == "error" and any(
+            call.is_hit and call.exception is error for call in self.seen
+        )
+
+    def _raise_theirs(self) -> None:
+        error = self._theirs()
+        if error is None:
+            return
+        for each in self._workers:
+            if each.raised is error:
+                each.is_seen = True
+                error.add_note(f"raised by {each.name!r}, which {self!r} started")
+        raise error
+
+    def _raise_late(self, seconds: float) -> None:
+        late = self._late or [each.whereabouts for each in self._workers if each.is_alive()]
+        if late:
+            hint = "; it stands at this breakpoint: release() it" if self._standing else ""
+            message = f"{self!r}: not ended after {seconds:g} s: {', '.join(late)}{hint}"
+            raise BreakpointTimeoutError(message)
+
+    def _others(self) -> str:
+        each = "".join(f"\n  {each.whereabouts}" for each in self._workers)
+        return f"; started by it:{each}" if each else ""
+
+    def _judge(self, error: BaseException | None) -> None:
+        """At the end: raise what went wrong, or note it on the error that there is already."""
+        try:
+            self._raise_late(self.timeout)
+            self._raise_theirs()
+            if (caught := self._caught()) is not None:
+                raise caught
+            if error is None:
+                self._check_met()
+        except BaseException as other:
+            if error is None:
+                raise
+            if other is not error:
+                error.add_note(f"{type(other).__name__}: {other}")

@@ -1,0 +1,158 @@
+"""Threads and tasks that a breakpoint starts, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from diagnose.breakpoints.conditions import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Started", "StartedTask"]
+
+
+class Started(threading.Thread):
+    """A thread that keeps what its function returned or raised.
+
+    Attributes:
+        result: what the function returned; None until then.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ended: Callable[[], None],
+    ) -> None:
+        name = getattr(function, "__name__", type(function).__name__)
+        # A daemon: one that never ends is an error of the test, and must not keep it from ending.
+        super().__init__(name=f"breakpoint:{name}", daemon=True)
+        self._function, self._args, self._kwargs = function, args, kwargs
+        self._ended = ended
+        self.result: Any = None
+        self.raised: BaseException | None = None
+        self.is_seen = False
+
+    @property
+    def worker(self) -> object:
+        """What runs it."""
+        return self
+
+    @property
+    def exception(self) -> BaseException | None:
+        """What the function raised, or None. Who asks for it has seen it: it is raised nowhere."""
+        self.is_seen = True
+        return self.raised
+
+    def run(self) -> None:
+        """Call the function."""
+        try:
+            self.result = self._function(*self._args, **self._kwargs)
+        except BaseException as error:  # noqa: BLE001 - the test gets it
+            self.raised = error
+        finally:
+            del self._function, self._args, self._kwargs
+            self._ended()
+
+    @property
+    def whereabouts(self) -> str:
+        """Where it is, or how it ended, in words."""
+        if self.raised is not None:
+            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+        if not self.is_alive():
+            return f"{self.name!r} returned {shown(self.result)}"
+        return f"{self.name!r} is {_where(self.ident)}"
+
+
+def _where(ident: int | None) -> str:
+    """Where a thread stands, without the lines of this library."""
+    frame = sys._current_frames().get(ident or 0)
+    stack = [] if frame is None else traceback.extract_stack(frame)
+    own = [each for each in stack if "/diagnose/breakpoints/" not in each.filename]
+    own = [each for each in own if not each.filename.endswith("/threading.py")] or own
+    if not own:
+        return "about to start"
+    last = own[-1]
+    line = f": {last.line}" if last.line else ""
+    return f"in {last.name} ({last.filename}:{last.lineno}{line})"
+
+
+class StartedTask:
+    """A task that a breakpoint started.
+
+    Attributes:
+        task: of :mod:`asyncio`.
+    """
+
+    def __init__(self, awaitable: Awaitable[Any], name: str, ended: Callable[[], None]) -> None:
+        async def run() -> Any:
+            return await awaitable
+
+        self.task = asyncio.get_running_loop().create_task(run(), name=f"breakpoint:{name}")
+        self.task.add_done_callback(lambda _: ended())
+        self.is_seen = False
+
+    def __await__(self) -> Any:
+        self.is_seen = True
+        return self.task.__await__()
+
+    @property
+    def worker(self) -> object:
+        """What runs it."""
+        return self.task
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return self.task.get_name()
+
+    @property
+    def result(self) -> Any:
+        """What it returned; None until then, or if it raised."""
+        is_well = self.task.done() and not self.task.cancelled() and not self.raised
+        return self.task.result() if is_well else None
+
+    @property
+    def raised(self) -> BaseException | None:
+        """See :class:`Started`."""
+        if not self.task.done() or self.task.cancelled():
+            return None
+        return self.task.exception()
+
+    @property
+    def exception(self) -> BaseException | None:
+        """See :class:`Started`."""
+        self.is_seen = True
+        return self.raised
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self.task.done()
+
+    @property
+    def whereabouts(self) -> str:
+        """See :class:`Started`."""
+        if self.raised is not None:
+            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+        if self.task.cancelled():
+            return f"{self.name!r} was cancelled"
+        if self.task.done():
+            return f"{self.name!r} returned {shown(self.result)}"
+        inner: Any = self.task.get_coro()
+        while getattr(inner, "cr_await", None) is not None:
+            following = inner.cr_await
+            code = getattr(following, "cr_code", None)
+            if code is None or "/diagnose/breakpoints/" in code.co_filename:
+                break
+            inner = following
+        frame = getattr(inner, "cr_frame", None)
+        if frame is None:
+            return f"{self.name!r} is running"
+        code = frame.f_code
+        return f"{self.name!r} is in {code.co_name} ({code.co_filename}:{frame.f_lineno})"
