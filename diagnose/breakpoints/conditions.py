@@ -36,10 +36,10 @@ class Call:
 
     Attributes:
         name: of the function.
-        number: it was the so-manyth since the breakpoint was entered; the first is 1.
         args: positional arguments, those given by keyword included; a method's first is ``self``.
         kwargs: keyword-only ones, and those of ``**``.
         thread: that it was made in.
+        number: it was the so-manyth since the breakpoint was entered; the first is 1.
         is_hit: the condition was met.
         frame: the function's, while the call stands at the breakpoint; else None.
         result: for ``event="return"``: what is being returned.
@@ -47,10 +47,10 @@ class Call:
     """
 
     name: str
-    number: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     thread: threading.Thread
+    number: int = 0
     is_hit: bool = False
     frame: FrameType | None = field(default=None, repr=False)
     result: Any = None

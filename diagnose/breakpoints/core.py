@@ -11,6 +11,7 @@ from diagnose.breakpoints.stops import tell
 from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
 from diagnose.breakpoints.workers import Started, StartedTask
 from diagnose.errors import BreakpointError
+from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from diagnose.breakpoints.conditions import Call, Condition
 
 __all__ = ["AsyncBreakpoint", "Breakpoint"]
+
+
+# Taken now: it may itself be the target, and then its module has a stand-in for it.
+_monotonic = time.monotonic
 
 
 class Breakpoint(Waits):
@@ -147,7 +152,9 @@ class Breakpoint(Waits):
         """
         thread = Started(func, args, kwargs, self._note_end)
         self._workers.append(thread)
-        thread.start()
+        # What is used to start, to wait and to join may itself be the target.
+        with Quiet():
+            thread.start()
         return thread
 
     def join(self, timeout: float | None = None) -> None:
@@ -166,10 +173,11 @@ class Breakpoint(Waits):
         self._raise_theirs()
 
     def _join(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        for each in self._workers:
-            if isinstance(each, Started):
-                each.join(max(0.0, deadline - time.monotonic()))
+        with Quiet():
+            deadline = time.monotonic() + seconds
+            for each in self._workers:
+                if isinstance(each, Started):
+                    each.join(max(0.0, deadline - time.monotonic()))
 
     # --- waiting ---
 
@@ -206,15 +214,15 @@ class Breakpoint(Waits):
 
     def _wait_for(self, goal: Goal, timeout: float | None) -> None:
         seconds = seconds_of(timeout, self.timeout)
-        deadline = time.monotonic() + seconds
+        deadline = _monotonic() + seconds
         while True:
             version = self._version
             if self._is_reached(goal):
                 return
-            left = deadline - time.monotonic()
+            left = deadline - _monotonic()
             if left <= 0:
                 raise self._too_late(goal, seconds)
-            with self._changed:
+            with Quiet(), self._changed:
                 # What happened since it was looked is not waited for.
                 if self._version == version:
                     self._changed.wait(min(left, LOOK_SECONDS) if goal.looks else left)

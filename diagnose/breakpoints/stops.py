@@ -15,7 +15,7 @@ from diagnose.breakpoints.conditions import Call, Conditions
 from diagnose.bytecode.entering import LOST
 from diagnose.bytecode.weaving import Hook
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
-from diagnose.handlers import BUSY
+from diagnose.handlers import BUSY, Quiet
 from diagnose.probes import Hooked
 
 if TYPE_CHECKING:
@@ -262,13 +262,32 @@ class Stops:
         """Serve a call that got here; what it raises is raised by the function."""
         if _ident() in BUSY or self._is_closing():
             return _PASSES
+        # What is called from here may itself be the target.
+        with Quiet():
+            # They may be lost where there was no room for a call, at the recursion limit.
+            kwargs = dict(kwargs) if kwargs is not LOST else {}
+            call = Call(
+                self._name,
+                args=args,
+                kwargs=kwargs,
+                thread=threading.current_thread(),
+                result=result,
+                exception=exception,
+            )
+            gate = self._note(call, frame)
+            if gate is None and call.is_hit and self._fire is not None:
+                self._call_fire(self._fire, call, frame)
+        if isinstance(gate, TaskGate):
+            return self._hold_task(call, gate)
+        if gate is not None:
+            self._hold(call, gate)
+        return _PASSES
+
+    def _note(self, call: Call, frame: FrameType) -> Gate | TaskGate | None:
+        """Take note of a call; returns where it has to stand, if it has to."""
         with self._changed:
             self.calls += 1
-            number = self.calls
-        thread = threading.current_thread()
-        # They may be lost where there was no room for a call, at the recursion limit.
-        kwargs = dict(kwargs) if kwargs is not LOST else {}
-        call = Call(self._name, number, args, kwargs, thread, result=result, exception=exception)
+            call.number = self.calls
         try:
             call.is_hit = self._conditions.meet(call)
         except Exception as error:  # noqa: BLE001 - the test's predicate
@@ -291,13 +310,7 @@ class Stops:
                     call.frame = frame
                     self._standing.append((call, gate))
             self._tell_all()
-        if isinstance(gate, TaskGate):
-            return self._hold_task(call, gate)
-        if gate is not None:
-            self._hold(call, gate)
-        elif call.is_hit and self._fire is not None:
-            self._call_fire(self._fire, call, frame)
-        return _PASSES
+        return gate
 
     def _is_closing(self) -> bool:
         return self._is_open
@@ -345,7 +358,7 @@ class Stops:
 
     def _leave(self, call: Call, gate: Gate | TaskGate) -> None:
         call.frame = None
-        with self._changed:
+        with Quiet(), self._changed:
             if (call, gate) in self._standing:
                 self._standing.remove((call, gate))
                 self._tell_all()

@@ -9,6 +9,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import shown
+from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,7 +59,8 @@ class Started(threading.Thread):
             self.raised = error
         finally:
             del self._function, self._args, self._kwargs
-            self._ended()
+            with Quiet():
+                self._ended()
 
     @property
     def whereabouts(self) -> str:
