@@ -344,7 +344,7 @@ class AsyncBreakpoint(Waits):
         finally:
             await self._join(self.timeout)
             for each in self._workers:
-                if isinstance(each, StartedTask) and each.is_alive():
+                if isinstance(each, StartedTask) and not each.has_ended:
                     self._late.append(each.whereabouts)
                     each.task.cancel()
         self._judge(error)

@@ -143,6 +143,7 @@ class do:  # noqa: N801 - a sentence begins with it
                 self._error, self._target, self._event, condition, self._timeout
             )
         made.hits_at_most = 1 if self._is_once else None
+        made.only_workers = True
         return made
 
     def __exit__(
@@ -156,7 +157,7 @@ class do:  # noqa: N801 - a sentence begins with it
             raise AssertionError
         made.__exit__(kind, error, trace)
         thread = self._thread
-        if not thread.is_alive():
+        if thread.has_ended:
             self.results.append(thread.result if thread.raised is None else thread.raised)
 
     def release(self) -> None:

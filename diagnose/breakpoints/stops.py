@@ -378,6 +378,11 @@ class Stops:
         """What happened instead."""
         if not self.calls:
             text = "it was not called at all"
+            if isinstance(self.target, tuple):
+                text += (
+                    " through that attribute (a bound method or another reference that was made "
+                    "before is not stopped: name the function by its path for that)"
+                )
         else:
             calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
             text = f"{calls} got there"

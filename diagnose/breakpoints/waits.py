@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from diagnose.breakpoints import places
 from diagnose.breakpoints.conditions import describe, is_count
 from diagnose.breakpoints.stops import Stops, check_seconds
-from diagnose.errors import BreakpointTimeoutError
+from diagnose.errors import BreakpointError, BreakpointTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,9 @@ def seconds_of(timeout: float | None, usual: float) -> float:
 
 class Waits(Stops):
     """The part of a breakpoint that its test uses, as far as it is the same for both kinds."""
+
+    only_workers = False
+    """Whether nobody calls the target but those who were started here."""
 
     _workers: list[Started | StartedTask]
 
@@ -95,8 +98,12 @@ class Waits(Stops):
             return True
         if self._broken is not None:
             raise self._broken
-        if self._workers and not any(each.is_alive() for each in self._workers):
+        if self._workers and all(each.has_ended for each in self._workers):
+            if goal.is_reached():  # just before they ended
+                return True
             self._raise_theirs()
+            if self.only_workers:
+                raise BreakpointError(f"{goal.text}; {self._story()}{self._others()}")
         return False
 
     def _too_late(self, goal: Goal, seconds: float) -> BreakpointTimeoutError:
@@ -148,7 +155,7 @@ class Waits(Stops):
         raise error
 
     def _raise_late(self, seconds: float) -> None:
-        late = self._late or [each.whereabouts for each in self._workers if each.is_alive()]
+        late = self._late or [each.whereabouts for each in self._workers if not each.has_ended]
         if late:
             hint = "; it stands at this breakpoint: release() it" if self._standing else ""
             message = f"{self!r}: not ended after {seconds:g} s: {', '.join(late)}{hint}"

@@ -22,6 +22,7 @@ class Started(threading.Thread):
 
     Attributes:
         result: what the function returned; None until then.
+        has_ended: the function has returned or raised.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Started(threading.Thread):
         self.result: Any = None
         self.raised: BaseException | None = None
         self.is_seen = False
+        self.has_ended = False
 
     @property
     def worker(self) -> object:
@@ -59,6 +61,8 @@ class Started(threading.Thread):
             self.raised = error
         finally:
             del self._function, self._args, self._kwargs
+            # The thread itself is alive for some time more.
+            self.has_ended = True
             with Quiet():
                 self._ended()
 
@@ -67,7 +71,7 @@ class Started(threading.Thread):
         """Where it is, or how it ended, in words."""
         if self.raised is not None:
             return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
-        if not self.is_alive():
+        if self.has_ended:
             return f"{self.name!r} returned {shown(self.result)}"
         return f"{self.name!r} is {_where(self.ident)}"
 
@@ -133,9 +137,10 @@ class StartedTask:
         self.is_seen = True
         return self.raised
 
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        return not self.task.done()
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has returned, raised or was cancelled."""
+        return self.task.done()
 
     @property
     def whereabouts(self) -> str:
