@@ -167,11 +167,21 @@ class Prober:
         self.functions = {}
         self.classes = {}
         self.original = {}
+        # By id: functions are kept as long as they are probed.
+        self.changed_by_program = set()
+        sys.addaudithook(self.note_swap)
         self.instruments = []
         self.refused = []
         self.pairs = []
         self.flushed = time.monotonic()
         self.kinds = _instrument_classes()
+
+    def note_swap(self, event, arguments):
+        """Note which functions get other code from their own program (networkx does that)."""
+        if event == "object.__setattr__" and arguments[1] == "__code__":
+            by = sys._getframe(1).f_globals.get("__name__", "")
+            if by.partition(".")[0] != "diagnose":
+                self.changed_by_program.add(id(arguments[0]))
 
     def owns(self, name):
         """Whether a module of that name is the package's own, and not there for its tests."""
@@ -315,7 +325,7 @@ class Prober:
             path = path_of(function)
             if paths[path] == 1 and path in active_probes:
                 active_probes[path].stop()
-                if function.__code__ is not code:
+                if function.__code__ is not code and id(function) not in self.changed_by_program:
                     changed.append(path)
         refused = {path for path, _ in self.refused}
         return {
@@ -325,6 +335,7 @@ class Prober:
             "errors": errors,
             "refused": self.refused,
             "not_restored": changed,
+            "changed_by_program": len(self.changed_by_program & self.original.keys()),
             "is_least": overflowed,
             "uneven": [
                 (made[0].name, ", ".join(f"{one.status.hits:,} `{one.event}`" for one in made))

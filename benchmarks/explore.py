@@ -411,6 +411,8 @@ def verdict(report):
     for key, words in (("errors", "instrument errors"), ("not_restored", "functions not restored")):
         if probes.get(key):
             notes.append(f"{len(probes[key])} {words}")
+    if changed := probes.get("changed_by_program"):
+        notes.append(f"{changed} functions got other code from the package itself")
     suppressed = probes.get("suppressed")
     if suppressed:
         notes.append("hits turned away: " + ", ".join(f"{n:,} {w}" for w, n in suppressed.items()))
