@@ -7,6 +7,7 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Any, overload
 
+from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import tell
 from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
 from diagnose.breakpoints.workers import Started, StartedTask
@@ -145,7 +146,7 @@ class Breakpoint(Waits):
         of the ``with`` block raise, unless the breakpoint itself made it raise that, or the test
         asked for ``exception``.
         """
-        thread = Started(func, args, kwargs, self._note_end)
+        thread = Started(func, args, kwargs, self._note_end, repr(self))
         self._workers.append(thread)
         thread.start()
         return thread
@@ -231,6 +232,9 @@ class Breakpoint(Waits):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, TimeoutError):
+            # Now all still stand where they stood when it was raised.
+            note_where(error, is_passing=True)
         try:
             self._take_off()
         finally:
@@ -331,6 +335,8 @@ class AsyncBreakpoint(Waits):
         self._put_on(takes_tasks=True)
 
     async def _exit(self, error: BaseException | None) -> None:
+        if isinstance(error, TimeoutError):
+            note_where(error, is_passing=True)
         try:
             self._take_off()
         finally:
@@ -340,6 +346,12 @@ class AsyncBreakpoint(Waits):
                     self._late.append(each.whereabouts)
                     each.task.cancel()
         self._judge(error)
+
+    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
+        """See :meth:`Stops.told <diagnose.breakpoints.stops.Stops.told>`."""
+        threads, tasks = super().told()
+        started = [each.whereabouts for each in list(self._workers) if each.is_alive()]
+        return threads, [*tasks, *started]
 
     def _check_hold(self) -> None:
         try:
