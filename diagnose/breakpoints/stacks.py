@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ def _is_harness(line: _Line) -> bool:
 
 def _lines(stack: list[_Line]) -> list[str]:
     """A stack as text: from the test function on, or from what a thread was to do."""
+    end = len(stack)
+    # What raised in a signal's handler is no place where anybody stands.
+    while end and _is_harness(stack[end - 1]):
+        end -= 1
+    stack = stack[:end]
     runners = [place for place, (frame, _) in enumerate(stack) if _module_of(frame) in _RUNNERS]
     kept = []
     # How a thread gets going, and how a breakpoint waits, is nobody's question.
@@ -141,7 +147,7 @@ def _lines(stack: list[_Line]) -> list[str]:
 
 
 def _texts(lines: Iterable[_Line]) -> Iterable[str]:
-    here = os.getcwd() + os.sep
+    here = f"{Path.cwd()}{os.sep}"
     for frame, number in lines:
         code: Any = frame.f_code
         path = code.co_filename.removeprefix(here)

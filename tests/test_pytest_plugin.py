@@ -1,0 +1,574 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+SHOP = """
+class Archive:
+    def unarchive(self, name):
+        return name.upper()
+
+    def restore(self, name):
+        text = self.unarchive(name)
+        return text
+"""
+
+TOP = """
+import queue
+import threading
+
+import pytest
+import shop
+
+UNARCHIVE, RESTORE = shop.Archive.unarchive, shop.Archive.restore
+CODES = UNARCHIVE.__code__, RESTORE.__code__
+
+
+def check_all_is_as_it_was():
+    from diagnose.breakpoints.stacks import entered
+    from diagnose.probes import active_probes
+
+    assert shop.Archive.unarchive is UNARCHIVE
+    assert shop.Archive.restore is RESTORE
+    assert (UNARCHIVE.__code__, RESTORE.__code__) == CODES
+    assert not entered
+    assert not active_probes
+    assert not [each for each in threading.enumerate() if each.name.startswith("breakpoint:")]
+
+"""
+
+USING_ALL = """
+@pytest.fixture
+def using_all(breakpoint_at, sensor, probe):
+    def use():
+        bp = breakpoint_at("shop.Archive.unarchive")
+        on_attribute = breakpoint_at((shop.Archive, "restore"), condition=lambda name: True)
+        seen = sensor("shop.Archive.restore")
+        probe("shop.Archive.unarchive", "result")
+        assert UNARCHIVE.__code__ is not CODES[0]
+        assert shop.Archive.restore is not RESTORE
+        thread = bp.start_thread(shop.Archive().restore, "a")
+        on_attribute.wait()
+        on_attribute.release()
+        bp.wait()
+        return thread
+    return use
+
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs pytest on a project of its own; returns the output, and what became of each test."""
+
+    def run_pytest(tests, *options, top=TOP):
+        (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+        (tmp_path / "shop.py").write_text(SHOP)
+        (tmp_path / "test_shop.py").write_text(top + tests)
+        child = subprocess.run(
+            [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        output = child.stdout + child.stderr
+        ends = re.findall(r"^(PASSED|FAILED|ERROR|XFAIL|SKIPPED) \S+::(\w+)", output, re.MULTILINE)
+        found = {}
+        for end, name in ends:
+            found.setdefault(name, []).append(end.lower())
+        return output, found
+
+    return run_pytest
+
+
+def section(output):
+    """The lines of where each thread stands."""
+    found = re.findall(
+        r"^-+ where each thread stands -+\n(.*?)\n[-=_]{3}", output, re.M | re.DOTALL
+    )
+    assert len(found) == 1, output
+    return found[0].splitlines()
+
+
+# --- fixtures ---------------------------------------------------------------------------------
+
+
+def test_they_undo_themselves_after_a_test_that_passes(run):
+    output, ends = run(
+        USING_ALL
+        + """
+def test_it(using_all):
+    thread = using_all()
+
+def test_after():
+    check_all_is_as_it_was()
+"""
+    )
+    assert ends == {"test_it": ["passed"], "test_after": ["passed"]}, output
+
+
+def test_they_undo_themselves_after_a_test_that_fails(run):
+    output, ends = run(
+        USING_ALL
+        + """
+def test_it(using_all):
+    using_all()
+    assert 1 == 2
+
+def test_after():
+    check_all_is_as_it_was()
+"""
+    )
+    assert ends == {"test_it": ["failed"], "test_after": ["passed"]}, output
+    assert "E       assert 1 == 2" in output
+
+
+def test_they_undo_themselves_when_another_fixture_fails_before_or_after_the_test(run):
+    output, ends = run(
+        USING_ALL
+        + """
+@pytest.fixture
+def failing(using_all):
+    using_all()
+    raise ValueError("before")
+
+@pytest.fixture
+def failing_later(using_all):
+    yield using_all
+    raise ValueError("after")
+
+def test_before(failing):
+    pass
+
+def test_between():
+    check_all_is_as_it_was()
+
+def test_late(failing_later):
+    failing_later()
+
+def test_after():
+    check_all_is_as_it_was()
+"""
+    )
+    assert ends == {
+        "test_before": ["error"],
+        "test_between": ["passed"],
+        "test_late": ["passed", "error"],
+        "test_after": ["passed"],
+    }, output
+    assert "ValueError: before" in output
+    assert "ValueError: after" in output
+    # What the test would have met, had it been run, is no error of its own.
+    assert "BreakpointError" not in output
+
+
+def test_they_are_left_in_the_reverse_order_of_their_making(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at, request):
+    first = breakpoint_at((shop.Archive, "restore"))
+    between = shop.Archive.restore
+    breakpoint_at((shop.Archive, "restore"))
+    assert shop.Archive.restore is not between
+    first.release()
+    # Left in another order, each would find what the other one put there.
+    thread = first.start_thread(shop.Archive().restore, "a")
+
+def test_after():
+    check_all_is_as_it_was()
+""",
+        "-o",
+        "log_level=WARNING",
+    )
+    assert ends["test_after"] == ["passed"], output
+    assert "replaced by somebody else" not in output
+
+
+def test_a_condition_that_was_not_met_fails_the_test_on_the_line_that_made_the_breakpoint(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at):
+    breakpoint_at("shop.Archive.unarchive", condition=2)
+    x = 1
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert re.search(
+        r'^>       breakpoint_at\("shop.Archive.unarchive", condition=2\)\n'
+        r"E       diagnose.errors.BreakpointError: .* expected call number 2; it was not called",
+        output,
+        re.MULTILINE,
+    ), output
+
+
+def test_a_threads_error_fails_the_test_with_the_line_that_raised_it(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at):
+    bp = breakpoint_at("shop.Archive.unarchive")
+    bp.start_thread(shop.Archive().restore, 5)
+    bp.wait()
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert ">       return name.upper()" in output
+    assert "raised by 'breakpoint:restore'" in output
+    assert "contextlib" not in output
+
+
+def test_what_leaving_has_to_say_is_noted_on_the_tests_own_error(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at):
+    bp = breakpoint_at("shop.Archive.unarchive")
+    bp.start_thread(shop.Archive().restore, 5)
+    bp.wait()
+    raise KeyError("of the test")
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert "E       KeyError: 'of the test'" in output
+    assert "E       AttributeError: 'int' object has no attribute 'upper'" in output
+
+
+def test_a_test_that_is_skipped_or_expected_to_fail_stays_so(run):
+    output, ends = run(
+        """
+def test_skips(breakpoint_at):
+    breakpoint_at("shop.Archive.unarchive")
+    pytest.skip("for now")
+
+@pytest.mark.xfail(strict=True)
+def test_fails_by_its_breakpoint(breakpoint_at):
+    breakpoint_at("shop.Archive.unarchive")
+"""
+    )
+    assert "1 skipped, 1 xfailed" in output
+    assert ends["test_fails_by_its_breakpoint"] == ["xfail"]
+
+
+def test_they_serve_unittest_and_getfixturevalue_too(run):
+    output, ends = run(
+        """
+import unittest
+
+class TestUnit(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def fixtures(self, breakpoint_at):
+        self.breakpoint_at = breakpoint_at
+
+    def test_unmet(self):
+        self.breakpoint_at("shop.Archive.unarchive")
+
+def test_asks(request):
+    request.getfixturevalue("breakpoint_at")("shop.Archive.unarchive")
+
+def test_after():
+    check_all_is_as_it_was()
+"""
+    )
+    assert ends["test_asks"] == ["failed"], output
+    assert ends["test_after"] == ["passed"], output
+    assert re.search(r"FAILED \S+::TestUnit::test_unmet - diagnose.errors.BreakpointErr", output)
+
+
+def test_a_sensor_keeps_the_values_that_it_was_asked_for(run):
+    output, ends = run(
+        """
+def test_it(sensor):
+    results = sensor("shop.Archive.restore")
+    names = sensor("shop.Archive.unarchive", "name", event="call")
+    assert shop.Archive().restore("a") == "A"
+    assert (results.results, names.results) == (["A"], ["a"])
+"""
+    )
+    assert ends == {"test_it": ["passed"]}, output
+
+
+def test_a_sensor_that_failed_says_so_on_the_tests_error(run):
+    output, ends = run(
+        """
+def test_it(sensor):
+    seen = sensor("shop.Archive.restore", "name.nothing")
+    shop.Archive().restore("a")
+    assert seen.results == ["A"]
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert re.search(r"^E .*'name.nothing' raised AttributeError", output, re.MULTILINE), output
+
+
+def test_a_probe_takes_an_instrument_or_the_text_of_a_value(run):
+    output, ends = run(
+        """
+def test_it(probe, capsys):
+    import diagnose
+
+    made = diagnose.ProbeTestInstrument("mine", "name", "call")
+    assert probe("shop.Archive.restore", made) is made
+    probe("shop.Archive.restore", "(name, result)")
+    probe("shop.Archive.unarchive", "name", "call", name="before")
+    shop.Archive().restore("a")
+    assert made.results == ["a"]
+    assert capsys.readouterr().out.splitlines() == [
+        "Probe (before)[tags={}] = a",
+        "Probe (restore)[tags={}] = ('a', 'A')",
+    ]
+    with pytest.raises(TypeError, match="where it is made"):
+        probe("shop.Archive.restore", made, "return")
+
+def test_after():
+    check_all_is_as_it_was()
+"""
+    )
+    assert ends == {"test_it": ["passed"], "test_after": ["passed"]}, output
+
+
+# --- where each thread stands -----------------------------------------------------------------
+
+TIMED_OUT = """
+def test_it(breakpoint_at):
+    bp = breakpoint_at("shop.Archive.unarchive", timeout=0.2, condition=lambda name: name == "b")
+    with Breakpoint("shop.Archive.restore") as held:
+        held.start_thread(shop.Archive().restore, "b")
+        held.wait()
+        bp.wait()
+
+def test_after():
+    check_all_is_as_it_was()
+
+from diagnose.breakpoints import Breakpoint
+"""
+
+
+def check_timed_out(output):
+    assert section(output) == [
+        "MainThread",
+        "  test_shop.py:29, in test_it",
+        "    bp.wait()",
+        "",
+        "breakpoint:restore, started by Breakpoint('shop.Archive.restore', event='call'), "
+        "stands at Breakpoint('shop.Archive.restore', event='call')",
+        "  shop.py:6, in Archive.restore",
+        "    def restore(self, name):",
+    ]
+
+
+def test_a_breakpoint_that_is_not_reached_in_time_says_where_each_thread_stands(run):
+    output, ends = run(TIMED_OUT)
+    assert ends == {"test_it": ["failed"], "test_after": ["passed"]}, output
+    check_timed_out(output)
+
+
+def test_it_is_shown_without_pytest_timeout_too(run):
+    output, ends = run(TIMED_OUT, "-p", "no:timeout")
+    assert ends == {"test_it": ["failed"], "test_after": ["passed"]}, output
+    check_timed_out(output)
+
+
+def test_it_is_shown_from_the_workers_of_xdist(run):
+    output, ends = run(TIMED_OUT, "-n", "2")
+    assert ends == {"test_it": ["failed"], "test_after": ["passed"]}, output
+    check_timed_out(output)
+
+
+HANGING = """
+from diagnose.breakpoints import Breakpoint
+
+@pytest.mark.timeout(0.5, method="signal")
+def test_it():
+    with Breakpoint("shop.Archive.unarchive") as bp:
+        bp.start_thread(shop.Archive().restore, "b")
+        bp.wait()
+        queue.Queue().get()
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_test_that_pytest_timeout_ends_says_where_each_thread_stood(run, options):
+    output, ends = run(HANGING, *options)
+    assert ends == {"test_it": ["failed"]}, output
+    lines = section(output)
+    assert lines[:3] == ["MainThread", "  test_shop.py:31, in test_it", "    queue.Queue().get()"]
+    assert lines[-6:] == [
+        "",
+        "breakpoint:restore, started by Breakpoint('shop.Archive.unarchive', event='call'), "
+        "stands at Breakpoint('shop.Archive.unarchive', event='call')",
+        "  shop.py:7, in Archive.restore",
+        "    text = self.unarchive(name)",
+        "  shop.py:3, in Archive.unarchive",
+        "    def unarchive(self, name):",
+    ]
+
+
+def test_a_timeout_of_a_test_that_uses_no_breakpoint_shows_its_threads_too(run):
+    output, ends = run(
+        """
+@pytest.fixture
+def other():
+    going, go_on = threading.Event(), threading.Event()
+
+    def work():
+        going.set()
+        go_on.wait()
+
+    thread = threading.Thread(target=work, name="other")
+    thread.start()
+    going.wait()
+    yield
+    go_on.set()
+    thread.join()
+
+@pytest.mark.timeout(0.5, method="signal")
+def test_it(other):
+    queue.Queue().get()
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    lines = section(output)
+    assert "    queue.Queue().get()" in lines
+    assert "    go_on.wait()" in lines[lines.index("other") :]
+
+
+def test_any_timeout_error_shows_where_threads_stood_before_with_blocks_were_left(run):
+    output, ends = run(
+        """
+from diagnose.breakpoints import Breakpoint
+
+def fail():
+    raise TimeoutError("no answer")
+
+def test_it():
+    try:
+        with Breakpoint("shop.Archive.unarchive") as bp:
+            bp.start_thread(shop.Archive().restore, "b")
+            bp.wait()
+            fail()
+    except TimeoutError as error:
+        raise ValueError("because of it") from error
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    lines = section(output)
+    assert lines[:5] == [
+        "MainThread",
+        "  test_shop.py:34, in test_it",
+        "    fail()",
+        "  test_shop.py:27, in fail",
+        '    raise TimeoutError("no answer")',
+    ]
+    assert "    text = self.unarchive(name)" in lines
+
+
+def test_tasks_that_stand_are_shown(run):
+    output, ends = run(
+        """
+import asyncio
+
+from diagnose.breakpoints import Breakpoint
+
+async def fetch():
+    return 1
+
+async def work():
+    return await fetch()
+
+async def use():
+    async with Breakpoint((shop, "fetch"), timeout=0.2) as bp:
+        bp.start_task(work)
+        await bp.wait()
+        await bp.wait(hits=2)
+
+def test_it():
+    shop.fetch = fetch
+    globals()["fetch"] = lambda: shop.fetch()
+    asyncio.run(use())
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    lines = section(output)
+    assert any(re.match(r"fetch\(\) in 'MainThread': stands, of AsyncBrea", each) for each in lines)
+    assert any(each.startswith("'breakpoint:work' is in ") for each in lines)
+
+
+def test_other_failures_have_no_such_section(run):
+    output, ends = run(
+        """
+from diagnose.breakpoints import Breakpoint
+from diagnose.errors import BreakpointTimeoutError
+
+def test_it():
+    with Breakpoint("shop.Archive.unarchive", timeout=0.05) as bp:
+        with pytest.raises(BreakpointTimeoutError):
+            bp.wait()
+        assert False
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert "where each thread" not in output
+
+
+def test_the_message_of_a_timeout_stays_short_and_its_where_has_the_lines():
+    from diagnose.breakpoints import Breakpoint
+    from diagnose.errors import BreakpointTimeoutError
+
+    with (
+        pytest.raises(BreakpointTimeoutError) as caught,
+        Breakpoint("json.loads", timeout=0.05) as bp,
+    ):
+        bp.wait()
+    assert "    bp.wait()" in caught.value.where
+    assert "bp.wait()" not in str(caught.value)
+    assert not BreakpointTimeoutError("made by somebody else").where
+
+
+# --- what it costs, and how to do without it --------------------------------------------------
+
+PLAIN = "def test_plain(): pass\n"
+
+
+def modules_after_a_run(tmp_path, *options):
+    (tmp_path / "test_plain.py").write_text(PLAIN)
+    (tmp_path / "conftest.py").write_text(
+        "import json, sys\n"
+        "def pytest_sessionfinish():\n"
+        "    open('modules.json', 'w').write(json.dumps(sorted(sys.modules)))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    names = json.loads((tmp_path / "modules.json").read_text())
+    return {name for name in names if name.partition("_")[0].partition(".")[0] == "diagnose"}
+
+
+def test_a_run_that_does_not_use_it_imports_nothing_but_the_plugin(tmp_path):
+    assert modules_after_a_run(tmp_path) == {"diagnose_pytest"}
+    assert modules_after_a_run(tmp_path, "--timeout=60") == {"diagnose_pytest"}
+
+
+def test_it_can_be_switched_off(run, tmp_path):
+    assert modules_after_a_run(tmp_path, "-p", "no:diagnose") == set()
+    (tmp_path / "conftest.py").unlink()
+    output, ends = run("def test_it(breakpoint_at): pass\n", "-p", "no:diagnose", top="")
+    assert ends["test_it"] == ["error"]
+    assert "fixture 'breakpoint_at' not found" in output
+
+
+def test_pytest_does_not_warn_when_the_library_was_imported_before_it():
+    """As by ``sitecustomize``: pytest rewrites the modules of a plugin's distribution."""
+    import diagnose
+    import diagnose_mongo
+    import diagnose_pytest
+
+    for package in (diagnose, diagnose_mongo, diagnose_pytest):
+        assert "PYTEST_DONT_REWRITE" in package.__doc__
