@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,7 +92,7 @@ def run(tmp_path):
 def section(output):
     """The lines of where each thread stands."""
     found = re.findall(
-        r"^-+ where each thread stands -+\n(.*?)\n[-=_]{3}", output, re.M | re.DOTALL
+        r"^-+ where each thread stands -+\n(.*?)\n[-=_]{3}", output, re.MULTILINE | re.DOTALL
     )
     assert len(found) == 1, output
     return found[0].splitlines()
@@ -235,6 +237,7 @@ def test_it(breakpoint_at):
     assert ends == {"test_it": ["failed"]}, output
     assert "E       KeyError: 'of the test'" in output
     assert "E       AttributeError: 'int' object has no attribute 'upper'" in output
+    assert "E       raised by 'breakpoint:restore'" in output
 
 
 def test_a_test_that_is_skipped_or_expected_to_fail_stays_so(run):
@@ -332,6 +335,9 @@ def test_after():
 
 # --- where each thread stands -----------------------------------------------------------------
 
+AT_RESTORE = "Breakpoint('shop.Archive.restore', event='call')"
+AT_UNARCHIVE = "Breakpoint('shop.Archive.unarchive', event='call')"
+
 TIMED_OUT = """
 def test_it(breakpoint_at):
     bp = breakpoint_at("shop.Archive.unarchive", timeout=0.2, condition=lambda name: name == "b")
@@ -353,8 +359,7 @@ def check_timed_out(output):
         "  test_shop.py:29, in test_it",
         "    bp.wait()",
         "",
-        "breakpoint:restore, started by Breakpoint('shop.Archive.restore', event='call'), "
-        "stands at Breakpoint('shop.Archive.restore', event='call')",
+        f"breakpoint:restore, started by {AT_RESTORE}, stands at {AT_RESTORE}",
         "  shop.py:6, in Archive.restore",
         "    def restore(self, name):",
     ]
@@ -398,8 +403,7 @@ def test_a_test_that_pytest_timeout_ends_says_where_each_thread_stood(run, optio
     assert lines[:3] == ["MainThread", "  test_shop.py:31, in test_it", "    queue.Queue().get()"]
     assert lines[-6:] == [
         "",
-        "breakpoint:restore, started by Breakpoint('shop.Archive.unarchive', event='call'), "
-        "stands at Breakpoint('shop.Archive.unarchive', event='call')",
+        f"breakpoint:restore, started by {AT_UNARCHIVE}, stands at {AT_UNARCHIVE}",
         "  shop.py:7, in Archive.restore",
         "    text = self.unarchive(name)",
         "  shop.py:3, in Archive.unarchive",
@@ -497,6 +501,23 @@ def test_it():
     assert any(each.startswith("'breakpoint:work' is in ") for each in lines)
 
 
+def test_a_thread_that_does_not_end_is_shown_where_it_is(run):
+    output, ends = run(
+        """
+go_on = threading.Event()
+
+def work():
+    go_on.wait()
+
+def test_it(breakpoint_at):
+    bp = breakpoint_at("shop.Archive.unarchive", timeout=0.2)
+    bp.start_thread(work)
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert "    go_on.wait()" in section(output)
+
+
 def test_other_failures_have_no_such_section(run):
     output, ends = run(
         """
@@ -564,11 +585,44 @@ def test_it_can_be_switched_off(run, tmp_path):
     assert "fixture 'breakpoint_at' not found" in output
 
 
-def test_pytest_does_not_warn_when_the_library_was_imported_before_it():
-    """As by ``sitecustomize``: pytest rewrites the modules of a plugin's distribution."""
-    import diagnose
-    import diagnose_mongo
-    import diagnose_pytest
+def test_pytest_does_not_warn_when_the_library_was_imported_before_it(tmp_path):
+    """As by ``sitecustomize``: pytest rewrites all that a plugin's distribution has."""
+    site = tmp_path / "site"
+    info = site / "made_for_this_test-1.dist-info"
+    info.mkdir(parents=True)
+    packages = ["diagnose", "diagnose_mongo", "diagnose_pytest", "another"]
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: made-for-this-test\nVersion: 1\n")
+    (info / "RECORD").write_text("".join(f"{each}/__init__.py,,\n" for each in packages))
+    (info / "entry_points.txt").write_text("[pytest11]\nmade_for_this_test = another\n")
+    (site / "another").mkdir()
+    (site / "another" / "__init__.py").touch()
+    (site / "sitecustomize.py").write_text(f"import {', '.join(packages)}")
+    (tmp_path / "test_plain.py").write_text(PLAIN)
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.findall(r"cannot be rewritten[;:] (\S+)", child.stdout) == ["another"]
 
-    for package in (diagnose, diagnose_mongo, diagnose_pytest):
-        assert "PYTEST_DONT_REWRITE" in package.__doc__
+
+# --- the documentation ------------------------------------------------------------------------
+
+
+def test_what_the_documentation_shows_is_so(run, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "pytest.md").read_text()
+    files = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL))
+    assert files.keys() == {"archive.py", "test_archive.py", "test_late.py"}
+    for name, text in files.items():
+        # With the line of its name: the lines that are shown are counted with it.
+        (tmp_path / name).write_text(f"# {name}\n{text}")
+    output, ends = run("", "test_archive.py", top="")
+    assert set(map(tuple, ends.values())) == {("passed",)}, output
+    output, ends = run("", "test_late.py", top="")
+    assert set(map(tuple, ends.values())) == {("failed",)}, output
+    shown = re.search(r"```text\n-+ where each thread stands -+\n(.*?)\n```", page, re.DOTALL)
+    assert section(output) == shown[1].splitlines()

@@ -176,4 +176,5 @@ class Waits(Stops):
             if error is None:
                 raise
             if other is not error:
-                error.add_note(f"{type(other).__name__}: {other}")
+                notes = getattr(other, "__notes__", [])
+                error.add_note("\n".join([f"{type(other).__name__}: {other}", *notes]))
