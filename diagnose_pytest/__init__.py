@@ -124,8 +124,9 @@ _MADE = pytest.StashKey[_Made]()
 _WHERE = pytest.StashKey[str]()
 
 
-@pytest.fixture
-def _made(request: pytest.FixtureRequest) -> Iterator[_Made]:
+# Whoever has a fixture of the same name gets that one, so the name is nobody's.
+@pytest.fixture(name="_diagnose_made")
+def _fixture_made(request: pytest.FixtureRequest) -> Iterator[_Made]:
     made = request.node.stash[_MADE] = _Made()
     yield made
     # Usually nothing is left: pytest_runtest_call did it. What a finalizer made is; or all, of a
@@ -134,7 +135,7 @@ def _made(request: pytest.FixtureRequest) -> Iterator[_Made]:
 
 
 @pytest.fixture
-def breakpoint_at(_made: _Made) -> BreakpointAt:
+def breakpoint_at(_diagnose_made: _Made) -> BreakpointAt:
     """Stop the callers of a function until the end of the test, in place of ``with Breakpoint``.
 
     It takes what ``diagnose.breakpoints.Breakpoint`` takes, and returns one that is entered. At
@@ -155,14 +156,14 @@ def breakpoint_at(_made: _Made) -> BreakpointAt:
 
         __tracebackhide__ = True
         made = Breakpoint(target, event, condition, timeout, fire)
-        _made.enter(made, sys._getframe(1))
+        _diagnose_made.enter(made, sys._getframe(1))
         return made
 
     return enter
 
 
 @pytest.fixture
-def sensor(_made: _Made) -> Sensor:
+def sensor(_diagnose_made: _Made) -> Sensor:
     """Watch a function until the end of the test, in place of ``with diagnose.sensor``.
 
     What is returned keeps the value of an expression at each call, in ``results``.
@@ -172,15 +173,15 @@ def sensor(_made: _Made) -> Sensor:
         import diagnose  # noqa: PLC0415 - see the module
 
         __tracebackhide__ = True
-        seen = _made.stack.enter_context(diagnose.sensor(target, value, event=event))
-        _made.instruments.append(seen)
+        seen = _diagnose_made.stack.enter_context(diagnose.sensor(target, value, event=event))
+        _diagnose_made.instruments.append(seen)
         return seen
 
     return watch
 
 
 @pytest.fixture
-def probe(_made: _Made) -> Probe:
+def probe(_diagnose_made: _Made) -> Probe:
     """Put an instrument on a function until the end of the test; returns it.
 
     With a value's text in place of an instrument it writes a line at each call, which pytest
@@ -209,8 +210,8 @@ def probe(_made: _Made) -> Probe:
         on = diagnose.attach_to(target)
         key = f"pytest:{id(instrument)}"
         on.attach(key, instrument)
-        _made.stack.callback(on.detach, key)
-        _made.instruments.append(instrument)
+        _diagnose_made.stack.callback(on.detach, key)
+        _diagnose_made.instruments.append(instrument)
         return instrument
 
     return attach
@@ -242,17 +243,20 @@ def _leave(item: pytest.Item, error: BaseException | None) -> None:
         made.leave(error)
 
 
-_OWN = ("contextlib", "diagnose.", "diagnose_pytest")
-
-
 def _theirs(trace: TracebackType | None) -> TracebackType | None:
     """A traceback without the frames of this library, which lead to nothing in the test."""
-    if trace is None:
-        return None
-    rest = _theirs(trace.tb_next)
-    if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_OWN):
-        return rest
-    return TracebackType(rest, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+    kept: list[TracebackType] = []
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        is_ours = module.startswith(("diagnose.", "diagnose_pytest"))
+        # The stack of what is to be left; further in it is the program's.
+        if not is_ours and (kept or module != "contextlib"):
+            kept.append(trace)
+        trace = trace.tb_next
+    made: TracebackType | None = None
+    for each in reversed(kept):
+        made = TracebackType(made, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return made
 
 
 # --- the report -------------------------------------------------------------------------------

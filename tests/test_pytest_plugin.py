@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Not what the run that these tests are part of was told.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name[:6] != "PYTEST"}
+
 SHOP = """
 class Archive:
     def unarchive(self, name):
@@ -74,6 +77,7 @@ def run(tmp_path):
         child = subprocess.run(
             [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *options],
             cwd=tmp_path,
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             check=False,
@@ -136,8 +140,9 @@ def test_they_undo_themselves_when_another_fixture_fails_before_or_after_the_tes
         USING_ALL
         + """
 @pytest.fixture
-def failing(using_all):
+def failing(using_all, breakpoint_at):
     using_all()
+    breakpoint_at("shop.Archive.restore", condition=99)
     raise ValueError("before")
 
 @pytest.fixture
@@ -171,24 +176,24 @@ def test_after():
 
 
 def test_they_are_left_in_the_reverse_order_of_their_making(run):
+    # Left in another order, each would find what the other one put there.
     output, ends = run(
         """
-def test_it(breakpoint_at, request):
+def test_it(breakpoint_at):
     first = breakpoint_at((shop.Archive, "restore"))
     between = shop.Archive.restore
-    breakpoint_at((shop.Archive, "restore"))
+    second = breakpoint_at((shop.Archive, "restore"))
     assert shop.Archive.restore is not between
-    first.release()
-    # Left in another order, each would find what the other one put there.
-    thread = first.start_thread(shop.Archive().restore, "a")
+    first.start_thread(between, shop.Archive(), "a")
+    second.start_thread(shop.Archive.restore, shop.Archive(), "a")
+    first.wait()
+    second.wait()
 
 def test_after():
     check_all_is_as_it_was()
-""",
-        "-o",
-        "log_level=WARNING",
+"""
     )
-    assert ends["test_after"] == ["passed"], output
+    assert ends == {"test_it": ["passed"], "test_after": ["passed"]}, output
     assert "replaced by somebody else" not in output
 
 
@@ -518,6 +523,32 @@ def test_it(breakpoint_at):
     assert "    go_on.wait()" in section(output)
 
 
+def test_the_error_of_a_thread_that_stood_too_long_points_to_where_it_stood(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at):
+    bp = breakpoint_at("shop.Archive.unarchive", timeout=0.2)
+    thread = bp.start_thread(shop.Archive().restore, "b")
+    bp.wait()
+    thread.join()
+"""
+    )
+    assert ends == {"test_it": ["failed"]}, output
+    assert ">       text = self.unarchive(name)" in output
+    assert "_give_up" not in output
+    assert "    text = self.unarchive(name)" in section(output)
+
+
+def test_it_is_told_in_a_folder_that_is_gone(tmp_path, monkeypatch):
+    from diagnose.breakpoints.stacks import where_all_stand
+
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert f"{__file__}:" in where_all_stand()
+
+
 def test_other_failures_have_no_such_section(run):
     output, ends = run(
         """
@@ -564,6 +595,7 @@ def modules_after_a_run(tmp_path, *options):
     subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
         cwd=tmp_path,
+        env=ENVIRONMENT,
         check=True,
         capture_output=True,
         timeout=120,
@@ -601,7 +633,7 @@ def test_pytest_does_not_warn_when_the_library_was_imported_before_it(tmp_path):
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**ENVIRONMENT, "PYTHONPATH": str(site)},
         check=True,
         capture_output=True,
         text=True,
