@@ -78,6 +78,7 @@ class _Made:
 
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
+        self._holding = contextlib.ExitStack()
         self.instruments: list[Instrument] = []
         self.was_run = False
 
@@ -100,12 +101,16 @@ class _Made:
                 raise
 
         self.stack.push(leave)
+        self._holding.callback(bp._take_off)
 
     def leave(self, error: BaseException | None) -> None:
         """Undo all; raise what there is to say, or note it on the test's own error."""
         __tracebackhide__ = True
         kind, trace = type(error) if error else None, error.__traceback__ if error else None
         stack = self.stack.pop_all()
+        # First of all everybody is let go: a thread that one breakpoint started may stand at
+        # another one, and nobody would release it while its end is waited for.
+        stack.callback(self._holding.pop_all().close)
         if error is not None:
             for each in self.instruments:
                 # An expression that fails disarms its instrument: no results is what a test sees.

@@ -188,6 +188,7 @@ def test_it(breakpoint_at):
     second.start_thread(shop.Archive.restore, shop.Archive(), "a")
     first.wait()
     second.wait()
+    # Those who are let go by the one may get to the other.
 
 def test_after():
     check_all_is_as_it_was()
@@ -195,6 +196,25 @@ def test_after():
     )
     assert ends == {"test_it": ["passed"], "test_after": ["passed"]}, output
     assert "replaced by somebody else" not in output
+
+
+def test_all_are_let_go_before_the_end_of_any_thread_is_waited_for(run):
+    output, ends = run(
+        """
+def test_it(breakpoint_at):
+    first = breakpoint_at("shop.Archive.unarchive", timeout=60.0)
+    second = breakpoint_at("shop.Archive.restore", timeout=60.0)
+    second.start_thread(shop.Archive().restore, "a")
+    second.wait()
+    second.release()
+    first.wait()
+
+def test_after():
+    check_all_is_as_it_was()
+""",
+        "--timeout=30",
+    )
+    assert ends == {"test_it": ["passed"], "test_after": ["passed"]}, output
 
 
 def test_a_condition_that_was_not_met_fails_the_test_on_the_line_that_made_the_breakpoint(run):
@@ -520,6 +540,7 @@ def test_it(breakpoint_at):
 """
     )
     assert ends == {"test_it": ["failed"]}, output
+    assert section(output)[:2] == ["MainThread", "  (outside of the test)"]
     assert "    go_on.wait()" in section(output)
 
 

@@ -30,6 +30,10 @@ _HARNESS = _RUNNERS | {
 }  # fmt: skip
 
 
+# What this library is called by, or waits in.
+_LIKE_OURS = {"threading", "contextlib"}
+
+
 class _Entered(Protocol):
     """What a breakpoint tells of itself."""
 
@@ -88,7 +92,8 @@ def where_all_stand(trace: TracebackType | None = None) -> str:
         if isinstance(thread, Started):
             about.append(f"started by {thread.starter}")
         about += [f"stands at {place}" for call, place in standing if call.thread is thread]
-        parts.append("\n".join([", ".join(about), *(lines or ["  (about to start)"])]))
+        nowhere = "outside of the test" if thread.ident == here else "about to start"
+        parts.append("\n".join([", ".join(about), *(lines or [f"  ({nowhere})"])]))
     left = len(parts) - _THREADS_AT_MOST
     more = [f"… and {left} more threads"] if left > 0 else []
     return "\n\n".join([*parts[:_THREADS_AT_MOST], *more, *tasks])
@@ -135,9 +140,11 @@ def _lines(stack: list[_Line]) -> list[str]:
     # How a thread gets going, and how a breakpoint waits, is nobody's question.
     is_inside = True
     for line in stack[runners[-1] + 1 :] if runners else stack:
+        if line[0].f_globals is globals():
+            break  # it is just about to tell of itself
         if _is_harness(line):
             is_inside = True
-        elif not (is_inside and _module_of(line[0]) == "threading"):
+        elif not (is_inside and _module_of(line[0]) in _LIKE_OURS):
             is_inside = False
             kept.append(line)
     left = len(kept) - _LINES_AT_MOST
