@@ -10,6 +10,8 @@ Attach instruments to any function of a live process, without editing or restart
 Probe (mean)[tags={}] = ([1, 2, 3], 2)
 2
 >>> probe.stop()
+
+PYTEST_DONT_REWRITE: a program may import this before pytest looks for the plugin beside it.
 """
 
 from __future__ import annotations

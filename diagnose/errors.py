@@ -124,9 +124,19 @@ class BreakpointError(DiagnoseError, AssertionError):
 
 
 class BreakpointTimeoutError(BreakpointError, TimeoutError):
-    """What a breakpoint was to wait for did not happen in time."""
+    """What a breakpoint was to wait for did not happen in time.
+
+    Attributes:
+        where: where each thread stood when it was made, in lines of text; it may be long, so the
+            message does not have it. The pytest plugin shows it.
+    """
 
     code = "breakpoint-timeout"
+
+    @property
+    def where(self) -> str:
+        """See the class."""
+        return str(vars(self).get("_diagnose_where", ""))
 
 
 class SpecError(DiagnoseError, ValueError):

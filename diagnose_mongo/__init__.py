@@ -8,6 +8,8 @@ One call where a program starts::
 
 From then on this process applies the spec documents of ``diagnose.specs`` that are meant for
 it, and reports in each of them what came of it.
+
+PYTEST_DONT_REWRITE: a program may import this before pytest looks for the plugin beside it.
 """
 
 from __future__ import annotations

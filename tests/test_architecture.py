@@ -60,6 +60,7 @@ ORDER = """
     diagnose_mongo.cli
     diagnose_mongo.dashboard
     diagnose_mongo.demo
+    diagnose_pytest
 """.split()
 
 # Who may import what comes with an extra. The demo plays the user, who has a pymongo of his own.
@@ -71,7 +72,7 @@ ONLY_IN = {
     "rich": {"diagnose_mongo.cli", "diagnose_mongo.dashboard", "diagnose_mongo.demo"},
     "cyclopts": {"diagnose_mongo.cli"},
     "mongomock": set(),
-    "pytest": set(),
+    "pytest": {"diagnose_pytest"},
     "hypothesis": set(),
 }
 
@@ -94,7 +95,7 @@ def module_name(path: Path) -> str:
 
 MODULES = {
     module_name(path): path
-    for package in ("diagnose", "diagnose_mongo")
+    for package in ("diagnose", "diagnose_mongo", "diagnose_pytest")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 PACKAGES = {name: path for name, path in MODULES.items() if path.name == "__init__.py"}
@@ -217,7 +218,9 @@ def all_of(path: Path) -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("package", ["diagnose", "diagnose_mongo", "diagnose.instruments"])
+@pytest.mark.parametrize(
+    "package", ["diagnose", "diagnose_mongo", "diagnose_pytest", "diagnose.instruments"]
+)
 def test_packages_list_what_is_public(package):
     if package not in PACKAGES:
         pytest.skip(f"{package}/__init__.py is still to come")

@@ -7,6 +7,7 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Any, overload
 
+from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import tell
 from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
 from diagnose.breakpoints.workers import Started, StartedTask
@@ -150,7 +151,7 @@ class Breakpoint(Waits):
         of the ``with`` block raise, unless the breakpoint itself made it raise that, or the test
         asked for ``exception``.
         """
-        thread = Started(func, args, kwargs, self._note_end)
+        thread = Started(func, args, kwargs, self._note_end, repr(self))
         self._workers.append(thread)
         # What is used to start, to wait and to join may itself be the target.
         with Quiet():
@@ -239,6 +240,9 @@ class Breakpoint(Waits):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, TimeoutError):
+            # Now all still stand where they stood when it was raised.
+            note_where(error, is_passing=True)
         try:
             self._take_off()
         finally:
@@ -339,6 +343,8 @@ class AsyncBreakpoint(Waits):
         self._put_on(takes_tasks=True)
 
     async def _exit(self, error: BaseException | None) -> None:
+        if isinstance(error, TimeoutError):
+            note_where(error, is_passing=True)
         try:
             self._take_off()
         finally:
@@ -348,6 +354,12 @@ class AsyncBreakpoint(Waits):
                     self._late.append(each.whereabouts)
                     each.task.cancel()
         self._judge(error)
+
+    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
+        """See :meth:`Stops.told <diagnose.breakpoints.stops.Stops.told>`."""
+        threads, tasks = super().told()
+        started = [each.whereabouts for each in list(self._workers) if not each.has_ended]
+        return threads, [*tasks, *started]
 
     def _check_hold(self) -> None:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints import places
 from diagnose.breakpoints.conditions import Call, Conditions
+from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.entering import LOST
 from diagnose.bytecode.weaving import Hook
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
@@ -200,6 +201,7 @@ class Stops:
             self._place = place
             event = {"error": "return", "leave": "return"}.get(self.event, self.event)
             self._hooked = Hooked(place.target, event, self._hook(event))
+            entered.add(self)
         except BaseException:
             self._place = None
             place.undo()
@@ -207,6 +209,7 @@ class Stops:
 
     def _take_off(self) -> None:
         """Undo everything, and let everybody go; idempotent."""
+        entered.discard(self)
         hooked, self._hooked = self._hooked, None
         place, self._place = self._place, None
         try:
@@ -353,6 +356,7 @@ class Stops:
             "meet (condition=1: only the first call stops)"
         )
         error = BreakpointTimeoutError(message)
+        note_where(error)
         self._given_up.append((_worker(), error))
         raise error
 
@@ -373,6 +377,13 @@ class Stops:
                 self._broken.__cause__ = error
 
     # --- what there is to say ---
+
+    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
+        """For :mod:`diagnose.breakpoints.stacks`: no lock, it may be asked in a signal handler."""
+        standing = list(self._standing)
+        threads = [call for call, gate in standing if isinstance(gate, Gate)]
+        tasks = [f"{call}: stands" for call, gate in standing if isinstance(gate, TaskGate)]
+        return threads, tasks
 
     def _story(self) -> str:
         """What happened instead."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.breakpoints import places
 from diagnose.breakpoints.conditions import describe, is_count
+from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import Stops, check_seconds
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
 
@@ -108,7 +109,9 @@ class Waits(Stops):
 
     def _too_late(self, goal: Goal, seconds: float) -> BreakpointTimeoutError:
         message = f"{goal.text}, within {seconds:g} s; {self._story()}{self._others()}"
-        return BreakpointTimeoutError(message)
+        error = BreakpointTimeoutError(message)
+        note_where(error)
+        return error
 
     def _waited(self) -> Call:
         with self._changed:
@@ -159,7 +162,9 @@ class Waits(Stops):
         if late:
             hint = "; it stands at this breakpoint: release() it" if self._standing else ""
             message = f"{self!r}: not ended after {seconds:g} s: {', '.join(late)}{hint}"
-            raise BreakpointTimeoutError(message)
+            error = BreakpointTimeoutError(message)
+            note_where(error)
+            raise error
 
     def _others(self) -> str:
         each = "".join(f"\n  {each.whereabouts}" for each in self._workers)
@@ -178,4 +183,5 @@ class Waits(Stops):
             if error is None:
                 raise
             if other is not error:
-                error.add_note(f"{type(other).__name__}: {other}")
+                notes = getattr(other, "__notes__", [])
+                error.add_note("\n".join([f"{type(other).__name__}: {other}", *notes]))

@@ -23,6 +23,7 @@ class Started(threading.Thread):
     Attributes:
         result: what the function returned; None until then.
         has_ended: the function has returned or raised.
+        starter: what started it, in words.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Started(threading.Thread):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         ended: Callable[[], None],
+        starter: str,
     ) -> None:
         name = getattr(function, "__name__", type(function).__name__)
         # A daemon: one that never ends is an error of the test, and must not keep it from ending.
         super().__init__(name=f"breakpoint:{name}", daemon=True)
         self._function, self._args, self._kwargs = function, args, kwargs
         self._ended = ended
+        self.starter = starter
         self.result: Any = None
         self.raised: BaseException | None = None
         self.is_seen = False

@@ -1,0 +1,168 @@
+"""Where each thread stands: what to look at when something that a test waits for does not come."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from diagnose.breakpoints.workers import Started
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import FrameType, TracebackType
+
+    from diagnose.breakpoints.conditions import Call
+
+__all__ = ["entered", "note_where", "where_all_stand", "where_noted"]
+
+_THREADS_AT_MOST = 50
+_LINES_AT_MOST = 30
+
+# Told by the names of modules: files may lie anywhere.
+_RUNNERS = {"_pytest", "pluggy"}
+_HARNESS = _RUNNERS | {
+    "pytest", "pytest_timeout", "xdist", "execnet", "__channelexec__", "diagnose", "diagnose_pytest",
+}  # fmt: skip
+
+
+# What this library is called by, or waits in.
+_LIKE_OURS = {"threading", "contextlib"}
+
+
+class _Entered(Protocol):
+    """What a breakpoint tells of itself."""
+
+    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
+        """The calls that stand there; what its tasks do, in words."""
+
+
+entered: set[_Entered] = set()
+"""The breakpoints that are entered. It is changed and copied in single steps, so without a lock:
+who looks at it may have been interrupted by a signal, in the middle of anything."""
+
+
+def note_where(error: BaseException, *, is_passing: bool = False) -> None:
+    """Keep with an error where each thread stands now; the first time counts.
+
+    The message stays short: who shows the error to somebody asks :func:`where_noted`.
+
+    Args:
+        error: any exception.
+        is_passing: it was raised before, so that its traceback says where this thread was.
+    """
+    if not where_noted(error):
+        trace = error.__traceback__ if is_passing else None
+        vars(error)["_diagnose_where"] = where_all_stand(trace)
+
+
+def where_noted(error: BaseException) -> str:
+    """What :func:`note_where` kept with an error; empty if it was never asked to."""
+    text = vars(error).get("_diagnose_where", "")
+    return text if isinstance(text, str) else ""
+
+
+def where_all_stand(trace: TracebackType | None = None) -> str:
+    """Each thread's name and its lines, the innermost last; this thread's come first.
+
+    What runs the tests is left out, and what stands still inside of a breakpoint.
+
+    Args:
+        trace: where this thread was, in place of where it is.
+    """
+    standing, tasks = _told()
+    frames = sys._current_frames()
+    here = threading.get_ident()
+    threads = sorted(threading.enumerate(), key=lambda each: each.ident != here)
+    parts = []
+    for thread in threads:
+        frame = frames.get(thread.ident or 0)
+        if frame is None:
+            continue
+        stack = _stack_of(frame, trace if thread.ident == here else None)
+        lines = _lines(stack)
+        # Threads of the harness, and this library's timers.
+        if not lines and thread.ident != here and any(map(_is_harness, stack)):
+            continue
+        about = [thread.name]
+        if isinstance(thread, Started):
+            about.append(f"started by {thread.starter}")
+        about += [f"stands at {place}" for call, place in standing if call.thread is thread]
+        nowhere = "outside of the test" if thread.ident == here else "about to start"
+        parts.append("\n".join([", ".join(about), *(lines or [f"  ({nowhere})"])]))
+    left = len(parts) - _THREADS_AT_MOST
+    more = [f"… and {left} more threads"] if left > 0 else []
+    return "\n\n".join([*parts[:_THREADS_AT_MOST], *more, *tasks])
+
+
+def _told() -> tuple[list[tuple[Call, str]], list[str]]:
+    standing, tasks = [], []
+    for each in list(entered):
+        calls, texts = each.told()
+        standing += [(call, repr(each)) for call in calls]
+        tasks += [f"{text}, of {each!r}" for text in texts]
+    return standing, tasks
+
+
+_Line = tuple["FrameType", int]
+
+
+def _stack_of(frame: FrameType, trace: TracebackType | None) -> list[_Line]:
+    """A thread's frames and their lines, the innermost last."""
+    start = frame if trace is None else trace.tb_frame.f_back
+    stack = list(traceback.walk_stack(start))[::-1] if start is not None else []
+    return stack + list(traceback.walk_tb(trace))
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_harness(line: _Line) -> bool:
+    frame, _ = line
+    is_ours = frame.f_code.co_filename.startswith(("<probe ", "<diagnose"))
+    return is_ours or _module_of(frame) in _HARNESS
+
+
+def _lines(stack: list[_Line]) -> list[str]:
+    """A stack as text: from the test function on, or from what a thread was to do."""
+    end = len(stack)
+    # What raised in a signal's handler is no place where anybody stands.
+    while end and _is_harness(stack[end - 1]):
+        end -= 1
+    stack = stack[:end]
+    runners = [place for place, (frame, _) in enumerate(stack) if _module_of(frame) in _RUNNERS]
+    kept = []
+    # How a thread gets going, and how a breakpoint waits, is nobody's question.
+    is_inside = True
+    for line in stack[runners[-1] + 1 :] if runners else stack:
+        if line[0].f_globals is globals():
+            break  # it is just about to tell of itself
+        if _is_harness(line):
+            is_inside = True
+        elif not (is_inside and _module_of(line[0]) in _LIKE_OURS):
+            is_inside = False
+            kept.append(line)
+    left = len(kept) - _LINES_AT_MOST
+    return [
+        *([f"  … and {left} more lines outside of these"] if left > 0 else []),
+        *_texts(kept[-_LINES_AT_MOST:]),
+    ]
+
+
+def _texts(lines: Iterable[_Line]) -> Iterable[str]:
+    try:
+        here = f"{Path.cwd()}{os.sep}"
+    except OSError:  # the test removed its folder
+        here = ""
+    for frame, number in lines:
+        code: Any = frame.f_code
+        path = code.co_filename.removeprefix(here)
+        yield f"  {path}:{number}, in {code.co_qualname}"
+        # The globals: so are lines found that come from an archive.
+        if source := linecache.getline(code.co_filename, number, frame.f_globals).strip():
+            yield f"    {source}"
