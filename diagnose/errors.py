@@ -15,6 +15,7 @@ __all__ = [
     "ExpressionSyntaxError",
     "InstrumentError",
     "ProbeError",
+    "ScheduleError",
     "ServerError",
     "SpecError",
     "StoreError",
@@ -127,6 +128,18 @@ class BreakpointTimeoutError(BreakpointError, TimeoutError):
     """What a breakpoint was to wait for did not happen in time."""
 
     code = "breakpoint-timeout"
+
+
+class ScheduleError(DiagnoseError, AssertionError):
+    """An order in which threads took turns had a wrong outcome.
+
+    Attributes:
+        report: of all that were run, a :class:`diagnose.breakpoints.ScheduleReport`; None where
+            none of them could be judged.
+    """
+
+    code = "schedule"
+    report: object = None
 
 
 class SpecError(DiagnoseError, ValueError):
