@@ -6,6 +6,8 @@ message with three parts: what failed, the value that was given, what to do next
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BreakpointError",
     "BreakpointTimeoutError",
@@ -139,7 +141,7 @@ class ScheduleError(DiagnoseError, AssertionError):
     """
 
     code = "schedule"
-    report: object = None
+    report: Any = None
 
 
 class SpecError(DiagnoseError, ValueError):

@@ -26,6 +26,7 @@ _ident, _monotonic = threading.get_ident, time.monotonic
 _plain: Any = threading.Lock
 _allocate: Any = threading._allocate_lock  # type: ignore[attr-defined]
 _reentrant: Any = threading.RLock
+_WAIT = threading.Condition.wait.__code__
 
 
 class Waiter(Protocol):
@@ -73,7 +74,7 @@ class Lock:
     Thread-safe. A thread that takes turns gives its turn away rather than to stop in it.
 
     Attributes:
-        kind: ``"Lock"`` or ``"RLock"``.
+        kind: ``"Lock"``, ``"RLock"``, or ``"notification"``: what a ``Condition.wait()`` waits in.
         owner: the :class:`Waiter` that holds it, or the ident of another thread; None: nobody.
         made_at: file, line and function.
     """
@@ -86,6 +87,8 @@ class Lock:
         self._real = _allocate()
         self._waiting: list[Waiter] = []
         frame = sys._getframe(1)
+        if frame.f_back is not None and frame.f_back.f_code is _WAIT:
+            self.kind = "notification"
         while is_inside(frame.f_code.co_filename) and frame.f_back is not None:
             frame = frame.f_back
         self.made_at = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname

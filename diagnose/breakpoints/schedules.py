@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 import threading
 from contextlib import ExitStack
@@ -125,7 +126,8 @@ def explore(
         if found.shortest is not None:
             error = ScheduleError(found.story(report))
             error.report = report
-            raise error from found.shortest.error
+            cause = found.shortest.error
+            raise error from None if isinstance(cause, StuckError) else cause
     unseen = [f"{describe(each.target)} at {each.event!r}" for each in places if not each.calls]
     if unseen and schedule is None:
         message = f"no thread came to {' nor to '.join(unseen)}; {report}"
@@ -136,7 +138,7 @@ def explore(
 class _Failure(NamedTuple):
     schedule: str
     run: Run
-    error: Exception | BaseException
+    error: BaseException
 
     @property
     def length(self) -> tuple[int, int, str]:
@@ -145,7 +147,7 @@ class _Failure(NamedTuple):
 
 def _length(schedule: str) -> tuple[int, int, str]:
     """What makes a schedule longer than another: changes of the thread, then steps."""
-    changes = sum(one != other for one, other in zip(schedule, schedule[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(schedule))
     return changes, len(schedule), schedule
 
 
@@ -177,7 +179,7 @@ class _Exploration:
                 taken, _, beginning = heapq.heappop(self._open)
                 self.play(beginning, None, None, taken)
             else:
-                # Its order does not matter any more, and to end is to be taken from quickly.
+                # From now on its order does not matter; the last one is taken away quickly.
                 index = chance.randrange(len(self._open))
                 self._open[index], self._open[-1] = self._open[-1], self._open[index]
                 taken, _, beginning = self._open.pop()
@@ -198,16 +200,14 @@ class _Exploration:
         """
         others: list[tuple[int, int, str]] = []
         so_far = ""
-        misfit: ScheduleError | None = None
 
         def choose(able: list[str], last: str | None) -> str:
-            nonlocal so_far, taken, misfit
+            nonlocal so_far, taken
             at = len(so_far)
             if at < len(beginning):
                 letter = beginning[at]
                 if letter not in able:
-                    misfit = ScheduleError(_misfit(beginning, at, able, given))
-                    raise misfit
+                    raise ScheduleError(_misfit(beginning, at, able, given))
             else:
                 usual = last if last in able else able[0]
                 letter = chance.choice(able) if chance is not None else usual or able[0]
@@ -225,25 +225,33 @@ class _Exploration:
         finally:
             MAKERS.discard(threading.get_ident())
         run = Run(subject, self._threads, self._timeout)
-        try:
-            run.play(choose)
-            if self._check is not None:
-                self._check(subject)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:  # noqa: BLE001 - of the program under test
-            if error is misfit:
-                raise
-            self._note(_Failure(run.schedule, run, error))
-        except BaseException as error:
-            if not any(each.raised is error for each in run.runners):
-                # What ends a test (pytest.fail in check does) is not ours to keep.
-                error.add_note(f"in schedule {run.schedule!r} of diagnose.breakpoints.explore")
-                raise
+        error = self._outcome(run, subject, choose)
+        if error is not None:
             self._note(_Failure(run.schedule, run, error))
         self._count += 1
         for each in others:
             heapq.heappush(self._open, each)
+
+    def _outcome(
+        self, run: Run, subject: Any, choose: Callable[[list[str], str | None], str]
+    ) -> BaseException | None:
+        """What went wrong in a schedule."""
+        try:
+            run.play(choose)
+        except BaseException as error:
+            if isinstance(error, StuckError) or any(each.raised is error for each in run.runners):
+                return error
+            raise
+        try:
+            if self._check is not None:
+                self._check(subject)
+        except Exception as error:  # noqa: BLE001 - of the program under test
+            return error
+        except BaseException as error:
+            # What ends a test (pytest.fail in check does) is not ours to keep.
+            error.add_note(f"in schedule {run.schedule!r} of diagnose.breakpoints.explore")
+            raise
+        return None
 
     def _note(self, failure: _Failure) -> None:
         self._failing.append(failure.schedule)
@@ -263,13 +271,14 @@ class _Exploration:
         lines = [f"{report}; the shortest of them:" if report.count > 1 else "the schedule failed:"]
         for letter, function in zip("ABC", self._threads, strict=False):
             lines.append(f"  thread {letter} is {name_of(function)}")
-        lines += [f"  {at}. {step.letter} {step}" for at, step in enumerate(run.steps, 1)]
+        lines += [f"  {at}. {step}" for at, step in enumerate(run.steps, 1)]
         if isinstance(error, StuckError):
-            lines.append(f"then {error}")
+            lines.append(f"  {error}")
         elif any(each.raised is error for each in run.runners):
-            lines.append(f"so the thread raised {type(error).__name__}: {error}")
+            lines.append("  what it raised is the cause of this error")
         else:
-            lines.append(f"then check raised {type(error).__name__}: {error}")
+            text = str(error).replace("\n", "\n    ")
+            lines.append(f"  check raises {type(error).__name__}: {text}")
         if run.left:
             lines.append(
                 f"these threads can't be ended, and are left as they are: {', '.join(run.left)}; "
@@ -311,5 +320,7 @@ def _check(
         raise ValueError(message)
     if schedule is not None and not set(schedule) <= set("ABC"[: len(threads)]):
         letters = ", ".join("ABC"[: len(threads)])
-        message = f"schedule {schedule!r:.100} is not made of {letters} alone, which are the threads"
+        message = (
+            f"schedule {schedule!r:.100} is not made of {letters} alone, which are the threads"
+        )
         raise ValueError(message)

@@ -9,7 +9,7 @@ import reprlib
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -52,14 +52,19 @@ class Step:
         letter: of the thread.
         told: what it came to.
         place: the file and line where it stands.
+        also: what others did then, who had been blocked by something that no schedule knows of.
     """
 
     letter: str
     told: str
-    place: tuple[str, int] | None = None
+    place: tuple[str, int] | None
+    also: list[Step] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return self.told if self.place is None else f"{self.told}, {place_of(*self.place)}"
+        text = f"{self.letter} {self.told}"
+        if self.place is not None:
+            text += f", {place_of(*self.place)}"
+        return "; then ".join([text, *map(str, self.also)])
 
 
 Told: TypeAlias = tuple[str, tuple[str, int] | None]
@@ -104,7 +109,7 @@ class Point(stops.Stops):
             runner.stop_at(self._told(runner.names, args, kwargs, frame, result, exception))
         return stops._PASSES
 
-    def _told(
+    def _told(  # noqa: PLR0917 - what a hook gets
         self,
         names: Names,
         args: tuple[Any, ...],
@@ -283,7 +288,7 @@ class Runner(threading.Thread):
             frame = frame.f_back
         if frame is None or frame.f_code.co_filename == threading.__file__:
             return "at its start"
-        return f"in {frame.f_code.co_qualname}(), {place_of(frame.f_code.co_filename, frame.f_lineno)}"
+        return f"in {plain(frame.f_code.co_qualname)}(), {place_of(frame.f_code.co_filename, frame.f_lineno)}"
 
 
 class Run:
@@ -305,6 +310,7 @@ class Run:
         self._timeout = timeout
         self._current: Runner | None = None
         self._since = _monotonic()
+        self._blocked: set[Runner] = set()
         self.runners = [
             Runner(self, letter, function, subject)
             for letter, function in zip("ABC", functions, strict=False)
@@ -342,13 +348,21 @@ class Run:
         runner.go_on()
         self._settle(runner)
         self.steps.append(Step(runner.letter, *self._told(runner)))
+        self._blocked.discard(runner)
+        self._note_blocked()
         if runner.has_ended or runner.state == _READY:
             self._since = _monotonic()
         if runner.raised is not None:
             raise runner.raised
         if len(self.steps) >= _STEPS_AT_MOST:
-            alive = [each for each in self.runners if not each.has_ended]
-            raise StuckError(f"no end after {_STEPS_AT_MOST:,} steps:{self._standing(alive)}")
+            raise StuckError(f"there was no end after {_STEPS_AT_MOST:,} steps{self._standing()}")
+
+    def _note_blocked(self) -> None:
+        """Tell of those who went on without a turn; to be called when all stand."""
+        for each in self.runners:
+            if each in self._blocked and each.state != _RUNNING:
+                self.steps[-1].also.append(Step(each.letter, *self._told(each)))
+        self._blocked = {each for each in self.runners if each.state == _RUNNING}
 
     def _able(self) -> list[Runner]:
         """Those who can go on; waits for what takes time. Empty: all have ended."""
@@ -363,8 +377,11 @@ class Run:
             now = _monotonic()
             timed = [(each.deadline, each) for each in alive if each.deadline is not None]
             deadline = self._since + self._timeout
-            if now >= deadline or (not timed and self._is_deadlock(alive)):
-                raise StuckError(self._standstill(alive))
+            if not timed and self._is_deadlock(alive):
+                raise StuckError(f"it was a deadlock: nobody can go on{self._standing()}")
+            if now >= deadline:
+                text = f"nobody could go on for {self._timeout:g} s, which may be a deadlock"
+                raise StuckError(text + self._standing())
             if timed:
                 # Time passes only when nobody can do anything else, whatever the machine does.
                 until, first = min(timed, key=lambda pair: pair[0])
@@ -377,13 +394,18 @@ class Run:
             except queue.Empty:
                 continue
             self._settle(None)
+            self._note_blocked()
 
     def _settle(self, runner: Runner | None) -> None:
         """Wait until all threads stand: at a point, at a lock, or blocked by something else."""
         still: dict[Runner, tuple[object, float]] = {}
         while moving := [each for each in self.runners if each.state == _RUNNING]:
+            if _monotonic() - self._since >= self._timeout:
+                text = f"nobody came to a point or to an end within {self._timeout:g} s"
+                raise StuckError(text + self._standing())
             is_first = not still and runner in moving
             try:
+                # Most steps are short: nobody looks at those.
                 self.events.get(timeout=_PATIENCE_SECONDS if is_first else _LOOK_SECONDS)
             except queue.Empty:
                 pass
@@ -397,8 +419,6 @@ class Run:
                     still[each] = position, now
             if all(now - since >= _PATIENCE_SECONDS for _, since in still.values()):
                 return
-            if now - self._since >= self._timeout:
-                raise StuckError(self._standstill([x for x in self.runners if not x.has_ended]))
 
     def _is_deadlock(self, alive: list[Runner]) -> bool:
         """Whether it is certain that nobody can ever go on."""
@@ -412,57 +432,54 @@ class Run:
         others = {each for each in others if not each.name.startswith("diagnose-")}
         return not others and all(each.lock is not None for each in alive)
 
-    def _standstill(self, alive: list[Runner]) -> str:
-        is_waiting = any(each.lock is not None for each in alive)
-        is_moving = any(each.state == _RUNNING and each.lock is None for each in alive)
-        if not is_moving or is_waiting:
-            text = "a deadlock, nobody can go on:"
-        else:
-            text = f"nobody came to a point or an end within {self._timeout:g} s:"
-        return text + self._standing(alive)
-
-    def _standing(self, alive: list[Runner]) -> str:
+    def _standing(self) -> str:
         text = ""
-        for each in alive:
-            text += f"\n  {each.letter} is {each.whereabouts}"
+        for each in self.runners:
+            if each.has_ended:
+                continue
+            text += f"\n    {each.letter} is {each.whereabouts}"
             if each.lock is not None:
                 text += f"; it waits for {self._lock_text(each.lock)}"
-            elif each.state == _READY:
-                text += "; it has no turn"
+            elif each.can_go_on:
+                text += "; it could go on"
         return text
 
     def _lock_text(self, lock: Lock) -> str:
+        if lock.kind == "notification":
+            return "a notification (of a condition, an event, a queue…)"
         file, line, function = lock.made_at
         owner = lock.owner
-        who = f"thread {owner.letter} holds" if isinstance(owner, Runner) else "nobody of them holds"
+        who = (
+            f"thread {owner.letter} holds" if isinstance(owner, Runner) else "nobody of them holds"
+        )
         name = self.names.shown(lock).replace("Lock", lock.kind, 1)
-        return f"{name}, which {who} (made in {function}, {short(file)}:{line})"
+        return f"{name}, which {who} (made in {plain(function)}, {short(file)}:{line})"
 
     def _told(self, runner: Runner) -> Told:
         """What a thread came to in its turn."""
         if runner.raised is not None:
             return f"raises {type(runner.raised).__name__}: {runner.raised}", None
         if runner.has_ended:
-            return "to its end", None
+            return "ends", None
         if runner.lock is not None:
             return f"waits for {self._lock_text(runner.lock)}", None
         if runner.state != _READY or runner.stopped_at is None:
             return f"is blocked {runner.whereabouts}", None
         text, place = runner.stopped_at
-        return f"to {text}", place
+        return f"comes to {text}", place
 
     def _end(self) -> None:
         """Let all threads end."""
         self.is_over = True
         started = [each for each in self.runners if each.ident is not None]
-        for patience in (_PATIENCE_SECONDS, _UNWIND_SECONDS):
+        for _ in range(2):  # one that was blocked may have come to a point just now
             for each in started:
                 if each.state in {_READY, _WAITING}:
                     # One after the other, since it runs what the program does in such a case.
                     each.go_on()
                     each.join(_UNWIND_SECONDS)
             for each in started:
-                each.join(_UNWIND_SECONDS if each.has_ended else patience)
+                each.join(_UNWIND_SECONDS if each.has_ended else _PATIENCE_SECONDS)
 
     @property
     def left(self) -> list[str]:
@@ -482,9 +499,13 @@ def place_of(file: str, line: int) -> str:
     return f"{short(file)}:{line}" + (f": {text}" if text else "")
 
 
+def plain(qualified: str) -> str:
+    """A name without the functions that it is local to."""
+    return qualified.rpartition("<locals>.")[2]
+
+
 def name_of(function: Callable[..., object]) -> str:
     """What a callable is called, and where it is."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    name = name.rpartition("<locals>.")[2]
+    name = plain(getattr(function, "__qualname__", type(function).__qualname__))
     code = getattr(function, "__code__", None)
     return name if code is None else f"{name} ({short(code.co_filename)}:{code.co_firstlineno})"
