@@ -12,8 +12,8 @@
 
 Inside: ``conditions`` (which calls stop), ``places`` (on which function), ``stops`` (what happens
 in the thread of the caller), ``workers`` (what is started), ``waits``, ``core`` and ``doing`` (what
-a test uses). ``schedules`` runs threads in all orders: ``turns`` is one run, ``locks`` what it knows
-of who waits for whom.
+a test uses). ``schedules`` runs threads in all orders: ``points`` are where they stop, ``turns`` is
+one run, ``locks`` what it knows of who waits for whom.
 """
 
 from __future__ import annotations

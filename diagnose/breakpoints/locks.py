@@ -19,6 +19,8 @@ from diagnose.errors import BreakpointError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from diagnose.breakpoints.points import Names, Told
+
 __all__ = ["MAKERS", "RUNNERS", "Lock", "Waiter", "is_inside", "replaced"]
 
 _ident, _monotonic = threading.get_ident, time.monotonic
@@ -34,10 +36,11 @@ class Waiter(Protocol):
 
     Attributes:
         letter: its name in a schedule.
-        has_ended: whether its function has.
+        names: what objects are called in its run.
     """
 
     letter: str
+    names: Names
 
     @property
     def has_ended(self) -> bool:
@@ -45,6 +48,9 @@ class Waiter(Protocol):
 
     def check(self) -> None:
         """Raise if it shall not go on."""
+
+    def stop_at(self, told: Told) -> None:
+        """Let others go on: it came to a point."""
 
     def wait_for(self, lock: Lock, deadline: float | None) -> bool:
         """Let others go on until the lock is free, or the time is over: then false."""

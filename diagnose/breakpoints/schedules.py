@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diagnose.breakpoints.conditions import is_count
 from diagnose.breakpoints.locks import MAKERS, replaced
 from diagnose.breakpoints.places import describe
+from diagnose.breakpoints.points import Point, name_of
 from diagnose.breakpoints.stops import check_seconds
-from diagnose.breakpoints.turns import Point, Run, StuckError, name_of
+from diagnose.breakpoints.turns import Run, StuckError
 from diagnose.errors import BreakpointError, ScheduleError
 
 if TYPE_CHECKING:
