@@ -117,7 +117,7 @@ def test_a_deadlock_by_the_order_of_locks_is_found_and_ended():
     text = str(error)
     assert error.report.is_complete
     assert error.report.failing[0] == "ABBA"
-    assert "a deadlock" in text
+    assert "it was a deadlock: nobody can go on" in text
     assert re.search(r"A is in transfer\(\), .*with target.lock:; it waits for <Lock \d>", text)
     assert "which thread B holds (made in Account.__init__, tests/test_schedules.py:" in text
     assert "can't be ended" not in text
@@ -253,7 +253,8 @@ def test_what_a_thread_raises_is_a_failure():
 
     error = failure(list, [check_first, passes], PASSES)
     assert isinstance(error.__cause__, LookupError)
-    assert "raises LookupError: too many" in str(error)
+    assert "raises LookupError: too many, tests/test_schedules.py:" in str(error)
+    assert ': raise LookupError("too many")' in str(error)
     assert all(each.endswith("A") for each in error.report.failing)
 
 

@@ -67,11 +67,14 @@ def explore(
     point, to the next point, to its end, or to a lock that another one holds. All schedules are
     run, those with the fewest changes from one thread to another first; each on a new subject::
 
+        def check(account):
+            assert account.balance == 120
+
         explore(
             make=lambda: Account(100),
             threads=[lambda account: account.deposit(10)] * 2,
             points=[("bank.Account.deposit", "line:+2")],
-            check=lambda account: account.balance == 120 or fail(),
+            check=check,
         )
 
     A schedule fails if ``check`` raises, a thread raises, or no thread can go on. What a thread is

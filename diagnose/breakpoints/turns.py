@@ -376,7 +376,8 @@ class Run:
     def _told(self, runner: Runner) -> Told:
         """What a thread came to in its turn."""
         if runner.raised is not None:
-            return f"raises {type(runner.raised).__name__}: {runner.raised}", None
+            text = str(runner.raised).replace("\n", "\n     ")
+            return f"raises {type(runner.raised).__name__}: {text}", _origin(runner.raised)
         if runner.has_ended:
             return "ends", None
         if runner.lock is not None:
@@ -403,3 +404,11 @@ class Run:
     def left(self) -> list[str]:
         """Threads that can't be ended."""
         return [each.name for each in self.runners if each.is_alive()]
+
+
+def _origin(error: BaseException) -> tuple[str, int] | None:
+    """The file and line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
