@@ -8,9 +8,11 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from diagnose.breakpoints import explore
 from diagnose.breakpoints.locks import MAKERS, RUNNERS
@@ -231,6 +233,71 @@ def test_threads_that_threads_start_are_waited_for():
     assert not explore(Account, [work, deposit], POINTS[:1], samples=4).failing
 
 
+def waits_for_a_notification(letter):
+    """Whether the thread stands there, and nobody has notified it yet."""
+    return any(
+        each.letter == letter and each.state == "waiting" and each.lock and not each.lock.is_free
+        for each in list(RUNNERS.values())
+    )
+
+
+def test_a_step_goes_on_when_a_helper_frees_what_the_thread_waits_for():
+    def work(trace):
+        is_free = threading.Event()
+
+        def free():
+            wait_until(lambda: waits_for_a_notification("A"))
+            is_free.set()
+
+        helper = threading.Thread(target=free)
+        helper.start()
+        assert is_free.wait(30)
+        passes(trace)
+        helper.join(30)
+
+    error = failure(list, [work, passes], PASSES, lambda _: 1 / 0, schedule="ABAB")
+    assert "1. A comes to the call passes" in str(error)
+    assert "waits for" not in str(error)
+
+
+def test_who_waits_for_a_thread_of_the_program_goes_on_as_soon_as_that_lets_it():
+    made = []
+
+    def make():
+        made.append(threading.Event())
+        return made[-1]
+
+    def free():
+        # The other one has ended, so nothing but this can let the first one go on.
+        wait_until(lambda: len(RUNNERS) == 1 and waits_for_a_notification("A"))
+        made[-1].set()
+
+    helper = threading.Thread(target=free)
+    helper.start()
+    began = time.monotonic()
+    explore(make, [lambda event: event.wait(), passes_event], PASSES, schedule="ABB", timeout=60)
+    helper.join(30)
+    assert time.monotonic() - began < 30
+
+
+def passes_event(event):
+    passes([])
+
+
+def test_threads_that_try_for_a_lock_again_and_again_are_ended():
+    def hold(account):
+        with account.lock:
+            account.read()
+
+    def spin(account):
+        while True:
+            account.lock.acquire(blocking=False)
+
+    error = failure(Account, [hold, spin], POINTS[:1], timeout=0.1, schedule="AB")
+    assert "nobody came to a point or to an end within 0.1 s" in str(error)
+    assert "can't be ended" not in str(error)
+
+
 def test_what_threads_do_without_a_turn_is_told():
     lock = threading.Lock()
 
@@ -330,22 +397,32 @@ def is_130(account):
     assert account.balance == 130
 
 
+def times_taken(schedule):
+    """How often a thread had to stop that could have gone on."""
+    return sum(
+        one != other and one in schedule[at:]
+        for at, (one, other) in enumerate(itertools.pairwise(schedule), 1)
+    )
+
+
 def test_those_with_the_fewest_changes_come_first():
     order = []
 
     def noted(letter):
         def work(trace):
-            trace.append(letter)
-            passes([])
+            for _ in range(3):
+                trace.append(letter)
+                passes([])
             trace.append(letter)
 
         return work
 
     explore(list, [noted("A"), noted("B")], PASSES, lambda trace: order.append("".join(trace)))
-    changes = [sum(a != b for a, b in itertools.pairwise(each)) for each in order]
-    assert changes[:2] == [1, 1]
-    assert changes[-1] == 3
-    assert sorted(order) == ["AABB", "ABAB", "ABBA", "BAAB", "BABA", "BBAA"]
+    assert order[:2] == ["AAAABBBB", "BBBBAAAA"]
+    assert len(order) == 70
+    taken = [times_taken(each) for each in order]
+    assert taken == sorted(taken)
+    assert taken[-1] == 6
 
 
 def test_the_same_seed_gives_the_same_sample_and_another_one_another():
