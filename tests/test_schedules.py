@@ -154,6 +154,28 @@ def test_a_deadlock_of_locks_that_are_older_is_found():
         each.join(10)
 
 
+def test_after_threads_that_can_not_be_ended_no_others_are_run():
+    def wait(account):
+        with OLD:  # made by no schedule, as is what is waited for inside
+            account.read()
+            if account.balance:
+                older.acquire()
+
+    def take(account):
+        account.write(0)
+        account.read()
+
+    older = threading.Lock()
+    older.acquire()
+    error = failure(Account, [take, wait], POINTS, lambda _: 1 / 0, timeout=0.1)
+    left = [each for each in threading.enumerate() if each.name == "schedule:B"]
+    assert len(left) == 1
+    assert "can't be ended: schedule:B are left" in str(error)
+    assert not error.report.is_complete
+    older.release()
+    left[0].join(10)
+
+
 def test_locks_that_are_older_keep_threads_apart_too():
     def work(account):
         with OLD:

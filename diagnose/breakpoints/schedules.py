@@ -174,6 +174,7 @@ class _Exploration:
         self._open: list[tuple[int, int, str]] = [(0, 0, "")]
         self._count = 0
         self._failing: list[str] = []
+        self._left: list[str] = []
         self.shortest: _Failure | None = None
 
     def search(self, samples: int | None, chance: random.Random) -> None:
@@ -188,7 +189,7 @@ class _Exploration:
                 self._open[index], self._open[-1] = self._open[-1], self._open[index]
                 taken, _, beginning = self._open.pop()
                 self.play(beginning, None, chance, taken)
-            if self.shortest is not None and self.shortest.run.left:
+            if self._left:
                 break  # what they hold, those of the next schedules would wait for
 
     def play(
@@ -232,6 +233,7 @@ class _Exploration:
         error = self._outcome(run, subject, choose)
         if error is not None:
             self._note(_Failure(run.schedule, run, error))
+        self._left = run.left
         self._count += 1
         for each in others:
             heapq.heappush(self._open, each)
@@ -283,10 +285,10 @@ class _Exploration:
         else:
             text = str(error).replace("\n", "\n    ")
             lines.append(f"  check raises {type(error).__name__}: {text}")
-        if run.left:
+        if self._left:
             lines.append(
-                f"these threads can't be ended, and are left as they are: {', '.join(run.left)}; "
-                "no other schedules were run"
+                f"the threads of the last one that was run can't be ended: {', '.join(self._left)} "
+                "are left as they are, and no other schedules were run"
             )
         lines.append(f"to run this one alone: explore(…, schedule={schedule!r})")
         return "\n".join(lines)
