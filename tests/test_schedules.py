@@ -19,7 +19,6 @@ from diagnose.breakpoints.locks import MAKERS, RUNNERS
 from diagnose.errors import BreakpointError, DiagnoseError, ScheduleError, TargetNotFoundError
 
 REAL = threading.Lock, threading.RLock, threading._allocate_lock
-OLD, OTHER_OLD = threading.Lock(), threading.Lock()  # no schedule knows of these
 
 
 class Account:
@@ -142,24 +141,23 @@ def test_a_deadlock_of_locks_that_are_older_is_found():
             with mine:
                 pass
 
-    error = failure(list, [one, other], PASSES, timeout=0.2)
-    assert "may be a deadlock" in str(error)
-    assert "can't be ended" in str(error)
-    assert "with theirs:" in str(error)
-    # This test knows the locks, so it can let them go.
+    error = failure(list, [one, other], PASSES, timeout=1.5)
     left = [each for each in threading.enumerate() if each.name.startswith("schedule:")]
-    assert len(left) == 2
+    # This test knows the locks, so it can let them go.
     mine.release()
     for each in left:
         each.join(10)
+    assert len(left) == 2
+    assert "may be a deadlock" in str(error)
+    assert "can't be ended" in str(error)
+    assert "with theirs:" in str(error)
 
 
 def test_after_threads_that_can_not_be_ended_no_others_are_run():
     def wait(account):
-        with OLD:  # made by no schedule, as is what is waited for inside
-            account.read()
-            if account.balance:
-                older.acquire()
+        account.read()
+        if account.balance:
+            older.acquire()  # no schedule knows of it
 
     def take(account):
         account.write(0)
@@ -167,18 +165,21 @@ def test_after_threads_that_can_not_be_ended_no_others_are_run():
 
     older = threading.Lock()
     older.acquire()
-    error = failure(Account, [take, wait], POINTS, lambda _: 1 / 0, timeout=0.1)
+    error = failure(Account, [take, wait], POINTS, lambda _: 1 / 0, timeout=1.5)
     left = [each for each in threading.enumerate() if each.name == "schedule:B"]
+    older.release()
+    for each in left:
+        each.join(10)
     assert len(left) == 1
     assert "can't be ended: schedule:B are left" in str(error)
     assert not error.report.is_complete
-    older.release()
-    left[0].join(10)
 
 
 def test_locks_that_are_older_keep_threads_apart_too():
+    older = threading.Lock()
+
     def work(account):
-        with OLD:
+        with older:
             account.deposit(10)
 
     report = explore(Account, [work, work], POINTS, is_120)
@@ -191,7 +192,7 @@ def test_a_lock_that_a_thread_takes_twice_is_a_deadlock():
         with account.lock, account.lock:
             pass
 
-    error = failure(Account, [twice, deposit], POINTS, timeout=0.5)
+    error = failure(Account, [twice, deposit], POINTS, timeout=2)
     assert "which thread A holds" in str(error)
 
 
@@ -213,7 +214,7 @@ def test_a_notification_that_comes_too_early_is_found():
         with account.changed:
             account.changed.notify_all()
 
-    error = failure(Account, [wait, notify], POINTS[:1], timeout=0.5)
+    error = failure(Account, [wait, notify], POINTS[:1], timeout=2)
     # Before the first step of A, between its steps, and not after the second.
     assert error.report.failing == ("BAA", "ABA")
     assert "in wait(), tests/test_schedules.py" in str(error)
@@ -671,7 +672,7 @@ def test_locks_imported_by_name_are_known_too(monkeypatch):
             passes(subject[1])
 
     assert not explore(make, [work, work], PASSES).failing
-    assert "<Lock 1>" in str(failure(make, [work, twice], PASSES, timeout=0.5))
+    assert "<Lock 1>" in str(failure(make, [work, twice], PASSES, timeout=2))
     assert sys.modules[__name__].Lock is REAL[0]
 
 
