@@ -6,6 +6,8 @@ message with three parts: what failed, the value that was given, what to do next
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BreakpointError",
     "BreakpointTimeoutError",
@@ -15,6 +17,7 @@ __all__ = [
     "ExpressionSyntaxError",
     "InstrumentError",
     "ProbeError",
+    "ScheduleError",
     "ServerError",
     "SpecError",
     "StoreError",
@@ -137,6 +140,18 @@ class BreakpointTimeoutError(BreakpointError, TimeoutError):
     def where(self) -> str:
         """See the class."""
         return str(vars(self).get("_diagnose_where", ""))
+
+
+class ScheduleError(DiagnoseError, AssertionError):
+    """An order in which threads took turns had a wrong outcome.
+
+    Attributes:
+        report: of all that were run, a :class:`diagnose.breakpoints.ScheduleReport`; None where
+            none of them could be judged.
+    """
+
+    code = "schedule"
+    report: Any = None
 
 
 class SpecError(DiagnoseError, ValueError):

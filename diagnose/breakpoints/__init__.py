@@ -11,8 +11,9 @@
 [1, 2]
 
 Inside: ``conditions`` (which calls stop), ``places`` (on which function), ``stops`` (what happens
-in the thread of the caller), ``workers`` (what is started), ``stacks`` (where each thread is), ``waits``, ``core`` and ``doing``
-(what a test uses).
+in the thread of the caller), ``workers`` (what is started), ``stacks`` (where each thread is),
+``waits``, ``core`` and ``doing`` (what a test uses). ``schedules`` runs threads in all orders:
+``points`` are where they stop, ``turns`` is one run, ``locks`` what it knows of who waits for whom.
 """
 
 from __future__ import annotations
@@ -20,5 +21,6 @@ from __future__ import annotations
 from diagnose.breakpoints.conditions import Call
 from diagnose.breakpoints.core import AsyncBreakpoint, Breakpoint
 from diagnose.breakpoints.doing import do
+from diagnose.breakpoints.schedules import ScheduleReport, explore
 
-__all__ = ["AsyncBreakpoint", "Breakpoint", "Call", "do"]
+__all__ = ["AsyncBreakpoint", "Breakpoint", "Call", "ScheduleReport", "do", "explore"]
