@@ -45,6 +45,7 @@ SPECS = 50
 PERIOD_SECONDS = 10.0
 # As `control` would set it: more polls than this machine's two cores can make are no measurement.
 BOUNDED_PERIOD_SECONDS = 60.0
+MOST_WITH_SHORT_PERIOD = 10_000
 HEARTBEAT_PERIODS = 3
 WORKERS = 2
 THREADS = 8
@@ -467,7 +468,8 @@ def main():
     for number in options.bounded:
         print(f"{number:,} processes, bounded ...", file=sys.stderr, flush=True)
         bound = min(number - 1, presence.BOUNDED_ABOVE)
-        period = PERIOD_SECONDS if options.quick else BOUNDED_PERIOD_SECONDS
+        is_large = number > MOST_WITH_SHORT_PERIOD
+        period = BOUNDED_PERIOD_SECONDS if is_large else PERIOD_SECONDS
         results.append(measure(number, options.seconds, bound, period))
         print(results[-1], file=sys.stderr, flush=True)
     print(table(results))
