@@ -11,8 +11,8 @@
 [1, 2]
 
 Inside: ``conditions`` (which calls stop), ``places`` (on which function), ``stops`` (what happens
-in the thread of the caller), ``workers`` (what is started), ``stacks`` (where each thread is), ``waits``, ``core`` and ``doing``
-(what a test uses).
+in the thread of the caller), ``forks`` (when that is in a forked child), ``workers`` (what is
+started), ``stacks`` (where each thread is), ``waits``, ``core`` and ``doing`` (what a test uses).
 """
 
 from __future__ import annotations
