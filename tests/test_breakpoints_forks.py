@@ -274,7 +274,7 @@ def test_results_and_exceptions_are_told_as_texts_where_they_are_not_plain(shop)
     with at_double(event="return") as bp:
         child = Child(lambda: (shop.double(Odd()), 5)[1])
         call = bp.wait()
-        assert "double(an odd one) in" in str(call)
+        assert "double(an odd one, more=0) in" in str(call)
         assert str(call).endswith(", returning an odd one")
         bp.release()
         assert child.end() == 5
@@ -308,9 +308,9 @@ def test_the_message_says_that_nobody_called_and_what_was_called_instead(shop):
             bp.wait(0.01)
         bp.hits_at_most = 0
         assert Child(lambda: shop.double(1)).end() == 2
-        with pytest.raises(BreakpointTimeoutError, match=r"1\. double\(1\) in 'MainThread of pr"):
+        with pytest.raises(BreakpointTimeoutError, match=r"1\. double\(1, more=0\) in 'Main"):
             bp.wait(0.01)
-    with pytest.raises(BreakpointError, match=r"x == 5.*\n  1\. double\(1\) in 'MainThread of pr"):
+    with pytest.raises(BreakpointError, match=r"x == 5.*\n  1\. double\(1, more=0\) in"):
         with at_double(condition=lambda x: x == 5):
             assert Child(lambda: shop.double(1)).end() == 2
 

@@ -382,12 +382,19 @@ class _Service:
         self._thread = threading.Thread(
             target=self._run, name="diagnose:breakpoints-in-children", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no threads are left
+            self._close()
+            raise
 
     def end(self) -> None:
         """End it, and wait for that."""
         self._wake.send(b".")
         self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self._wake.close()
         self._wakes.close()
 
