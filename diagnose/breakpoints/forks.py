@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("!I")
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_ANSWER_SECONDS = 30.0
+"""A parent that does not answer for so long (it is stopped in a debugger) lets the child pass."""
+
 _TEXT_AT_MOST, _ITEMS_AT_MOST, _BYTES_AT_MOST, _DEPTH = 10_000, 100, 100_000, 3
 
 
@@ -132,14 +135,14 @@ class Line:
 
     Args:
         end: of the socket; None: there is none, and nobody stops.
-        timeout: how many seconds an answer may take. After that the line is given up.
     """
 
-    def __init__(self, end: socket.socket | None, timeout: float) -> None:
+    def __init__(self, end: socket.socket | None) -> None:
         self._lock = threading.Lock()
         self._end = end
         if end is not None:
-            end.settimeout(timeout)
+            # Not the breakpoint's: where that is short, a slow machine would let calls pass.
+            end.settimeout(_ANSWER_SECONDS)
 
     @property
     def is_open(self) -> bool:
@@ -525,6 +528,6 @@ def _after_in_child() -> None:
                 for _, gate in stops._standing:
                     if isinstance(gate, (_FarCaller, FarGate)):
                         gate.discard()
-                stops._begin_in_child(Line(ends.get(stops), stops.timeout))
+                stops._begin_in_child(Line(ends.get(stops)))
     finally:
         _forking.release()
