@@ -11,9 +11,10 @@
 [1, 2]
 
 Inside: ``conditions`` (which calls stop), ``places`` (on which function), ``stops`` (what happens
-in the thread of the caller), ``workers`` (what is started), ``stacks`` (where each thread is),
-``waits``, ``core`` and ``doing`` (what a test uses). ``schedules`` runs threads in all orders:
-``points`` are where they stop, ``turns`` is one run, ``locks`` what it knows of who waits for whom.
+in the thread of the caller), ``forks`` (when that is in a forked child), ``workers`` (what is
+started), ``stacks`` (where each thread is), ``waits``, ``core`` and ``doing`` (what a test uses).
+``schedules`` runs threads in all orders: ``points`` are where they stop, ``turns`` is one run,
+``locks`` what it knows of who waits for whom.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import threading
     from types import FrameType
 
+    from diagnose.breakpoints.forks import ChildThread
+
 __all__ = ["Call", "Condition", "Conditions"]
 
 Condition: TypeAlias = "Callable[..., object] | int | None"
@@ -38,7 +40,8 @@ class Call:
         name: of the function.
         args: positional arguments, those given by keyword included; a method's first is ``self``.
         kwargs: keyword-only ones, and those of ``**``.
-        thread: that it was made in.
+        thread: that it was made in; of one in a forked child: its ``name`` and ``pid``. From there
+            come plain values (numbers, texts, containers of these) as they are; of others, texts.
         number: it was the so-manyth since the breakpoint was entered; the first is 1.
         is_hit: the condition was met.
         frame: the function's, while the call stands at the breakpoint; else None.
@@ -49,7 +52,7 @@ class Call:
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    thread: threading.Thread
+    thread: threading.Thread | ChildThread
     number: int = 0
     is_hit: bool = False
     frame: FrameType | None = field(default=None, repr=False)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose.breakpoints import places
+from diagnose.breakpoints import forks, places
 from diagnose.breakpoints.conditions import Call, Conditions
 from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.entering import LOST
@@ -36,13 +36,23 @@ _SHOWN_AT_MOST = 10
 _getframe, _ident = sys._getframe, threading.get_ident
 
 
+class Opens(Protocol):
+    """What holds a call, wherever it stands."""
+
+    def open(self) -> None:
+        """Let it go; without waiting for anything."""
+
+
 class Gate:
     """Where a thread waits, until somebody opens it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
-        self.open: Callable[[], None] = self._lock.release
+
+    def open(self) -> None:
+        """From any thread; once."""
+        self._lock.release()
 
     def wait(self, seconds: float) -> bool:
         """Whether it was opened in time."""
@@ -136,13 +146,14 @@ class Stops:
         self.hits = 0
         self.seen: list[Call] = []
         self._latest: Call | None = None
-        self._standing: list[tuple[Call, Gate | TaskGate]] = []
+        self._standing: list[tuple[Call, Opens]] = []
         self._is_open = False
         self._next_passes = False
         self._waited_for = 0
         self._raised: list[BaseException] = []
         self._given_up: list[tuple[object, BreakpointTimeoutError]] = []
         self._broken: BreakpointError | None = None
+        self._line: forks.Line | None = None  # to the breakpoint in the parent, if this is a child
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({places.describe(self.target)!r}, event={self.event!r})"
@@ -206,6 +217,7 @@ class Stops:
             self._place = None
             place.undo()
             raise
+        forks.watch(self)
 
     def _take_off(self) -> None:
         """Undo everything, and let everybody go; idempotent."""
@@ -223,6 +235,7 @@ class Stops:
                 with self._changed:
                     self._is_open = True
                     self._let_go()
+                forks.forget(self)
 
     def _hook(self, event: str) -> Hook:
         names: tuple[str, ...] = ()
@@ -286,18 +299,31 @@ class Stops:
             self._hold(call, gate)
         return _PASSES
 
-    def _note(self, call: Call, frame: FrameType) -> Gate | TaskGate | None:
+    def _note(self, call: Call, frame: FrameType) -> Gate | TaskGate | forks.FarGate | None:
         """Take note of a call; returns where it has to stand, if it has to."""
-        with self._changed:
-            self.calls += 1
-            call.number = self.calls
+        line = self._line
+        call.number = self._count() if line is None else line.ask("count") or 0
+        if not call.number:
+            return None  # in a child that nobody waits for
         try:
             call.is_hit = self._conditions.meet(call)
         except Exception as error:  # noqa: BLE001 - the test's predicate
             self._note_broken(call, error)
+        stops = call.is_hit and self._fire is None
+        if line is not None:
+            return self._note_in_child(line, call, frame, stops=stops)
         gate: Gate | TaskGate | None = None
-        if call.is_hit and self._fire is None:
+        if stops:
             gate = TaskGate() if self._takes_tasks else Gate()
+        return gate if self._admit(call, gate, frame) else None
+
+    def _count(self) -> int:
+        with self._changed:
+            self.calls += 1
+            return self.calls
+
+    def _admit(self, call: Call, gate: Opens | None, frame: FrameType | None) -> bool:
+        """Take note of a call whose conditions were looked at; returns whether it has to stand."""
         with self._changed:
             if len(self.seen) < _SEEN_AT_MOST:
                 self.seen.append(call)
@@ -313,7 +339,38 @@ class Stops:
                     call.frame = frame
                     self._standing.append((call, gate))
             self._tell_all()
+        return gate is not None
+
+    # --- children that were forked, see forks.py ---
+
+    def _note_in_child(
+        self, line: forks.Line, call: Call, frame: FrameType, *, stops: bool
+    ) -> forks.FarGate | None:
+        """In the child: the parent takes note of it."""
+        broken = None if self._broken is None else str(self._broken)
+        gate = line.admit(call, self._conditions.met, broken, stops=stops)
+        if gate is not None:
+            with self._changed:
+                call.frame = frame
+                self._standing.append((call, gate))
         return gate
+
+    def _note_child(self, met: list[bool], broken: str | None) -> None:
+        """In the parent: what became of the conditions in a child."""
+        with self._changed:
+            for number, is_met in enumerate(met):
+                self._conditions.met[number] |= is_met
+            if broken is not None and self._broken is None:
+                self._broken = BreakpointError(broken)
+
+    def _begin_in_child(self, line: forks.Line) -> None:
+        """In a child that was just forked: of all threads it has only this one."""
+        self._changed = threading.Condition()
+        self._standing, self._listeners = [], []
+        self._line = line
+        self._is_open = not line.is_open  # then nobody could release them
+
+    # --- standing ---
 
     def _is_closing(self) -> bool:
         return self._is_open
@@ -328,7 +385,7 @@ class Stops:
         finally:
             call.frame = None
 
-    def _hold(self, call: Call, gate: Gate) -> None:
+    def _hold(self, call: Call, gate: Gate | forks.FarGate) -> None:
         try:
             self._check_hold()
             if not gate.wait(self.timeout):
@@ -346,7 +403,7 @@ class Stops:
         finally:
             self._leave(call, gate)
 
-    def _give_up(self, call: Call, gate: Gate | TaskGate) -> None:
+    def _give_up(self, call: Call, gate: Opens) -> None:
         with self._changed:
             if (call, gate) not in self._standing:
                 return  # it was let go in the very last moment
@@ -360,7 +417,7 @@ class Stops:
         self._given_up.append((_worker(), error))
         raise error
 
-    def _leave(self, call: Call, gate: Gate | TaskGate) -> None:
+    def _leave(self, call: Call, gate: Opens) -> None:
         call.frame = None
         with Quiet(), self._changed:
             if (call, gate) in self._standing:
@@ -404,6 +461,8 @@ class Stops:
         return text
 
     def _check_met(self) -> None:
+        if self._line is not None:
+            return  # that is the parent's
         if self._broken is not None:
             raise self._broken
         if unmet := self._conditions.unmet:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diagnose.breakpoints.conditions import Call
+    from diagnose.breakpoints.forks import Line
     from diagnose.breakpoints.workers import Started, StartedTask
 
 __all__ = ["LOOK_SECONDS", "Goal", "Waits", "seconds_of"]
@@ -60,6 +61,10 @@ class Waits(Stops):
         super()._reset()
         self._workers = []
         self._late: list[str] = []
+
+    def _begin_in_child(self, line: Line) -> None:
+        super()._begin_in_child(line)
+        self._workers = []  # they run in the parent
 
     def _note_end(self) -> None:
         with self._changed:
