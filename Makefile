@@ -68,7 +68,7 @@ test: $(VENV)/.has-test
 # The properties, the threads and the memory tests, for long: about a quarter of an hour each.
 proof: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"
-	@DIAGNOSE_TEST_EXAMPLES=1000 DIAGNOSE_TEST_SECONDS=20 DIAGNOSE_TEST_REPEATS=26 \
+	@DIAGNOSE_TEST_EXAMPLES=1000 DIAGNOSE_TEST_SECONDS=20 DIAGNOSE_TEST_REPEATS=44 \
 		$(BIN)/python -m pytest -q -o timeout=0 tests/test_properties.py tests/test_threads.py \
 		tests/test_memory.py
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import gc
+import queue
 import subprocess
 import sys
 import threading
@@ -286,10 +288,11 @@ def test_forks_amid_timers_do_not_deadlock():
 
     def busy():
         while not stop.is_set():
-            ran = threading.Event()
+            # Not an Event: the child would have the lock in it as it is at the fork, maybe taken.
+            ran = queue.SimpleQueue()
             clock.after(0.001, lambda: None).cancel()
-            clock.after(0.0001, ran.set)
-            ran.wait(DEADLINE_SECONDS)
+            clock.after(0.0001, functools.partial(ran.put, None))
+            ran.get(timeout=DEADLINE_SECONDS)
 
     threads = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
     for thread in threads:

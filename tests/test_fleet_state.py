@@ -33,6 +33,8 @@ from diagnose_mongo.store import (
     budget_id,
 )
 
+pytestmark = pytest.mark.programs
+
 SOURCE = """
 def double(x):
     return x * 2

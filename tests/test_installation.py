@@ -25,6 +25,8 @@ from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.server import LocalServer, find_mongod
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
 
+pytestmark = pytest.mark.programs
+
 
 def spec(spec_id="a", **changes):
     return {

@@ -19,6 +19,8 @@ from diagnose.errors import StoreError
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
 
+pytestmark = pytest.mark.programs
+
 SOURCE = """
 def double(x):
     return x * 2

@@ -24,7 +24,7 @@ from diagnose.managers import InstrumentManager
 from diagnose.probes import active_probes
 
 # More of them find more: DIAGNOSE_TEST_EXAMPLES=2000.
-EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
 
 # --- a probed function does what the bare one does --------------------------------------------
 #

@@ -192,7 +192,7 @@ def test_a_lock_that_a_thread_takes_twice_is_a_deadlock():
         with account.lock, account.lock:
             pass
 
-    error = failure(Account, [twice, deposit], POINTS, timeout=2)
+    error = failure(Account, [twice, deposit], POINTS, timeout=1, samples=1)
     assert "which thread A holds" in str(error)
 
 
@@ -214,7 +214,7 @@ def test_a_notification_that_comes_too_early_is_found():
         with account.changed:
             account.changed.notify_all()
 
-    error = failure(Account, [wait, notify], POINTS[:1], timeout=2)
+    error = failure(Account, [wait, notify], POINTS[:1], timeout=1)
     # Before the first step of A, between its steps, and not after the second.
     assert error.report.failing == ("BAA", "ABA")
     assert "in wait(), tests/test_schedules.py" in str(error)
@@ -672,7 +672,7 @@ def test_locks_imported_by_name_are_known_too(monkeypatch):
             passes(subject[1])
 
     assert not explore(make, [work, work], PASSES).failing
-    assert "<Lock 1>" in str(failure(make, [work, twice], PASSES, timeout=2))
+    assert "<Lock 1>" in str(failure(make, [work, twice], PASSES, timeout=1, samples=1))
     assert sys.modules[__name__].Lock is REAL[0]
 
 

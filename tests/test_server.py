@@ -28,9 +28,13 @@ from diagnose_mongo.server import (
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60.0
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "pidfd_open"), reason="these tests wait for processes through pidfds (Linux)"
-)
+pytestmark = [
+    pytest.mark.programs,
+    pytest.mark.skipif(
+        not hasattr(os, "pidfd_open"),
+        reason="these tests wait for processes through pidfds (Linux)",
+    ),
+]
 
 
 class Watch:
