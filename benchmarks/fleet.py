@@ -102,7 +102,7 @@ class Simulated(MongoInstrumentManager):
             self._versions[key] = documents.version_of(document["lastmodified"])
             self._records[key] = self._installed(key, document)
             if has_entries:
-                self._written[key] = {
+                self._entries.written[key] = {
                     name: value for name, value in entry_of(document).items() if name != "at"
                 }
         self._polls = 1

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import weakref
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
@@ -29,6 +28,7 @@ from diagnose.specs import FIELDS
 from diagnose_mongo import documents, presence
 from diagnose_mongo.allotments import Allotments
 from diagnose_mongo.chores import Chores
+from diagnose_mongo.entries import Entries
 from diagnose_mongo.identity import Identity
 from diagnose_mongo.polling import Poller, phase_of
 from diagnose_mongo.store import (
@@ -70,8 +70,6 @@ _POLLS_PER_FULL_POLL = 60
 # To look for its entries, a process has the server go through those of all: 10 ms of a core for
 # 50 specs of 10,000 processes. Not more than about three a second, whatever the fleet.
 _PROCESSES_PER_LOOK_BACK = 2_000
-# A restored database is older than what a lagging node of the server has.
-_OLDER_SERVER = timedelta(minutes=1)
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _FAREWELL_SECONDS = 2.0
 # A process that forks only to become another program should leave no trace in the fleet.
@@ -176,7 +174,6 @@ class MongoInstrumentManager(InstrumentManager):
         self._chores = Chores(self.process_id, bounded_above)
         self._watcher = Watcher(self._wake) if watch else None
         self._control = Control()
-        self._renewed: datetime | None = None
         self._failing: set[str] = set()
         self._may_steer = True
         self._run = secrets.token_hex(8)
@@ -188,15 +185,12 @@ class MongoInstrumentManager(InstrumentManager):
         self._raw_ids: dict[Hashable, Any] = {}
         self._versions: dict[Hashable, object] = {}
         self._seen: list[tuple[Any, object]] | None = None
-        self._outbox: dict[Hashable, dict[str, Any] | None] = {}
-        self._written: dict[Hashable, dict[str, Any]] = {}
+        self._entries = Entries()
         self._complaints: set[tuple[Hashable, str]] = set()
         self._down_since: float | None = None
         self._retry_at = self._beat_at = self._brisk_until = 0.0
         self._rest_until = 0.0
-        self._has_beaten = self._lost_entries = False
-        self._safe_until: datetime | None = None
-        self._is_in_doubt = False
+        self._has_beaten = False
         self._retell_in: int | None = None
         _managers[id(self)] = self
 
@@ -367,8 +361,8 @@ class MongoInstrumentManager(InstrumentManager):
             store.look_for_index()
             self._may_steer = True
         versions = self._look()
-        self._look_for_losses()
-        if versions == self._seen and not is_full and not self._lost_entries:
+        self._entries.look(self._control)
+        if versions == self._seen and not is_full and not self._entries.are_lost:
             self._polls += 1
             return
         found = {
@@ -387,7 +381,6 @@ class MongoInstrumentManager(InstrumentManager):
             others = [raw_id for key, (raw_id, _) in found.items() if key not in seen]
             read += store.fetch(others, self._fields())
         entries = store.entries(self.process_id) if self._looks_back(is_full=is_full) else None
-        self._lost_entries = False
         if read or is_full:
             self._clock = self._link.clock() or self._clock
         if self._polls and any(self._versions.get(key) != found[key][1] for key in found):
@@ -398,7 +391,8 @@ class MongoInstrumentManager(InstrumentManager):
             self._polls += 1
             for key in [key for key in self.specs if key not in found]:
                 del self.specs[key]
-                for known in (self._versions, self._raw_ids, self._outbox, self._written):
+                self._entries.forget(key)
+                for known in (self._versions, self._raw_ids):
                     known.pop(key, None)
             for raw_id, document in read:
                 key = documents.key_of(raw_id)
@@ -425,28 +419,12 @@ class MongoInstrumentManager(InstrumentManager):
     def _looks_back(self, *, is_full: bool) -> bool:
         """Whether to see which entries of this process the collection has."""
         if not is_full:
-            return self._lost_entries
+            return self._entries.are_lost
         if self._polls == 0:
             # A new process can't have entries, unless its id was given by somebody.
             return self._identity.given is not None
         seldom = 1 + self._control.processes // _PROCESSES_PER_LOOK_BACK
-        return self._lost_entries or (self._polls // _POLLS_PER_FULL_POLL) % seldom == 0
-
-    def _look_for_losses(self) -> None:
-        """See by what steers the fleet whether entries may have been removed."""
-        renewed, buried = self._control.renewed, self._control.buried
-        if self._renewed is not None and (
-            renewed is None or renewed < self._renewed - _OLDER_SERVER
-        ):
-            self._lost_entries = True  # the database is one of an earlier time, or another one
-        self._renewed = renewed
-        if self._is_in_doubt:
-            # It counted as dead for a while. What the dead leave is removed sometimes.
-            is_safe = renewed is not None and (
-                buried is None or (self._safe_until is not None and buried < self._safe_until)
-            )
-            self._lost_entries |= not is_safe
-            self._is_in_doubt = False
+        return self._entries.are_lost or (self._polls // _POLLS_PER_FULL_POLL) % seldom == 0
 
     def _look(self) -> list[tuple[Any, object]]:
         """The versions of all specs; what holds for the whole fleet is taken note of."""
@@ -505,7 +483,7 @@ class MongoInstrumentManager(InstrumentManager):
         soon: list[float | None] = []
         if self._retell_in is not None:
             self._retell()
-        if self._control.is_bounded and self._outbox:
+        if self._control.is_bounded and self._entries.due:
             self._beat_at = 0.0  # there it is told, if nowhere else
         if processes is not None and time.monotonic() >= self._beat_at:
             # Before entries are written: an entry of nobody who lives is removed.
@@ -521,7 +499,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._write()
         if controls is not None and self._has_beaten and not _is_set(stopping):
             self._besides("the fleet's chores can't be done", self._do_chores)
-        if self._lost_entries or self._is_in_doubt:
+        if self._entries.are_lost or self._entries.is_in_doubt:
             soon.append(0.0)
         return min((each for each in soon if each is not None), default=None)
 
@@ -532,7 +510,7 @@ class MongoInstrumentManager(InstrumentManager):
             return
         self._retell_in = None
         with self._lock:
-            self._written.clear()  # some of it was removed
+            self._entries.written.clear()  # some of it was removed
             for record in self._records.values():
                 record.told = UNTOLD
 
@@ -548,15 +526,14 @@ class MongoInstrumentManager(InstrumentManager):
         before, expires = processes.beat(
             self.process_id, content, seconds * presence.TTL_HEARTBEATS, self._run
         )
+        entries = self._entries
         if self._has_beaten and before is None:
-            self._is_in_doubt = True
+            entries.is_in_doubt = True
         elif expires is not None:
-            # Some time before it would count as dead: to look who does takes a moment.
-            margin = seconds * presence.TTL_HEARTBEATS * 2 / 3
-            self._safe_until = expires - timedelta(seconds=margin)
+            entries.note_life(expires, seconds)
         # Another one lived, or stopped, under its id.
-        self._lost_entries = self._has_beaten and before not in {None, self._run}
-        if self._lost_entries and self._is_alone:
+        entries.are_lost = self._has_beaten and before not in {None, self._run}
+        if entries.are_lost and self._is_alone:
             self._is_alone = False
             log.warning(
                 "another manager uses the process id %r: they overwrite each other's entries; "
@@ -590,30 +567,21 @@ class MongoInstrumentManager(InstrumentManager):
 
     def _believe(self, entries: dict[Any, Any]) -> None:
         """Take what the collection has for what was written; what differs is told again."""
-        truth = {key: _without_time(entry) for key, entry in entries.items()}
+        changed = self._entries.believe(entries)
         for key, record in self._records.items():
-            if self._written.get(key) != truth.get(key):
+            if key in changed:
                 record.told = UNTOLD
-        self._written = truth
 
     def _write(self, timeout: float | None = None) -> None:
-        entries: dict[Hashable, dict[str, Any]] = {}
-        erased = []
         is_bounded, processes = self._control.is_bounded, self._control.processes
         is_told = not is_bounded or presence.is_sampled(self.process_id, processes)
         with self._lock:
-            outbox = {key: entry for key, entry in self._outbox.items() if key in self._raw_ids}
-            raw_ids = {key: self._raw_ids[key] for key in outbox}
-            for key, entry in outbox.items():
-                if entry is None or not (is_told or entry["err"] is not None):
-                    if key in self._written:
-                        erased.append(key)
-                elif self._written.get(key) != _without_time(entry):
-                    entries[key] = entry
+            batch = self._entries.batch(self._raw_ids.keys(), is_told=is_told)
+            raw_ids = {key: self._raw_ids[key] for key in batch.due}
         refusals = self._store.write(
             self.process_id,
-            [(raw_ids[key], entry) for key, entry in entries.items()],
-            erased=[raw_ids[key] for key in erased],
+            [(raw_ids[key], entry) for key, entry in batch.entries.items()],
+            erased=[raw_ids[key] for key in batch.erased],
             room=None if is_told else presence.SAMPLE + presence.FAILURES,
             timeout=timeout,
         )
@@ -626,13 +594,7 @@ class MongoInstrumentManager(InstrumentManager):
                 self._complaints.add(complaint)
                 log.warning("the spec %r takes no entry of this process: %s", raw_id, reason)
         with self._lock:
-            for key in outbox.keys() - open_keys:
-                if self._outbox.get(key) is outbox[key]:
-                    self._outbox.pop(key, None)
-            for key in entries.keys() - open_keys:
-                self._written[key] = _without_time(entries[key])
-            for key in set(erased) - open_keys:
-                self._written.pop(key, None)
+            self._entries.settle(batch, open_keys)
 
     # --- outages ---
 
@@ -709,8 +671,7 @@ class MongoInstrumentManager(InstrumentManager):
         return True  # documents come without entries; `_believe` compares now and then
 
     def _record_entry(self, key: Hashable, document: Any, entry: dict[str, Any] | None) -> None:
-        # As it will be read back, so that what was written can be compared with what is there.
-        self._outbox[key] = None if entry is None else documents.entry_document(entry)
+        self._entries.put(key, entry)
 
     # --- fork ---
 
@@ -719,8 +680,8 @@ class MongoInstrumentManager(InstrumentManager):
         self._seen = None
         self._down_since = None
         self._retry_at = self._beat_at = self._brisk_until = self._rest_until = 0.0
-        self._has_beaten = self._lost_entries = self._is_in_doubt = False
-        for known in (self._versions, self._raw_ids, self._outbox, self._written):
+        self._has_beaten = False
+        for known in (self._versions, self._raw_ids, self._entries):
             known.clear()
 
     def _after_fork_in_child(self) -> None:
@@ -753,12 +714,6 @@ def _checked_seconds(name: str, seconds: float) -> float:
 
 def _is_set(stopping: threading.Event | None) -> bool:
     return stopping is not None and stopping.is_set()
-
-
-def _without_time(entry: Any) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {name: value for name, value in entry.items() if name != "at"}
 
 
 def _follow_multiprocessing() -> None:

@@ -45,6 +45,7 @@ ORDER = """
     diagnose_mongo.polling
     diagnose_mongo.identity
     diagnose_mongo.presence
+    diagnose_mongo.entries
     diagnose_mongo.allotments
     diagnose_mongo.canary
     diagnose_mongo.changes

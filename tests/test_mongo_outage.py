@@ -108,7 +108,7 @@ def test_an_outage_leaves_all_as_it_is_and_everything_is_told_after_it(
     wait_until(lambda: lines(caplog))
     assert shop.double.__code__ is armed
     assert shop.double(5) == 10  # and with it b fails, which nobody can be told now
-    wait_until(lambda: "emitting" in str(manager._outbox))
+    wait_until(lambda: "emitting" in str(manager._entries.due))
 
     mongo_server.restart()
     found = wait_for_documents(specs, has_entry("b", state="error"))

@@ -337,7 +337,7 @@ def test_a_failover_takes_nothing_back(replica_set, worker, shop, how):
             else:
                 manager.apply()
                 primary.kill()
-            acknowledged = dict(manager._written)
+            acknowledged = dict(manager._entries.written)
             wait_until(lambda: replica_set.primary() not in {None, primary})
             found = {each["_id"]: each["applied"]["me"] for each in specs.find()}
             for key, entry in acknowledged.items():
