@@ -489,7 +489,7 @@ class Hooked:
         hook: what is called there.
 
     Raises:
-        DiagnoseError: it can't be put there; then everything is as it was.
+        DiagnoseError: there is no such event in it.
     """
 
     __slots__ = ("_site", "armed", "event", "hook")
@@ -498,6 +498,14 @@ class Hooked:
         self._site = site_of(target)
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
+        self.armed = False
+
+    def put_on(self) -> None:
+        """Put it there.
+
+        Raises:
+            DiagnoseError: it can't be; then everything is as it was.
+        """
         self.armed = True
         with handlers.Quiet(), _lock:
             _update(self._site, self)

@@ -137,7 +137,8 @@ class Breakpoint(Waits):
             raise TypeError(message)
 
         def fire(_: Call) -> None:
-            raise exception
+            # Of one object: its traceback would grow with each hit.
+            raise exception if is_class else exception.with_traceback(None)
 
         made: Any = cls
         return made(target, *args, fire=fire, **kwargs)  # type: ignore[no-any-return]
@@ -153,9 +154,14 @@ class Breakpoint(Waits):
         """
         thread = Started(func, args, kwargs, self._note_end, repr(self))
         self._workers.append(thread)
-        # What is used to start, to wait and to join may itself be the target.
-        with Quiet():
-            thread.start()
+        try:
+            # What is used to start, to wait and to join may itself be the target.
+            with Quiet():
+                thread.start()
+        except BaseException:
+            if thread.ident is None:  # it never began, so it has no end either
+                self._workers.remove(thread)
+            raise
         return thread
 
     def join(self, timeout: float | None = None) -> None:

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose.breakpoints import forks, places
-from diagnose.breakpoints.conditions import Call, Conditions
+from diagnose.breakpoints.conditions import Call, Conditions, said
 from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.entering import LOST
 from diagnose.bytecode.weaving import Hook
@@ -137,6 +137,7 @@ class Stops:
         self._listeners: list[Callable[[], None]] = []
         self._place: places.Place | None = None
         self._hooked: Hooked | None = None
+        self._enterer: int | None = None  # the thread, if no instrument was at work there
         self._takes_tasks = False
         self.hits_at_most: int | None = None
         self._reset()
@@ -150,7 +151,7 @@ class Stops:
         self._is_open = False
         self._next_passes = False
         self._waited_for = 0
-        self._raised: list[BaseException] = []
+        self._raised: dict[int, BaseException] = {}
         self._given_up: list[tuple[object, BreakpointTimeoutError]] = []
         self._broken: BreakpointError | None = None
         self._line: forks.Line | None = None  # to the breakpoint in the parent, if this is a child
@@ -200,8 +201,12 @@ class Stops:
             message = f"{self!r} is in use already; make another one"
             raise RuntimeError(message)
         self._reset()
-        place = places.place_of(self.target)
+        ident = _ident()
+        self._enterer = None if ident in BUSY else ident
+        # Each is kept before it does anything, so that an interrupt at any moment finds it.
         try:
+            place = self._place = places.place_of(self.target)
+            place.put_on()
             function = place.target.function
             is_awaited = function is not None and bool(
                 function.__code__.co_flags & (_COROUTINE | _ASYNC_GENERATOR)
@@ -209,28 +214,40 @@ class Stops:
             self._takes_tasks = takes_tasks and is_awaited
             self._conditions = Conditions(self._condition, place.signature)
             self._name = place.target.name
-            self._place = place
             event = {"error": "return", "leave": "return"}.get(self.event, self.event)
             self._hooked = Hooked(place.target, event, self._hook(event))
+            self._hooked.put_on()
             entered.add(self)
+            forks.watch(self)
         except BaseException:
-            self._place = None
-            place.undo()
+            self._take_off()
             raise
-        forks.watch(self)
 
     def _take_off(self) -> None:
         """Undo everything, and let everybody go; idempotent."""
-        entered.discard(self)
-        hooked, self._hooked = self._hooked, None
-        place, self._place = self._place, None
         try:
-            if hooked is not None:
-                hooked.take_off()
+            self._undo()
+        except BaseException:
+            # An interrupt (Ctrl-C) in the middle of it.
+            self._undo()
+            raise
+        finally:
+            # An interrupt may have kept a `Quiet` from ending.
+            if self._enterer is not None:
+                BUSY.discard(self._enterer)
+                self._enterer = None
+
+    def _undo(self) -> None:
+        entered.discard(self)
+        try:
+            if self._hooked is not None:
+                self._hooked.take_off()
+                self._hooked = None
         finally:
             try:
-                if place is not None:
-                    place.undo()
+                if self._place is not None:
+                    self._place.undo()
+                    self._place = None
             finally:
                 with self._changed:
                     self._is_open = True
@@ -314,7 +331,9 @@ class Stops:
             return self._note_in_child(line, call, frame, stops=stops)
         gate: Gate | TaskGate | None = None
         if stops:
-            gate = TaskGate() if self._takes_tasks else Gate()
+            # A coroutine may be driven without a loop, by its ``send``.
+            is_task = self._takes_tasks and asyncio._get_running_loop() is not None
+            gate = TaskGate() if is_task else Gate()
         return gate if self._admit(call, gate, frame) else None
 
     def _count(self) -> int:
@@ -380,7 +399,7 @@ class Stops:
         try:
             fire(call)
         except BaseException as error:
-            self._raised.append(error)
+            self._raised[id(error)] = error
             raise
         finally:
             call.frame = None
@@ -428,7 +447,7 @@ class Stops:
         with self._changed:
             if self._broken is None:
                 message = (
-                    f"the condition of {self!r} raised {type(error).__name__}: {error}, for {call}"
+                    f"the condition of {self!r} raised {said(error)}, for {call}"
                 )
                 self._broken = BreakpointError(message)
                 self._broken.__cause__ = error

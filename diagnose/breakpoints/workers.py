@@ -8,7 +8,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from diagnose.breakpoints.conditions import shown
+from diagnose.breakpoints.conditions import said, shown
 from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Started(threading.Thread):
     def whereabouts(self) -> str:
         """Where it is, or how it ended, in words."""
         if self.raised is not None:
-            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+            return f"{self.name!r} raised {said(self.raised)}"
         if self.has_ended:
             return f"{self.name!r} returned {shown(self.result)}"
         return f"{self.name!r} is {_where(self.ident)}"
@@ -149,7 +149,7 @@ class StartedTask:
     def whereabouts(self) -> str:
         """See :class:`Started`."""
         if self.raised is not None:
-            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+            return f"{self.name!r} raised {said(self.raised)}"
         if self.task.cancelled():
             return f"{self.name!r} was cancelled"
         if self.task.done():
