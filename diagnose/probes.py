@@ -467,10 +467,17 @@ def _update(site: Site, new: _Placed | None = None) -> None:
         kept.append(new)
     elif len(kept) == len(attachments):
         return
+    if new is not None:
+        # First: after an interrupt in the middle of it, whoever takes it off finds it here.
+        _on_site[id(site)] = (site, kept)
     try:
         site.update([Armed(one.event, one.hook) for one in kept])
     except DiagnoseError as error:
         if new is not None:
+            if attachments:
+                _on_site[id(site)] = (site, attachments)
+            else:
+                _on_site.pop(id(site), None)
             raise
         # Only where somebody else replaced the code: what was to go is disarmed anyway.
         log.warning("%r could not be brought up to date: %s", site, error)

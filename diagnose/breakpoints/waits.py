@@ -67,7 +67,7 @@ class Waits(Stops):
         self._workers = []  # they run in the parent
 
     def _note_end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._tell_all()
 
     # --- goals ---
@@ -119,7 +119,7 @@ class Waits(Stops):
         return error
 
     def _waited(self) -> Call:
-        with self._changed:
+        with self._lock:
             self._waited_for = self.hits
             if self._latest is None:
                 raise AssertionError

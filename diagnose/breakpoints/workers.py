@@ -44,6 +44,12 @@ class Started(threading.Thread):
         self.raised: BaseException | None = None
         self.is_seen = False
         self.has_ended = False
+        self._begun = threading.Lock()
+        self._begun.acquire()
+
+    def has_begun(self, seconds: float) -> bool:
+        """Whether it begins, within so many seconds; to be asked once, by who gave up its start."""
+        return self._begun.acquire(timeout=seconds)
 
     @property
     def worker(self) -> object:
@@ -58,6 +64,7 @@ class Started(threading.Thread):
 
     def run(self) -> None:
         """Call the function."""
+        self._begun.release()
         try:
             self.result = self._function(*self._args, **self._kwargs)
         except BaseException as error:  # noqa: BLE001 - the test gets it
