@@ -467,10 +467,17 @@ def _update(site: Site, new: _Placed | None = None) -> None:
         kept.append(new)
     elif len(kept) == len(attachments):
         return
+    if new is not None:
+        # First: after an interrupt in the middle of it, whoever takes it off finds it here.
+        _on_site[id(site)] = (site, kept)
     try:
         site.update([Armed(one.event, one.hook) for one in kept])
     except DiagnoseError as error:
         if new is not None:
+            if attachments:
+                _on_site[id(site)] = (site, attachments)
+            else:
+                _on_site.pop(id(site), None)
             raise
         # Only where somebody else replaced the code: what was to go is disarmed anyway.
         log.warning("%r could not be brought up to date: %s", site, error)
@@ -489,7 +496,7 @@ class Hooked:
         hook: what is called there.
 
     Raises:
-        DiagnoseError: it can't be put there; then everything is as it was.
+        DiagnoseError: there is no such event in it.
     """
 
     __slots__ = ("_site", "armed", "event", "hook")
@@ -498,6 +505,14 @@ class Hooked:
         self._site = site_of(target)
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
+        self.armed = False
+
+    def put_on(self) -> None:
+        """Put it there.
+
+        Raises:
+            DiagnoseError: it can't be; then everything is as it was.
+        """
         self.armed = True
         with handlers.Quiet(), _lock:
             _update(self._site, self)

@@ -116,6 +116,7 @@ class CodeSite:
         self._function = function
         self._base = function.__code__
         self._ours: CodeType | None = None
+        self._coming: CodeType | None = None
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`."""
@@ -174,20 +175,25 @@ class CodeSite:
             raise ProbeError(message) from error
         self._base = base
         _sites[id(self._function)] = self
+        self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
 
     def _restore(self) -> None:
+        if self._coming is not None and self._function.__code__ is self._coming:
+            self._ours = self._coming
         if self._ours is not None:
             if self._function.__code__ is self._ours:
                 _exchange(self._function, self._base)
+            elif self._function.__code__ is self._base:
+                pass  # an interrupt came before the exchange, or after it was undone
             else:
                 log.warning(
                     "the code of %r was replaced by somebody else while it was probed; it is "
                     "left as it is, and may go on calling handlers that do nothing",
                     self._function,
                 )
-        self._ours = None
+        self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
 

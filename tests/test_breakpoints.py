@@ -7,11 +7,15 @@ import inspect
 import re
 import sys
 import threading
+import traceback
 import types
+from functools import cached_property
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from diagnose import attach_to
+from diagnose import attach_to, breakpoints
 from diagnose.breakpoints import Breakpoint, Call, do
 from diagnose.errors import (
     BreakpointError,
@@ -20,6 +24,7 @@ from diagnose.errors import (
     TargetKindError,
     TargetNotFoundError,
 )
+from diagnose.handlers import BUSY
 from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
 
 SOURCE = """
@@ -845,6 +850,143 @@ def test_an_interrupt_while_threads_are_joined_undoes_everything(shop, monkeypat
     assert shop.double.__code__ is code
     thread.join(10)
     assert thread.result == 2
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_an_interrupt_at_any_line_of_entering_or_leaving_undoes_everything(shop, pair):
+    before, its_code = shop.double, shop.double.__code__
+    left, interrupts = 0, 0
+    ours = str(Path(breakpoints.__file__).parent.parent)
+    bp = Breakpoint((shop, "double") if pair else "bp_shop.double", fire=lambda _: None)
+
+    def trace(frame, event, _):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(ours):
+            return None
+        # No program can catch an interrupt before the first line of its `__exit__`.
+        code = frame.f_code
+        is_first = code.co_name == "__exit__" and frame.f_lineno <= code.co_firstlineno + 6
+        if event == "line" and not is_first:
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return trace
+
+    old = sys.gettrace()
+    while left <= 0:
+        interrupts += 1
+        left = interrupts
+        try:
+            sys.settrace(trace)
+            with bp:
+                shop.double(1)
+        except KeyboardInterrupt:
+            left = 0
+        finally:
+            sys.settrace(old)
+        assert (shop.double, shop.double.__code__) == (before, its_code)
+        assert threading.get_ident() not in BUSY
+        bp._take_off()
+    assert interrupts > 50
+
+
+def test_breakpoints_on_one_attribute_may_be_left_in_any_order(shop):
+    before = shop.double
+    first, second = (Breakpoint((shop, "double"), fire=lambda _: None) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    shop.double(1)
+    first.__exit__(None, None, None)
+    shop.double(1)
+    second.__exit__(None, None, None)
+    assert shop.double is before
+    assert (first.hits, second.hits) == (1, 2)
+
+
+def test_arguments_whose_repr_calls_the_target_are_shown(shop):
+    class Calling:
+        def __repr__(self):
+            shop.double(1)
+            return "calling"
+
+        def __mul__(self, _):
+            return 0
+
+    with Breakpoint("bp_shop.double", timeout=0.05) as bp:
+        thread = bp.start_thread(shop.double, Calling())
+        assert "double(calling, extra=0)" in str(bp.wait())
+        thread.join(10)
+        assert "double(calling, extra=0) in 'breakpoint:double' stood at" in str(thread.exception)
+    assert bp.calls == 1
+
+
+def test_what_threads_raised_is_told_of_if_its_text_fails(shop):
+    class UntoldError(Exception):
+        def __str__(self):
+            raise LookupError
+
+    def fail():
+        raise UntoldError
+
+    with pytest.raises(BreakpointTimeoutError, match="UntoldError, whose str raises LookupError"):
+        with Breakpoint("bp_shop.double", timeout=0.05) as bp:
+            thread = bp.start_thread(fail)
+            thread.join(10)
+            assert thread.exception
+            bp.wait()
+
+
+def test_an_error_that_is_raised_again_and_again_does_not_grow(shop):
+    error = OSError("no disk")
+    with Breakpoint.error(error, "bp_shop.double"):
+        for _ in range(20):
+            with pytest.raises(OSError, match="no disk"):
+                shop.double(1)
+    assert len(list(traceback.walk_tb(error.__traceback__))) < 10
+
+
+def test_a_thread_that_cannot_be_started_is_the_error_that_is_raised(shop, monkeypatch):
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        with Breakpoint("bp_shop.double") as bp:
+            bp.start_thread(shop.double, 1)
+
+
+def test_what_breakpoints_and_threads_use_themselves_may_be_the_target():
+    with Breakpoint("threading.Condition.notify_all") as bp:
+        event = threading.Event()
+        thread = bp.start_thread(event.set)
+        bp.wait()
+        bp.release()
+    assert thread.has_ended
+
+
+def test_a_cached_property_stops(shop):
+    class Cached:
+        @cached_property
+        def total(self):
+            return 3
+
+    kept = Cached.__dict__["total"]
+    with Breakpoint(Cached, "total", fire=lambda _: None) as bp:
+        assert Cached().total == 3
+    assert (Cached.__dict__["total"], bp.hits) == (kept, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda shop: Breakpoint(shop.double), "name its path, 'bp_shop.double'"),
+        (lambda shop: Breakpoint(shop.Cart), "Breakpoint.Cart, 'checkout'."),
+        (lambda _: Breakpoint(Mock(), "send"), "what its __getattr__ makes can't be stopped"),
+    ],
+)
+def test_a_target_that_is_given_the_wrong_way_is_told_the_right_one(shop, make, text):
+    with pytest.raises(TargetNotFoundError, match=text):
+        make(shop).__enter__()
 
 
 def test_a_breakpoint_can_be_entered_again_and_begins_anew(shop):

@@ -458,7 +458,7 @@ def test_a_fork_is_possible_while_another_thread_has_the_lock(shop):
     with at_double() as bp:
 
         def hold():
-            with bp._changed:
+            with bp._lock:
                 has_it.set()
                 enough.wait()
 

@@ -348,6 +348,19 @@ def test_what_a_thread_raises_is_a_failure():
     assert all(each.endswith("A") for each in error.report.failing)
 
 
+def test_what_a_thread_raises_is_told_of_if_its_text_fails():
+    class UntoldError(Exception):
+        def __str__(self):
+            raise LookupError
+
+    def fail(trace):
+        passes(trace)
+        raise UntoldError
+
+    error = failure(list, [fail, passes], PASSES)
+    assert "UntoldError, whose str raises LookupError" in str(error)
+
+
 def test_a_lock_that_is_never_released_is_told_of():
     error = failure(
         Account,

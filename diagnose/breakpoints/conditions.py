@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diagnose.handlers import Quiet
+
 if TYPE_CHECKING:
     import threading
     from types import FrameType
@@ -25,11 +27,21 @@ _shorten.maxstring = _shorten.maxother = 60
 
 
 def shown(value: object) -> str:
-    """A short text for any object, also for one whose ``__repr__`` fails."""
+    """A short text for any object, also for one whose ``__repr__`` fails, or calls the target."""
     try:
-        return _shorten.repr(value)
+        with Quiet():
+            return _shorten.repr(value)
     except Exception as error:  # noqa: BLE001 - an object of the program under test
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def said(error: BaseException) -> str:
+    """An exception's class and text, also of one whose ``__str__`` fails."""
+    try:
+        with Quiet():
+            return f"{type(error).__name__}: {error}"
+    except Exception as other:  # noqa: BLE001 - of the program under test
+        return f"{type(error).__name__}, whose str raises {type(other).__name__}"
 
 
 @dataclass(eq=False)
@@ -140,6 +152,8 @@ def _check(one: object) -> None:
         f"condition {one!r:.100} is neither a predicate over the call's arguments, nor the "
         "number of a call (the first is 1), nor a sequence of these"
     )
+    if isinstance(one, str):
+        message += "; an event goes with a pair: Breakpoint((Cart, 'checkout'), 'return')"
     raise TypeError(message)
 
 

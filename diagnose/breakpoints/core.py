@@ -26,6 +26,7 @@ __all__ = ["AsyncBreakpoint", "Breakpoint"]
 
 # Taken now: it may itself be the target, and then its module has a stand-in for it.
 _monotonic = time.monotonic
+_BEGIN_SECONDS = 0.5
 
 
 class Breakpoint(Waits):
@@ -137,6 +138,9 @@ class Breakpoint(Waits):
             raise TypeError(message)
 
         def fire(_: Call) -> None:
+            # Of one object: its traceback would grow with each hit.
+            if isinstance(exception, BaseException):
+                raise exception.with_traceback(None)
             raise exception
 
         made: Any = cls
@@ -153,9 +157,15 @@ class Breakpoint(Waits):
         """
         thread = Started(func, args, kwargs, self._note_end, repr(self))
         self._workers.append(thread)
-        # What is used to start, to wait and to join may itself be the target.
-        with Quiet():
-            thread.start()
+        try:
+            # What is used to start, to wait and to join may itself be the target.
+            with Quiet():
+                thread.start()
+        except BaseException as error:
+            # After an interrupt it may begin all the same. If not, it has no end to wait for.
+            if isinstance(error, Exception) or not thread.has_begun(_BEGIN_SECONDS):
+                self._workers.remove(thread)
+            raise
         return thread
 
     def join(self, timeout: float | None = None) -> None:
@@ -223,7 +233,7 @@ class Breakpoint(Waits):
             left = deadline - _monotonic()
             if left <= 0:
                 raise self._too_late(goal, seconds)
-            with Quiet(), self._changed:
+            with Quiet(), self._lock:
                 # What happened since it was looked is not waited for.
                 if self._version == version:
                     self._changed.wait(min(left, LOOK_SECONDS) if goal.looks else left)
@@ -231,8 +241,13 @@ class Breakpoint(Waits):
     # --- with ---
 
     def __enter__(self) -> Self:
-        self._put_on(takes_tasks=False)
-        return self
+        self._check_unused()
+        try:
+            self._put_on(takes_tasks=False)
+            return self
+        except BaseException:  # an interrupt after all was done
+            self._take_off()
+            raise
 
     def __exit__(
         self,
@@ -240,13 +255,19 @@ class Breakpoint(Waits):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, TimeoutError):
-            # Now all still stand where they stood when it was raised.
-            note_where(error, is_passing=True)
         try:
+            if isinstance(error, TimeoutError):
+                # Now all still stand where they stood when it was raised.
+                note_where(error, is_passing=True)
             self._take_off()
+        except BaseException:  # an interrupt
+            self._take_off()
+            raise
         finally:
-            self._join(self.timeout)
+            try:
+                self._join(self.timeout)
+            finally:
+                self._end_quiet()
         self._judge(error)
 
     async def __aenter__(self) -> AsyncBreakpoint:

@@ -351,7 +351,7 @@ class _Child:
 
     def _drop(self, number: int | None) -> int:
         """Nobody stands there any more: of all calls of the child, or of one."""
-        with self.stops._changed:
+        with self.stops._lock:
             gone = [
                 (call, gate)
                 for call, gate in self.stops._standing

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+from functools import cached_property
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, targets
+from diagnose.breakpoints.conditions import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
 from diagnose.targets import Target, TargetKind
 
@@ -26,13 +28,26 @@ class Place:
     Attributes:
         target: the function.
         text: what it is called in messages.
-        undo: puts back what was replaced to have it.
     """
 
-    def __init__(self, target: Target, text: str, undo: Callable[[], None]) -> None:
+    def __init__(self, target: Target, text: str, replaced: _Replaced | None = None) -> None:
         self.target = target
         self.text = text
-        self.undo = undo
+        self._replaced = replaced
+
+    def put_on(self) -> None:
+        """Put the function where it is to be called.
+
+        Raises:
+            TargetKindError: it can't be.
+        """
+        if self._replaced is not None:
+            self._replaced.put_on()
+
+    def undo(self) -> None:
+        """Put back what was replaced; idempotent."""
+        if self._replaced is not None:
+            self._replaced.undo()
 
     @property
     def signature(self) -> inspect.Signature | None:
@@ -77,25 +92,34 @@ def place_of(target: str | tuple[object, str]) -> Place:
 
     Args:
         target: a dotted path; its module is imported if need be. Or an object and the name of an
-            attribute: there, a copy of the function takes its place until ``undo`` is called.
+            attribute: there, a copy of the function takes its place from ``put_on`` to ``undo``.
 
     Raises:
         DiagnoseError: there is no such function.
     """
     if isinstance(target, str):
-        return Place(targets.resolve(target, import_modules=True), target, lambda: None)
+        return Place(targets.resolve(target, import_modules=True), target)
     owner, name = target
     try:
         raw = inspect.getattr_static(owner, name)
     except AttributeError:
-        near = expressions.suggest(name, [each for each in dir(owner) if each[:1] != "_"])
-        message = f"{owner!r:.100} has no attribute {name!r}{near}"
-        raise TargetNotFoundError(message) from None
+        raise TargetNotFoundError(_absent(owner, name)) from None
     function, replacement = _copied(owner, name, raw)
-    undo = _put(owner, name, replacement)
     text = describe(target)
     found = Target(text, owner, name, TargetKind.FUNCTION, function, function)
-    return Place(found, text, undo)
+    return Place(found, text, _Replaced(owner, name, replacement))
+
+
+def _absent(owner: Any, name: str) -> str:
+    if isinstance(owner, FunctionType | MethodType):
+        path = f"{owner.__module__}.{owner.__qualname__}"
+        return f"a function itself is no target; name its path, {path!r}, or its owner and its name"
+    hint = expressions.suggest(name, [each for each in dir(owner) if each not in {name, "call"}])
+    if hasattr(owner if isinstance(owner, ModuleType) else type(owner), "__getattr__"):
+        hint = "; what its __getattr__ makes can't be stopped, name the function behind it"
+    elif name == "call":  # what the parameter `event` is, if it is not given
+        hint = "; give the name of one of its functions: Breakpoint(Cart, 'checkout')"
+    return f"{shown(owner)} has no attribute {name!r} of its own{hint}"
 
 
 def _copied(owner: object, name: str, raw: Any) -> tuple[FunctionType, object]:
@@ -117,6 +141,11 @@ def _copied(owner: object, name: str, raw: Any) -> tuple[FunctionType, object]:
     if isinstance(raw, MethodType) and isinstance(raw.__func__, FunctionType):
         function = _copy(raw.__func__)
         return function, MethodType(function, raw.__self__)
+    if isinstance(raw, cached_property) and not is_instance and isinstance(raw.func, FunctionType):
+        function = _copy(raw.func)
+        instead: cached_property[Any] = cached_property(function)
+        instead.__set_name__(owner, name)  # type: ignore[arg-type]
+        return function, instead
     found = getattr(owner, name)
     if not callable(found):
         message = (
@@ -182,27 +211,50 @@ def _named(function: Any, name: str) -> FunctionType:
 _ABSENT = object()
 
 
-def _put(owner: Any, name: str, replacement: object) -> Callable[[], None]:
-    """Put something on an attribute; returns what puts back what was there."""
-    before = getattr(owner, "__dict__", {}).get(name, _ABSENT)
-    try:
-        setattr(owner, name, replacement)
-    except Exception as error:
-        message = (
-            f"{describe((owner, name))} can't be replaced: {error}; name the function by its path, "
-            "such as 'shop.cart.Cart.checkout'"
-        )
-        raise TargetKindError(message, code="target-immutable") from error
+class _Replaced:
+    """What is on an attribute in place of what was there."""
 
-    def undo() -> None:
-        if owner.__dict__.get(name, _ABSENT) is not replacement:
+    def __init__(self, owner: Any, name: str, replacement: object) -> None:
+        self._owner, self._name, self._replacement = owner, name, replacement
+        self._before = self._present
+
+    @property
+    def _present(self) -> object:
+        return getattr(self._owner, "__dict__", {}).get(self._name, _ABSENT)
+
+    def put_on(self) -> None:
+        """Put it there."""
+        _replaced.append(self)
+        try:
+            setattr(self._owner, self._name, self._replacement)
+        except Exception as error:
+            message = (
+                f"{describe((self._owner, self._name))} can't be replaced: {error}; name the "
+                "function by its path, such as 'shop.cart.Cart.checkout'"
+            )
+            raise TargetKindError(message, code="target-immutable") from error
+
+    def undo(self) -> None:
+        """Put back what was there; idempotent."""
+        if self not in _replaced:
+            return
+        present = self._present
+        later = [each for each in _replaced if each._before is self._replacement]
+        if present is self._replacement:
+            if self._before is _ABSENT:
+                delattr(self._owner, self._name)
+            else:
+                setattr(self._owner, self._name, self._before)
+        elif later:
+            # A breakpoint that was put on after this one, and is left after it.
+            later[0]._before = self._before
+        elif present is not self._before:
             log.warning(
                 "%s was replaced by somebody else while a breakpoint was on it; it is left as it is",
-                describe((owner, name)),
+                describe((self._owner, self._name)),
             )
-        elif before is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+        _replaced.remove(self)
 
-    return undo
+
+_replaced: list[_Replaced] = []
+"""What is put on now."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnose.breakpoints.conditions import is_count
+from diagnose.breakpoints.conditions import is_count, said
 from diagnose.breakpoints.locks import MAKERS, replaced
 from diagnose.breakpoints.places import describe
 from diagnose.breakpoints.points import Point, name_of
@@ -283,8 +283,8 @@ class _Exploration:
         elif any(each.raised is error for each in run.runners):
             lines.append("  what it raised is the cause of this error")
         else:
-            text = str(error).replace("\n", "\n    ")
-            lines.append(f"  check raises {type(error).__name__}: {text}")
+            text = said(error).replace("\n", "\n    ")
+            lines.append(f"  check raises {text}")
         if self._left:
             lines.append(
                 f"the threads of the last one that was run can't be ended: {', '.join(self._left)} "

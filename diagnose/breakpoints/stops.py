@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose.breakpoints import forks, places
-from diagnose.breakpoints.conditions import Call, Conditions
+from diagnose.breakpoints.conditions import Call, Conditions, said
 from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.entering import LOST
 from diagnose.bytecode.weaving import Hook
@@ -34,6 +34,8 @@ its variables; before a line runs."""
 _SEEN_AT_MOST = 1_000
 _SHOWN_AT_MOST = 10
 _getframe, _ident = sys._getframe, threading.get_ident
+_active: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]
+_BOOTSTRAP = threading.Thread._bootstrap.__code__  # type: ignore[attr-defined]
 
 
 class Opens(Protocol):
@@ -132,11 +134,15 @@ class Stops:
         self.timeout = timeout
         self._condition = condition
         self._fire = fire
-        self._changed = threading.Condition()
+        # It is entered itself, not the condition: that has an `__enter__` in Python, in which an
+        # interrupt may come when it holds the lock already, and nobody would release it.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._version = 0
         self._listeners: list[Callable[[], None]] = []
         self._place: places.Place | None = None
         self._hooked: Hooked | None = None
+        self._enterer: int | None = None  # the thread, if no instrument was at work there
         self._takes_tasks = False
         self.hits_at_most: int | None = None
         self._reset()
@@ -150,7 +156,7 @@ class Stops:
         self._is_open = False
         self._next_passes = False
         self._waited_for = 0
-        self._raised: list[BaseException] = []
+        self._raised: dict[int, BaseException] = {}
         self._given_up: list[tuple[object, BreakpointTimeoutError]] = []
         self._broken: BreakpointError | None = None
         self._line: forks.Line | None = None  # to the breakpoint in the parent, if this is a child
@@ -161,13 +167,13 @@ class Stops:
     @property
     def stackframe(self) -> FrameType | None:
         """The frame of the function whose call stands here; of several, the latest. Else None."""
-        with self._changed:
+        with self._lock:
             return self._standing[-1][0].frame if self._standing else None
 
     @property
     def standing(self) -> list[Call]:
         """The calls that stand here now, in the order in which they came."""
-        with self._changed:
+        with self._lock:
             return [call for call, _ in self._standing]
 
     def release(self) -> None:
@@ -175,7 +181,8 @@ class Stops:
 
         So it does not matter which of the two comes first.
         """
-        with self._changed:
+        # What is used to tell of it may itself be the target.
+        with Quiet(), self._lock:
             standing = self._let_go()
             if not standing:
                 self._next_passes = True
@@ -195,13 +202,20 @@ class Stops:
 
     # --- on and off ---
 
-    def _put_on(self, *, takes_tasks: bool) -> None:
+    def _check_unused(self) -> None:
         if self._hooked is not None:
             message = f"{self!r} is in use already; make another one"
             raise RuntimeError(message)
+
+    def _put_on(self, *, takes_tasks: bool) -> None:
+        self._check_unused()
         self._reset()
-        place = places.place_of(self.target)
+        ident = _ident()
+        self._enterer = None if ident in BUSY else ident
+        # Each is kept before it does anything, so that an interrupt at any moment finds it.
         try:
+            place = self._place = places.place_of(self.target)
+            place.put_on()
             function = place.target.function
             is_awaited = function is not None and bool(
                 function.__code__.co_flags & (_COROUTINE | _ASYNC_GENERATOR)
@@ -209,30 +223,44 @@ class Stops:
             self._takes_tasks = takes_tasks and is_awaited
             self._conditions = Conditions(self._condition, place.signature)
             self._name = place.target.name
-            self._place = place
             event = {"error": "return", "leave": "return"}.get(self.event, self.event)
             self._hooked = Hooked(place.target, event, self._hook(event))
+            self._hooked.put_on()
             entered.add(self)
+            forks.watch(self)
         except BaseException:
-            self._place = None
-            place.undo()
+            self._take_off()
             raise
-        forks.watch(self)
 
     def _take_off(self) -> None:
         """Undo everything, and let everybody go; idempotent."""
-        entered.discard(self)
-        hooked, self._hooked = self._hooked, None
-        place, self._place = self._place, None
         try:
-            if hooked is not None:
-                hooked.take_off()
+            self._undo()
+        except BaseException:
+            # An interrupt (Ctrl-C) in the middle of it.
+            self._undo()
+            raise
+        finally:
+            self._end_quiet()
+
+    def _end_quiet(self) -> None:
+        """An interrupt may have kept a ``Quiet`` from ending."""
+        if self._enterer is not None:
+            BUSY.discard(self._enterer)
+
+    def _undo(self) -> None:
+        entered.discard(self)
+        try:
+            if self._hooked is not None:
+                self._hooked.take_off()
+                self._hooked = None
         finally:
             try:
-                if place is not None:
-                    place.undo()
+                if self._place is not None:
+                    self._place.undo()
+                    self._place = None
             finally:
-                with self._changed:
+                with self._lock:
                     self._is_open = True
                     self._let_go()
                 forks.forget(self)
@@ -276,7 +304,10 @@ class Stops:
         exception: BaseException | None = None,
     ) -> Awaitable[None]:
         """Serve a call that got here; what it raises is raised by the function."""
-        if _ident() in BUSY or self._is_closing():
+        ident = _ident()
+        if ident in BUSY or self._is_closing():
+            return _PASSES
+        if ident not in _active and _is_between(frame):
             return _PASSES
         # What is called from here may itself be the target.
         with Quiet():
@@ -314,17 +345,19 @@ class Stops:
             return self._note_in_child(line, call, frame, stops=stops)
         gate: Gate | TaskGate | None = None
         if stops:
-            gate = TaskGate() if self._takes_tasks else Gate()
+            # A coroutine may be driven without a loop, by its ``send``.
+            is_task = self._takes_tasks and asyncio._get_running_loop() is not None
+            gate = TaskGate() if is_task else Gate()
         return gate if self._admit(call, gate, frame) else None
 
     def _count(self) -> int:
-        with self._changed:
+        with self._lock:
             self.calls += 1
             return self.calls
 
     def _admit(self, call: Call, gate: Opens | None, frame: FrameType | None) -> bool:
         """Take note of a call whose conditions were looked at; returns whether it has to stand."""
-        with self._changed:
+        with self._lock:
             if len(self.seen) < _SEEN_AT_MOST:
                 self.seen.append(call)
             if self.hits_at_most is not None and self.hits >= self.hits_at_most:
@@ -350,14 +383,14 @@ class Stops:
         broken = None if self._broken is None else str(self._broken)
         gate = line.admit(call, self._conditions.met, broken, stops=stops)
         if gate is not None:
-            with self._changed:
+            with self._lock:
                 call.frame = frame
                 self._standing.append((call, gate))
         return gate
 
     def _note_child(self, met: list[bool], broken: str | None) -> None:
         """In the parent: what became of the conditions in a child."""
-        with self._changed:
+        with self._lock:
             for number, is_met in enumerate(met):
                 self._conditions.met[number] |= is_met
             if broken is not None and self._broken is None:
@@ -365,7 +398,8 @@ class Stops:
 
     def _begin_in_child(self, line: forks.Line) -> None:
         """In a child that was just forked: of all threads it has only this one."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._standing, self._listeners = [], []
         self._line = line
         self._is_open = not line.is_open  # then nobody could release them
@@ -380,7 +414,7 @@ class Stops:
         try:
             fire(call)
         except BaseException as error:
-            self._raised.append(error)
+            self._raised[id(error)] = error
             raise
         finally:
             call.frame = None
@@ -404,7 +438,7 @@ class Stops:
             self._leave(call, gate)
 
     def _give_up(self, call: Call, gate: Opens) -> None:
-        with self._changed:
+        with self._lock:
             if (call, gate) not in self._standing:
                 return  # it was let go in the very last moment
         message = (
@@ -419,17 +453,15 @@ class Stops:
 
     def _leave(self, call: Call, gate: Opens) -> None:
         call.frame = None
-        with Quiet(), self._changed:
+        with Quiet(), self._lock:
             if (call, gate) in self._standing:
                 self._standing.remove((call, gate))
                 self._tell_all()
 
     def _note_broken(self, call: Call, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             if self._broken is None:
-                message = (
-                    f"the condition of {self!r} raised {type(error).__name__}: {error}, for {call}"
-                )
+                message = f"the condition of {self!r} raised {said(error)}, for {call}"
                 self._broken = BreakpointError(message)
                 self._broken.__cause__ = error
 
@@ -491,6 +523,17 @@ def _arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if code.co_flags & 0x08:
         kwargs.update(variables.get(names[rest]) or {})
     return args, kwargs
+
+
+def _is_between(frame: FrameType) -> bool:
+    """Whether a thread is about to begin, so that its ``start()`` still waits for it, or has ended.
+
+    Another one that :mod:`threading` does not know was made by C code.
+    """
+    outermost = frame
+    while outermost.f_back is not None:
+        outermost = outermost.f_back
+    return outermost.f_code is _BOOTSTRAP
 
 
 def _check_fire(fire: object) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diagnose.breakpoints.conditions import said
 from diagnose.breakpoints.locks import RUNNERS, is_inside
 from diagnose.breakpoints.points import Names, place_of, plain, short
 
@@ -376,8 +377,8 @@ class Run:
     def _told(self, runner: Runner) -> Told:
         """What a thread came to in its turn."""
         if runner.raised is not None:
-            text = str(runner.raised).replace("\n", "\n     ")
-            return f"raises {type(runner.raised).__name__}: {text}", _origin(runner.raised)
+            text = said(runner.raised).replace("\n", "\n     ")
+            return f"raises {text}", _origin(runner.raised)
         if runner.has_ended:
             return "ends", None
         if runner.lock is not None:

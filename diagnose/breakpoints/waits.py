@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.breakpoints import places
-from diagnose.breakpoints.conditions import describe, is_count
+from diagnose.breakpoints.conditions import describe, is_count, said
 from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import Stops, check_seconds
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
@@ -67,7 +67,7 @@ class Waits(Stops):
         self._workers = []  # they run in the parent
 
     def _note_end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._tell_all()
 
     # --- goals ---
@@ -119,7 +119,7 @@ class Waits(Stops):
         return error
 
     def _waited(self) -> Call:
-        with self._changed:
+        with self._lock:
             self._waited_for = self.hits
             if self._latest is None:
                 raise AssertionError
@@ -145,7 +145,7 @@ class Waits(Stops):
         return None
 
     def _is_ours(self, error: BaseException) -> bool:
-        if any(error is each for each in self._raised):
+        if self._raised.get(id(error)) is error:
             return True
         # Who stops where it raises knows of it.
         return self.event == "error" and any(
@@ -189,4 +189,4 @@ class Waits(Stops):
                 raise
             if other is not error:
                 notes = getattr(other, "__notes__", [])
-                error.add_note("\n".join([f"{type(other).__name__}: {other}", *notes]))
+                error.add_note("\n".join([f"{said(other)}", *notes]))

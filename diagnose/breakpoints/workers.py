@@ -8,7 +8,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from diagnose.breakpoints.conditions import shown
+from diagnose.breakpoints.conditions import said, shown
 from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class Started(threading.Thread):
         self.raised: BaseException | None = None
         self.is_seen = False
         self.has_ended = False
+        self._begun = threading.Lock()
+        self._begun.acquire()
+
+    def has_begun(self, seconds: float) -> bool:
+        """Whether it begins, within so many seconds; to be asked once, by who gave up its start."""
+        return self._begun.acquire(timeout=seconds)
 
     @property
     def worker(self) -> object:
@@ -58,6 +64,7 @@ class Started(threading.Thread):
 
     def run(self) -> None:
         """Call the function."""
+        self._begun.release()
         try:
             self.result = self._function(*self._args, **self._kwargs)
         except BaseException as error:  # noqa: BLE001 - the test gets it
@@ -73,7 +80,7 @@ class Started(threading.Thread):
     def whereabouts(self) -> str:
         """Where it is, or how it ended, in words."""
         if self.raised is not None:
-            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+            return f"{self.name!r} raised {said(self.raised)}"
         if self.has_ended:
             return f"{self.name!r} returned {shown(self.result)}"
         return f"{self.name!r} is {_where(self.ident)}"
@@ -149,7 +156,7 @@ class StartedTask:
     def whereabouts(self) -> str:
         """See :class:`Started`."""
         if self.raised is not None:
-            return f"{self.name!r} raised {type(self.raised).__name__}: {self.raised}"
+            return f"{self.name!r} raised {said(self.raised)}"
         if self.task.cancelled():
             return f"{self.name!r} was cancelled"
         if self.task.done():
