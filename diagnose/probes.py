@@ -472,12 +472,14 @@ def _update(site: Site, new: _Placed | None = None) -> None:
         _on_site[id(site)] = (site, kept)
     try:
         site.update([Armed(one.event, one.hook) for one in kept])
-    except DiagnoseError as error:
+    except Exception as error:
         if new is not None:
             if attachments:
                 _on_site[id(site)] = (site, attachments)
             else:
                 _on_site.pop(id(site), None)
+            raise
+        if not isinstance(error, DiagnoseError):
             raise
         # Only where somebody else replaced the code: what was to go is disarmed anyway.
         log.warning("%r could not be brought up to date: %s", site, error)

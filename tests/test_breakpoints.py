@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import linecache
 import re
 import sys
 import threading
@@ -752,6 +753,17 @@ def test_what_a_thread_raised_is_raised_on_leaving(shop):
     assert "raised by 'breakpoint:double'" in found.value.__notes__[0]
 
 
+def test_a_thread_that_ends_by_system_exit_does_not_end_the_test(shop):
+    def leave():
+        shop.double(1)
+        sys.exit(3)
+
+    with Breakpoint("bp_shop.double") as bp:
+        thread = bp.start_thread(leave)
+        bp.wait()
+    assert isinstance(thread.exception, SystemExit)
+
+
 def test_what_the_test_knows_of_is_not_raised_on_leaving(shop):
     with Breakpoint("bp_shop.double") as bp:
         thread = bp.start_thread(shop.double, None)
@@ -863,10 +875,12 @@ def test_an_interrupt_at_any_line_of_entering_or_leaving_undoes_everything(shop,
         nonlocal left
         if not frame.f_code.co_filename.startswith(ours):
             return None
-        # No program can catch an interrupt before the first line of its `__exit__`.
+        # No program can catch an interrupt before the first line of its `__exit__`; nor one where
+        # a `with` is left, but there is none: CPython looks for signals after calls and jumps.
         code = frame.f_code
         is_first = code.co_name == "__exit__" and frame.f_lineno <= code.co_firstlineno + 6
-        if event == "line" and not is_first:
+        line = linecache.getline(code.co_filename, frame.f_lineno)
+        if event == "line" and not is_first and not line.lstrip().startswith("with "):
             left -= 1
             if not left:
                 raise KeyboardInterrupt

@@ -131,7 +131,9 @@ class Waits(Stops):
         """What one of them raised that nobody knows of yet."""
         for each in self._workers:
             error = each.raised
-            if error is not None and not each.is_seen and not self._is_ours(error):
+            # As with any thread: SystemExit ends it, and nothing else.
+            is_end = isinstance(error, SystemExit)
+            if error is not None and not (is_end or each.is_seen or self._is_ours(error)):
                 return error
         return None
 
