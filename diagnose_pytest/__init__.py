@@ -234,9 +234,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         if _is_timeout(error):
             _note(item, error)
         _leave(item, error)
+        if _is_ours(error) and not item.config.getoption("fulltrace"):
+            # What went wrong is in the message, and where is the test's line.
+            error.__traceback__ = _theirs(error.__traceback__) or error.__traceback__
         raise
     _leave(item, None)
     return result
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it is an error of this library, which need not have been imported."""
+    errors = sys.modules.get("diagnose.errors")
+    return errors is not None and isinstance(error, errors.DiagnoseError)
 
 
 def _leave(item: pytest.Item, error: BaseException | None) -> None:

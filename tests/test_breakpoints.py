@@ -9,12 +9,12 @@ import re
 import sys
 import threading
 import traceback
-import types
 from functools import cached_property
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from modules import loaded
 
 from diagnose import attach_to, breakpoints
 from diagnose.breakpoints import Breakpoint, Call, do
@@ -91,12 +91,8 @@ joined = "+".join
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("bp_shop")
-    module.__file__ = "bp_shop.py"
-    sys.modules["bp_shop"] = module
-    exec(compile(SOURCE, "bp_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["bp_shop"]
+    with loaded("bp_shop", SOURCE) as module:
+        yield module
 
 
 def line_of(text):
@@ -820,16 +816,16 @@ def test_the_error_in_the_body_comes_with_what_a_thread_raised(shop):
     assert any("TypeError: unsupported operand" in note for note in found.value.__notes__)
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_while_it_is_waited_undoes_everything(shop, monkeypatch):
     code = shop.double.__code__
     with pytest.raises(KeyboardInterrupt):
         with Breakpoint("bp_shop.double") as bp:
             thread = bp.start_thread(shop.double, 1)
             bp.wait()
-
-            def interrupted(*_):
-                raise KeyboardInterrupt
-
             monkeypatch.setattr(bp, "_is_reached", interrupted)
             bp.wait(hits=2)
     assert shop.double.__code__ is code
@@ -838,10 +834,6 @@ def test_an_interrupt_while_it_is_waited_undoes_everything(shop, monkeypatch):
 
 def test_an_interrupt_while_the_caller_stands_lets_it_leave(shop, monkeypatch):
     with Breakpoint("bp_shop.double") as bp:
-
-        def interrupted(*_):
-            raise KeyboardInterrupt
-
         monkeypatch.setattr("diagnose.breakpoints.stops.Gate.wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             shop.double(1)
@@ -854,10 +846,6 @@ def test_an_interrupt_while_threads_are_joined_undoes_everything(shop, monkeypat
         with Breakpoint("bp_shop.double") as bp:
             thread = bp.start_thread(shop.double, 1)
             bp.wait()
-
-            def interrupted(*_):
-                raise KeyboardInterrupt
-
             monkeypatch.setattr(bp, "_join", interrupted)
     assert shop.double.__code__ is code
     thread.join(10)

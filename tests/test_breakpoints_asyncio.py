@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
-import types
 
 import pytest
+from modules import loaded
 
 from diagnose.breakpoints import AsyncBreakpoint, Breakpoint
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
@@ -47,11 +46,8 @@ class Account:
 
 @pytest.fixture
 def bank():
-    module = types.ModuleType("bp_bank")
-    sys.modules["bp_bank"] = module
-    exec(compile(SOURCE, "bp_bank.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["bp_bank"]
+    with loaded("bp_bank", SOURCE) as module:
+        yield module
 
 
 def in_a_loop(test):

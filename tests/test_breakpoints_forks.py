@@ -5,16 +5,17 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-import types
 import warnings
 from pathlib import Path
 
 import pytest
+from modules import loaded
 from waiting import in_child, wait_until
 
 from diagnose.breakpoints import AsyncBreakpoint, Breakpoint, forks
@@ -36,11 +37,8 @@ CODE_OF_TIMEOUT = 77
 
 @pytest.fixture(autouse=True)
 def shop():
-    module = types.ModuleType("stopped_shop")
-    sys.modules["stopped_shop"] = module
-    exec(compile(SOURCE, "stopped_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["stopped_shop"]
+    with loaded("stopped_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)
@@ -80,16 +78,16 @@ class Child:
                 os._exit(code)
 
     def end(self):
-        deadline = time.monotonic() + SECONDS
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                raise AssertionError("the child did not end")
-            time.sleep(0.002)
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            has_ended = select.select([descriptor], [], [], SECONDS)[0]
+        finally:
+            os.close(descriptor)
+        if not has_ended:
+            os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        assert has_ended, "the child did not end"
+        return os.waitstatus_to_exitcode(status)
 
 
 def test_a_child_stops_and_its_parent_sees_what_it_called(shop):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import socket
-import sys
 import threading
-import types
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from bson import ObjectId
+from modules import loaded
 from pymongo.errors import OperationFailure
 from waiting import wait_until
 
@@ -29,11 +28,8 @@ def specs(database):
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("changed_shop")
-    sys.modules["changed_shop"] = module
-    exec(compile("def double(x):\n    return x * 2\n", "shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["changed_shop"]
+    with loaded("changed_shop", "def double(x):\n    return x * 2\n") as module:
+        yield module
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import select
 import signal
 import subprocess
 import sys
-import types
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from bson import ObjectId
+from modules import loaded
 from waiting import wait_for_documents, wait_until
 
 from diagnose.instruments import ProbeTestInstrument
@@ -42,11 +42,8 @@ NOBODY = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200"
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("cli_shop")
-    sys.modules["cli_shop"] = module
-    exec(compile(SOURCE, "cli_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["cli_shop"]
+    with loaded("cli_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture

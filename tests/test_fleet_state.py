@@ -13,6 +13,7 @@ import types
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from modules import loaded
 from waiting import in_child, wait_until
 
 from diagnose.errors import SpecError
@@ -46,11 +47,8 @@ def halve(x):
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("fleet_shop")
-    sys.modules["fleet_shop"] = module
-    exec(compile(SOURCE, "fleet_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["fleet_shop"]
+    with loaded("fleet_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture

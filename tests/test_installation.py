@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
-import types
 from datetime import UTC, datetime
 
 import pymongo
 import pytest
+from modules import loaded
 from pymongo.errors import OperationFailure, WriteError
 from waiting import wait_until
 
@@ -40,11 +39,8 @@ def spec(spec_id="a", **changes):
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("installed_shop")
-    sys.modules["installed_shop"] = module
-    exec(compile("def double(x):\n    return x * 2\n", "shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["installed_shop"]
+    with loaded("installed_shop", "def double(x):\n    return x * 2\n") as module:
+        yield module
 
 
 def test_installing_twice_is_installing_once(database):

@@ -5,13 +5,13 @@ import io
 import logging
 import sys
 import threading
-import types
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modules import loaded
 from waiting import in_child
 
 import diagnose
@@ -36,11 +36,8 @@ DEADLINE_SECONDS = 20
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("probed_shop")
-    sys.modules["probed_shop"] = module
-    exec(compile(SOURCE, "probed_shop.py", "exec"), module.__dict__)
-    yield module
-    sys.modules.pop("probed_shop", None)
+    with loaded("probed_shop", SOURCE) as module:
+        yield module
 
 
 class Seen(ProbeTestInstrument):
@@ -650,25 +647,22 @@ INNER = ["type", "name", "value", "event", "custom"]
     junk,
 )
 def test_no_document_however_malformed_gets_an_exception_out_of_apply(top, inner, whole):
-    module = types.ModuleType("probed_shop")
-    sys.modules["probed_shop"] = module
-    exec(compile(SOURCE, "probed_shop.py", "exec"), module.__dict__)
     manager = InstrumentManager("me")
     manager.instrument_classes["seen"] = Seen
     bad = spec()
     bad["instrument"] |= inner
     manager.specs = {"bad": bad | top, "whole": whole, None: spec(), ("t", 1): spec(), "a": spec()}
-    try:
-        for _ in range(2):
+    with loaded("probed_shop", SOURCE) as module:
+        try:
+            for _ in range(2):
+                manager.apply()
+            assert entry(manager)["state"] == "installed"
+            assert entry(manager, None)["code"] == "id-missing"
+            assert entry(manager, ("t", 1))["state"] == "installed"
+            assert module.double(2) == 4
             manager.apply()
-        assert entry(manager)["state"] == "installed"
-        assert entry(manager, None)["code"] == "id-missing"
-        assert entry(manager, ("t", 1))["state"] == "installed"
-        assert module.double(2) == 4
-        manager.apply()
-    finally:
-        manager.stop()
-        del sys.modules["probed_shop"]
+        finally:
+            manager.stop()
     assert not probes.active_probes
 
 

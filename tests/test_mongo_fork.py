@@ -5,14 +5,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import threading
-import types
 import warnings
 from datetime import UTC, datetime
 
 import pymongo
 import pytest
+from modules import loaded
 from waiting import in_child, wait_for_documents
 
 import diagnose_mongo
@@ -28,11 +27,8 @@ PERIOD = 0.05
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("probed_shop")
-    sys.modules["probed_shop"] = module
-    exec(compile(SOURCE, "probed_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["probed_shop"]
+    with loaded("probed_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import mongomock
 import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
+from modules import loaded
 from waiting import wait_for_documents, wait_until
 
 import diagnose_mongo
@@ -49,12 +50,9 @@ def seen(name="n"):
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("probed_shop")
-    sys.modules["probed_shop"] = module
-    exec(compile(SOURCE, "probed_shop.py", "exec"), module.__dict__)
-    Seen.results_by_name = {}
-    yield module
-    del sys.modules["probed_shop"]
+    with loaded("probed_shop", SOURCE) as module:
+        Seen.results_by_name = {}
+        yield module
 
 
 @pytest.fixture(params=["mongomock", "mongod"])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import threading
 import time
 import types
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 
 import pymongo
 import pytest
+from modules import loaded
 from waiting import wait_for_documents, wait_until
 
 import diagnose_mongo
@@ -30,11 +30,8 @@ NOWHERE = "mongodb://127.0.0.1:1"
 
 @pytest.fixture
 def shop():
-    module = types.ModuleType("probed_shop")
-    sys.modules["probed_shop"] = module
-    exec(compile(SOURCE, "probed_shop.py", "exec"), module.__dict__)
-    yield module
-    del sys.modules["probed_shop"]
+    with loaded("probed_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture

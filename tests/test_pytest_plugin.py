@@ -681,3 +681,20 @@ def test_what_the_documentation_shows_is_so(run, tmp_path):
     assert set(map(tuple, ends.values())) == {("failed",)}, output
     shown = re.search(r"```text\n-+ where each thread stands -+\n(.*?)\n```", page, re.DOTALL)
     assert section(output) == shown[1].splitlines()
+
+
+def test_an_error_of_this_library_is_shown_at_the_tests_line_without_our_frames(run):
+    body = """
+def test_it():
+    from diagnose.breakpoints import Breakpoint
+
+    with Breakpoint("shop.Archive.unarchiv"):
+        pass
+"""
+    output, ends = run(body)
+    assert ends == {"test_it": ["failed"]}, output
+    assert '>       with Breakpoint("shop.Archive.unarchiv"):' in output
+    assert "has no 'unarchiv'; did you mean 'unarchive'?" in output
+    assert "search.py" not in output
+    output, _ = run(body, "--full-trace")
+    assert "search.py" in output

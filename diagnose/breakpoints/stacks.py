@@ -10,15 +10,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose.breakpoints.workers import Started
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import FrameType, TracebackType
 
     from diagnose.breakpoints.conditions import Call
 
-__all__ = ["entered", "note_where", "where_all_stand", "where_noted"]
+__all__ = ["entered", "note_where", "where_all_stand", "where_noted", "whereabouts"]
 
 _THREADS_AT_MOST = 50
 _LINES_AT_MOST = 30
@@ -89,8 +87,8 @@ def where_all_stand(trace: TracebackType | None = None) -> str:
         if not lines and thread.ident != here and any(map(_is_harness, stack)):
             continue
         about = [thread.name]
-        if isinstance(thread, Started):
-            about.append(f"started by {thread.starter}")
+        if starter := getattr(thread, "starter", None):  # a thread of `workers`
+            about.append(f"started by {starter}")
         about += [f"stands at {place}" for call, place in standing if call.thread is thread]
         nowhere = "outside of the test" if thread.ident == here else "about to start"
         parts.append("\n".join([", ".join(about), *(lines or [f"  ({nowhere})"])]))
@@ -128,8 +126,8 @@ def _is_harness(line: _Line) -> bool:
     return is_ours or _module_of(frame) in _HARNESS
 
 
-def _lines(stack: list[_Line]) -> list[str]:
-    """A stack as text: from the test function on, or from what a thread was to do."""
+def _kept(stack: list[_Line]) -> list[_Line]:
+    """The lines that say something: from the test function on, or from what a thread was to do."""
     end = len(stack)
     # What raised in a signal's handler is no place where anybody stands.
     while end and _is_harness(stack[end - 1]):
@@ -147,6 +145,26 @@ def _lines(stack: list[_Line]) -> list[str]:
         elif not (is_inside and _module_of(line[0]) in _LIKE_OURS):
             is_inside = False
             kept.append(line)
+    return kept
+
+
+def whereabouts(ident: int | None) -> str:
+    """The innermost line of its program that a thread is at, in words."""
+    frame = sys._current_frames().get(ident or 0)
+    kept = [] if frame is None else _kept(_stack_of(frame, None))
+    if not kept:
+        return "about to start"
+    # Not that it waits, but what for.
+    theirs = [line for line in kept if _module_of(line[0]) not in _LIKE_OURS]
+    frame, number = (theirs or kept)[-1]
+    code = frame.f_code
+    source = linecache.getline(code.co_filename, number, frame.f_globals).strip()
+    return f"in {code.co_name} ({code.co_filename}:{number}{f': {source}' if source else ''})"
+
+
+def _lines(stack: list[_Line]) -> list[str]:
+    """A stack as text."""
+    kept = _kept(stack)
     left = len(kept) - _LINES_AT_MOST
     return [
         *([f"  … and {left} more lines outside of these"] if left > 0 else []),

@@ -6,6 +6,7 @@ Everything here runs in the threads, and event loops, of the program under test.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ from diagnose.breakpoints import forks, places
 from diagnose.breakpoints.conditions import Call, Conditions, said
 from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.entering import LOST
-from diagnose.bytecode.weaving import Hook
+from diagnose.bytecode.weaving import Hook, Parameters
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
 from diagnose.handlers import BUSY, Quiet
 from diagnose.probes import Hooked
@@ -218,7 +219,7 @@ class Stops:
             place.put_on()
             function = place.target.function
             is_awaited = function is not None and bool(
-                function.__code__.co_flags & (_COROUTINE | _ASYNC_GENERATOR)
+                function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
             )
             self._takes_tasks = takes_tasks and is_awaited
             self._conditions = Conditions(self._condition, place.signature)
@@ -507,21 +508,15 @@ class Stops:
         return ""
 
 
-_COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # inspect.CO_…
-
-
 def _arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments, from the frame's variables as they are now; a deleted one is None."""
-    code, variables = frame.f_code, frame.f_locals
-    names, count = code.co_varnames, code.co_argcount
-    rest = count + code.co_kwonlyargcount
-    args = tuple(variables.get(name) for name in names[:count])
-    kwargs = {name: variables.get(name) for name in names[count:rest]}
-    if code.co_flags & 0x04:
-        args += tuple(variables.get(names[rest]) or ())
-        rest += 1
-    if code.co_flags & 0x08:
-        kwargs.update(variables.get(names[rest]) or {})
+    parameters, variables = Parameters.of(frame.f_code), frame.f_locals
+    args = tuple(variables.get(name) for name in parameters.positional)
+    kwargs = {name: variables.get(name) for name in parameters.keyword_only}
+    if parameters.star is not None:
+        args += tuple(variables.get(parameters.star) or ())
+    if parameters.double_star is not None:
+        kwargs.update(variables.get(parameters.double_star) or {})
     return args, kwargs
 
 

@@ -175,7 +175,7 @@ class Waits(Stops):
 
     def _others(self) -> str:
         each = "".join(f"\n  {each.whereabouts}" for each in self._workers)
-        return f"; started by it:{each}" if each else ""
+        return f"\nstarted by it:{each}" if each else ""
 
     def _judge(self, error: BaseException | None) -> None:
         """At the end: raise what went wrong, or note it on the error that there is already."""

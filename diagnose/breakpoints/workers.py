@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import said, shown
+from diagnose.breakpoints.stacks import whereabouts
 from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
@@ -83,20 +82,7 @@ class Started(threading.Thread):
             return f"{self.name!r} raised {said(self.raised)}"
         if self.has_ended:
             return f"{self.name!r} returned {shown(self.result)}"
-        return f"{self.name!r} is {_where(self.ident)}"
-
-
-def _where(ident: int | None) -> str:
-    """Where a thread stands, without the lines of this library."""
-    frame = sys._current_frames().get(ident or 0)
-    stack = [] if frame is None else traceback.extract_stack(frame)
-    own = [each for each in stack if "/diagnose/breakpoints/" not in each.filename]
-    own = [each for each in own if not each.filename.endswith("/threading.py")] or own
-    if not own:
-        return "about to start"
-    last = own[-1]
-    line = f": {last.line}" if last.line else ""
-    return f"in {last.name} ({last.filename}:{last.lineno}{line})"
+        return f"{self.name!r} is {whereabouts(self.ident)}"
 
 
 class StartedTask:

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
-from workers import make_shop, make_worker
+from modules import loaded
+from workers import SOURCE, make_worker
 
 
 @pytest.fixture
 def shop():
-    yield make_shop()
-    del sys.modules["fault_shop"]
+    with loaded("fault_shop", SOURCE) as module:
+        yield module
 
 
 @pytest.fixture

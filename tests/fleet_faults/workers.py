@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
-import types
 from datetime import UTC, datetime
 
 import pymongo
@@ -25,13 +23,6 @@ def halve(x):
     return x / 2
 """
 TTL_SECONDS = 0.6
-
-
-def make_shop(name="fault_shop"):
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(SOURCE, f"{name}.py", "exec"), module.__dict__)
-    return module
 
 
 def spec(spec_id="a", target="fault_shop.double", **changes):
