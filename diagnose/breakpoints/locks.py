@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diagnose.breakpoints.points import Names, Told
 
-__all__ = ["MAKERS", "RUNNERS", "Lock", "Waiter", "is_inside", "replaced"]
+__all__ = ["MAKERS", "RUNNERS", "Lock", "Waiter", "replaced"]
 
 _ident, _monotonic = threading.get_ident, time.monotonic
 # What Condition.wait() calls; from 3.13 on, Lock is a class, and another object than this.
@@ -66,7 +66,7 @@ MAKERS: set[int] = set()
 """The idents of threads that make a subject now."""
 
 
-def is_inside(filename: str) -> bool:
+def _is_inside(filename: str) -> bool:
     """Whether a file is part of how locks work, rather than of the program that uses them."""
     return filename in _INSIDE or "/diagnose/breakpoints/" in filename
 
@@ -95,7 +95,7 @@ class Lock:
         frame = sys._getframe(1)
         if frame.f_back is not None and frame.f_back.f_code is _WAIT:
             self.kind = "notification"
-        while is_inside(frame.f_code.co_filename) and frame.f_back is not None:
+        while _is_inside(frame.f_code.co_filename) and frame.f_back is not None:
             frame = frame.f_back
         self.made_at = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname
 

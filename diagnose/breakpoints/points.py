@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import linecache
-import os
 import reprlib
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diagnose.breakpoints import stops
 from diagnose.breakpoints.locks import RUNNERS
+from diagnose.breakpoints.stacks import short
 from diagnose.handlers import BUSY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
-__all__ = ["Names", "Point", "Told", "name_of", "place_of"]
+__all__ = ["Names", "Point", "Told", "name_of", "plain"]
 
 _ident = threading.get_ident
 
@@ -122,18 +120,6 @@ class Names(reprlib.Repr):
 
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
-
-
-def short(file: str) -> str:
-    """A path, relative where that is shorter."""
-    here = str(Path.cwd()) + os.sep
-    return file.removeprefix(here)
-
-
-def place_of(file: str, line: int) -> str:
-    """File, line and its text."""
-    text = linecache.getline(file, line).strip()
-    return f"{short(file)}:{line}" + (f": {text}" if text else "")
 
 
 def plain(qualified: str) -> str:

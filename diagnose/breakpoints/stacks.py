@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from diagnose.breakpoints.conditions import Call
 
-__all__ = ["entered", "note_where", "where_all_stand", "where_noted", "whereabouts"]
+__all__ = [
+    "entered",
+    "innermost",
+    "note_where",
+    "place_of",
+    "short",
+    "where_all_stand",
+    "where_noted",
+]
 
 _THREADS_AT_MOST = 50
 _LINES_AT_MOST = 30
@@ -30,6 +38,7 @@ _HARNESS = _RUNNERS | {
 
 # What this library is called by, or waits in.
 _LIKE_OURS = {"threading", "contextlib"}
+_WAITS = _LIKE_OURS | {"queue"}
 
 
 class _Entered(Protocol):
@@ -148,18 +157,27 @@ def _kept(stack: list[_Line]) -> list[_Line]:
     return kept
 
 
-def whereabouts(ident: int | None) -> str:
-    """The innermost line of its program that a thread is at, in words."""
+def innermost(ident: int | None) -> _Line | None:
+    """The line of its program that a thread is at; None: at none yet."""
     frame = sys._current_frames().get(ident or 0)
     kept = [] if frame is None else _kept(_stack_of(frame, None))
-    if not kept:
-        return "about to start"
     # Not that it waits, but what for.
-    theirs = [line for line in kept if _module_of(line[0]) not in _LIKE_OURS]
-    frame, number = (theirs or kept)[-1]
-    code = frame.f_code
-    source = linecache.getline(code.co_filename, number, frame.f_globals).strip()
-    return f"in {code.co_name} ({code.co_filename}:{number}{f': {source}' if source else ''})"
+    theirs = [line for line in kept if _module_of(line[0]) not in _WAITS]
+    return (theirs or kept)[-1] if kept else None
+
+
+def short(file: str) -> str:
+    """A path, relative where that is shorter."""
+    try:
+        return file.removeprefix(f"{Path.cwd()}{os.sep}")
+    except OSError:  # the test removed its folder
+        return file
+
+
+def place_of(file: str, line: int) -> str:
+    """File, line and its text."""
+    text = linecache.getline(file, line).strip()
+    return f"{short(file)}:{line}" + (f": {text}" if text else "")
 
 
 def _lines(stack: list[_Line]) -> list[str]:
@@ -173,14 +191,9 @@ def _lines(stack: list[_Line]) -> list[str]:
 
 
 def _texts(lines: Iterable[_Line]) -> Iterable[str]:
-    try:
-        here = f"{Path.cwd()}{os.sep}"
-    except OSError:  # the test removed its folder
-        here = ""
     for frame, number in lines:
         code: Any = frame.f_code
-        path = code.co_filename.removeprefix(here)
-        yield f"  {path}:{number}, in {code.co_qualname}"
+        yield f"  {short(code.co_filename)}:{number}, in {code.co_qualname}"
         # The globals: so are lines found that come from an archive.
         if source := linecache.getline(code.co_filename, number, frame.f_globals).strip():
             yield f"    {source}"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import said
-from diagnose.breakpoints.locks import RUNNERS, is_inside
-from diagnose.breakpoints.points import Names, place_of, plain, short
+from diagnose.breakpoints.locks import RUNNERS
+from diagnose.breakpoints.points import Names, plain
+from diagnose.breakpoints.stacks import innermost, place_of, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -178,12 +179,10 @@ class Runner(threading.Thread):
     @property
     def whereabouts(self) -> str:
         """Where it stands, in words."""
-        frame = sys._current_frames().get(self.ident or 0)
-        while frame is not None and is_inside(frame.f_code.co_filename) and frame.f_back:
-            frame = frame.f_back
-        if frame is None or frame.f_code.co_filename == threading.__file__:
+        if (line := innermost(self.ident)) is None:
             return "at its start"
-        return f"in {plain(frame.f_code.co_qualname)}(), {place_of(frame.f_code.co_filename, frame.f_lineno)}"
+        code = line[0].f_code
+        return f"in {plain(code.co_qualname)}(), {place_of(code.co_filename, line[1])}"
 
 
 class Run:

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import said, shown
-from diagnose.breakpoints.stacks import whereabouts
+from diagnose.breakpoints.stacks import innermost, place_of
 from diagnose.handlers import Quiet
 
 if TYPE_CHECKING:
@@ -82,7 +82,10 @@ class Started(threading.Thread):
             return f"{self.name!r} raised {said(self.raised)}"
         if self.has_ended:
             return f"{self.name!r} returned {shown(self.result)}"
-        return f"{self.name!r} is {whereabouts(self.ident)}"
+        if (line := innermost(self.ident)) is None:
+            return f"{self.name!r} is about to start"
+        code = line[0].f_code
+        return f"{self.name!r} is in {code.co_name} ({place_of(code.co_filename, line[1])})"
 
 
 class StartedTask:
