@@ -258,6 +258,21 @@ def test_of_an_object_it_stops_only_the_calls_of_that_object(shop, name):
     assert name not in vars(cart)
 
 
+def test_of_a_class_it_stops_a_method_of_its_metaclass(shop):
+    class Meta(type):
+        def named(cls, x):
+            return cls, x
+
+    one, other = Meta("One", (), {}), Meta("Other", (), {})
+    with Breakpoint(one, "named") as bp:
+        assert other.named(1) == (other, 1)
+        thread = bp.start_thread(lambda: one.named(2))
+        assert bp.wait().args == (one, 2)
+        bp.release()
+    assert thread.result == (one, 2)
+    assert "named" not in vars(one)
+
+
 def test_a_callable_that_an_object_holds_itself_is_put_back(shop):
     cart = shop.Cart()
     cart.add = double = shop.double

@@ -125,6 +125,8 @@ def _absent(owner: Any, name: str) -> str:
 def _copied(owner: object, name: str, raw: Any) -> tuple[FunctionType, object]:
     """A copy of the function, and what has to be put on the owner so that it is called."""
     is_instance = not isinstance(owner, (type, ModuleType))
+    if isinstance(owner, type) and not any(name in vars(each) for each in owner.__mro__):
+        is_instance = True  # of its metaclass, which has the function
     is_own = is_instance and name in getattr(owner, "__dict__", {})
     if isinstance(raw, property) and not is_instance and isinstance(raw.fget, FunctionType):
         function = _copy(raw.fget)
