@@ -65,7 +65,7 @@ class Meter:
         self._count = 0
         self._seconds = 0.0
 
-    def note(self, seconds: float) -> None:
+    def note(self, seconds: float, cpu_seconds: float | None = None) -> None:
         """Take note of a hit that took so long."""
         if self.pending:
             try:

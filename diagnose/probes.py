@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -9,14 +10,16 @@ import os
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import handlers, targets
 from diagnose.budget import Meter
+from diagnose.bytecode.containment import LostError
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError, TargetKindError
 from diagnose.instruments import base
+from diagnose.interrupts import belongs_to_program
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.sites import Armed, site_of
 from diagnose.targets import Target, TargetKind
@@ -79,9 +82,23 @@ class _Attachment:
     def _write(self) -> Hook:
         instrument = self.instrument
         plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
+        plan = dataclasses.replace(plan, defect=self.defect)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
         return handlers.write(plan, scope, f"<probe {instrument.name}>")
+
+    def rewrite(self) -> None:
+        """Make the functions that serve hits anew, since what the instrument does has changed."""
+        with handlers.Quiet(), _lock:
+            if not self.armed or not self.probe.holds(self):
+                return
+            before, self.hook = self.hook, handlers.parsing(self._write)
+            try:
+                _update(self.site, self)
+            except DiagnoseError:
+                self.hook = before
+                raise
+            handlers.disarm(before)
 
     @property
     def event(self) -> str:
@@ -93,14 +110,52 @@ class _Attachment:
         """See :class:`_Placed`."""
         return self.probe, self.key
 
-    def fail(self, error: Exception) -> None:
-        """Serve the error of a hit; called in the program's thread, in an except block."""
+    # --- what handlers call, in the program's thread: it takes no lock, writes no log, starts no
+    # --- thread; all of that is done by the timers' thread
+
+    def fail(self, error: BaseException) -> bool:
+        """Be off after what serving a hit raised; false if that belongs to the program."""
+        if belongs_to_program(error):
+            return False
+        handlers.quietly(self._end_by, error, "runtime-error")
+        return True
+
+    def defect(self, error: BaseException) -> bool:
+        """Be off after what got past a handler's own ``try``: a mistake of this library.
+
+        It is the judge of :mod:`diagnose.bytecode.containment`: false if the error belongs to the
+        program. Whatever goes wrong here ends here, but for what a signal handler raises meanwhile.
+        """
+        if type(error) is LostError:
+            return True
+        try:
+            handlers.leave_behind(error)
+            if belongs_to_program(error):
+                return False
+            # Where no call was entered there was no room for one, which is nobody's mistake.
+            if type(error) not in _NO_ROOM or _is_from_inside(error):
+                handlers.quietly(self._end_by, error, "defect")
+        except BaseException as later:
+            if _is_theirs(later):
+                raise
+        return True
+
+    def _end_by(self, error: BaseException, code: str) -> None:
+        next(self.instrument.status.tallies()["error"])
+        text = f"{_describe(error, self)} (at a hit; {_REARM})"
+        before = _restore_traceback(error)
+        if self._give_up(code, text):
+            timers.after(0, lambda: self._tell(error, before))
+
+    def _tell(self, error: BaseException, before: TracebackType | None) -> None:
         with handlers.Quiet():
-            next(self.instrument.status.tallies()["error"])
-            text = f"{_describe(error, self)} (at a hit; {_REARM})"
-            if self._give_up("runtime-error", text):
+            try:
+                raise error
+            except BaseException:  # noqa: BLE001  (whatever it is)
                 _call_hook(self.instrument, "handle_error", self.probe)
-        self._leave_later()
+            finally:
+                _set_traceback(error, before)
+        self._leave_site()
 
     def too_slow(self, seconds: float) -> None:
         """Be taken off after a hit that took too long; called in the program's thread.
@@ -132,11 +187,9 @@ class _Attachment:
 
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
-        with handlers.Quiet():
-            if not self._disarm():
-                return
+        if self._disarm():
             self.instrument.status.state = "done"
-        self._leave_later()
+            self._leave_later()
 
     # --- what the budget asks for ---
 
@@ -394,6 +447,7 @@ class FunctionProbe:
         self._items[key] = instrument
         active_probes.setdefault(self.target, self)
         status.attachments += 1
+        instrument._rewrites[new] = new.rewrite
         gone = [] if old is None else [old]
         for one in gone:
             _retire(one, "stopped")
@@ -535,6 +589,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
     attachment.disarm()
+    attachment.instrument._rewrites.pop(attachment, None)
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
@@ -551,24 +606,74 @@ def _finish(gone: list[_Attachment]) -> None:
             continue  # it is on another function too, or was put on again
         with handlers.Quiet():
             attachment.instrument.detached()
-            _call_hook(attachment.instrument, "finish")
 
 
 def _call_hook(instrument: Instrument, name: str, *args: object) -> None:
     """Call what a user may have overridden; it must not harm anybody."""
     try:
         getattr(instrument, name)(*args)
-    except Exception:
+    except BaseException:
         log.exception("%s of %r failed", name, instrument)
 
 
-def _describe(error: Exception, attachment: _Attachment) -> str:
+def _describe(error: BaseException, attachment: _Attachment) -> str:
     instrument = attachment.instrument
+    text = type.__dict__["__name__"].__get__(type(error))
     try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  (an exception's own __str__)
-        text = type(error).__name__
-    return f"{instrument.value!r:.200} raised {text:.1000}"
+        text = f"{text}: {error}"
+    except BaseException as later:  # its own __str__
+        if _is_theirs(later):
+            raise
+    return f"{instrument.value!r:.200} raised {text:.1000}{_place(error)}"
+
+
+_get_traceback = BaseException.__dict__["__traceback__"].__get__
+_set_traceback = BaseException.__dict__["__traceback__"].__set__
+_NO_ROOM = frozenset({RecursionError, MemoryError})
+
+
+def _is_from_inside(error: BaseException) -> bool:
+    """Whether a function of ours was entered before it was raised."""
+    trace = _get_traceback(error)
+    return trace is not None and trace.tb_next is not None
+
+
+def _is_theirs(error: BaseException) -> bool:
+    try:
+        return belongs_to_program(error)
+    except Exception:  # noqa: BLE001  (this is the last resort)
+        return False
+
+
+def _entries(error: BaseException) -> list[TracebackType]:
+    """The entries of a traceback that are of calls within this hit, the outermost first."""
+    entries: list[TracebackType] = []
+    entry = _get_traceback(error)
+    while entry is not None and (not entries or entry.tb_frame.f_back is entries[-1].tb_frame):
+        entries.append(entry)
+        entry = entry.tb_next
+    return entries
+
+
+def _place(error: BaseException) -> str:
+    """Where an error came up, if that is in code that an expression called."""
+    entries = _entries(error)
+    if not entries or entries[-1].tb_frame.f_code.co_filename.startswith("<probe "):
+        return ""
+    code = entries[-1].tb_frame.f_code
+    return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
+
+
+def _restore_traceback(error: BaseException) -> TracebackType | None:
+    """Take the entries of this hit off an error's traceback; return what it had before.
+
+    So nothing of the call is kept alive, and an exception of the program's that an expression
+    raised is as it was.
+    """
+    entries = _entries(error)
+    before = entries[-1].tb_next if entries else None
+    _set_traceback(error, before)
+    return before
 
 
 # --- the public functions ---------------------------------------------------------------

@@ -140,6 +140,7 @@ class CodeSite:
             namespace=namespace,
             signature=_signature(self._function) if wraps else None,
             keywords=parameters.double_star,
+            parameters=None if is_inside else parameters,
         )
 
     def update(self, armed: Sequence[Armed]) -> None:

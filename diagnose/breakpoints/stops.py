@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diagnose.breakpoints import forks, places
 from diagnose.breakpoints.conditions import Call, Conditions, said
 from diagnose.breakpoints.stacks import entered, note_where
-from diagnose.bytecode.entering import LOST
+from diagnose.bytecode.containment import LOST
 from diagnose.bytecode.weaving import Hook, Parameters
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
 from diagnose.handlers import BUSY, Quiet

@@ -25,6 +25,8 @@ NOWHERE: Location = (None, None, None, None)
 """The location of what stands on no line: tracers and debuggers pass over it."""
 
 _NULL_COMES_FIRST = sys.version_info < (3, 13)
+_ENTERS_ONE_BEFORE = sys.version_info >= (3, 13)
+"""The error of entering a frame goes to the handler of the instruction before the call."""
 _op = opcode.opmap
 _CALL, _PRECALL, _PUSH_NULL = _op["CALL"], _op.get("PRECALL"), _op["PUSH_NULL"]
 _COPY, _SWAP, _POP_TOP = _op["COPY"], _op["SWAP"], _op["POP_TOP"]
@@ -102,14 +104,31 @@ class Emitter:
         self.depth = self.deepest = depth
         self.location = location
         self.handler = handler
+        self._landing: list[Instruction] = []
 
     def add(self, operation: int, argument: int = 0, change: int = 0) -> Instruction:
         """One instruction that changes the stack's depth by ``change``."""
         one = Instruction(operation, argument, self.location, self.handler)
-        self.out.append(one)
+        self.place(one)
         self.depth += change
         self.deepest = max(self.deepest, self.depth)
         return one
+
+    def place(self, one: Instruction) -> None:
+        """Put an instruction here that others lead to already."""
+        self.out.append(one)
+        self.end(one)
+
+    def land(self, jump: Instruction) -> None:
+        """Let a jump that stands elsewhere lead to what comes next here."""
+        self._landing.append(jump)
+
+    def end(self, following: Instruction) -> None:
+        """Say what comes next."""
+        if self._landing:
+            for jump in self._landing:
+                jump.target = following
+            self._landing.clear()
 
     def constant(self, value: object) -> None:
         """Push an object, as it is."""
@@ -150,6 +169,8 @@ class Emitter:
 
     def end_call(self, count: int = 0) -> None:
         """Call with the ``count`` topmost values; the result takes their place."""
+        if _ENTERS_ONE_BEFORE and self.out[-1].handler is not self.handler:
+            self.add(_NOP)
         if _PRECALL is not None:
             self.add(_PRECALL, count)
         self.add(_CALL, count, -count - 1)
@@ -234,13 +255,19 @@ class Emitter:
             self.add(_NOT_TAKEN)
         self.out += other.out
         if usual.out:
-            self.add(_JUMP_FORWARD).target = over
-        self.out += [*usual.out, over]
+            leave = self.add(_JUMP_FORWARD)
+            leave.target = over
+            other.end(leave)
+        else:
+            other.end(over)
+        self.out += usual.out
+        usual.end(over)
+        self.place(over)
         self.depth = usual.depth
         self.deepest = max(self.deepest, usual.deepest, other.deepest)
 
-    def jump_back(self, target: Instruction) -> Instruction:
-        """Go on at ``target``, further up."""
+    def jump_back(self, target: Instruction | None = None) -> Instruction:
+        """Go on at ``target``, further up; None: at what is given to :meth:`land`."""
         jump = self.add(_JUMP_BACK)
         jump.target = target
         return jump
@@ -259,7 +286,7 @@ class Emitter:
         Returns:
             What is to be handed to :meth:`end_guard`, and to stand behind all else.
         """
-        stub = Emitter(self.constants, self.depth + 1, NOWHERE, self.handler)
+        stub = Emitter(self.constants, self.depth + 1, self.location, self.handler)
         stub.drop_second()
         if is_handled:
             stub.swap()
@@ -271,6 +298,4 @@ class Emitter:
     def end_guard(self, stub: Emitter) -> None:
         """End what :meth:`guard_error` began."""
         self.handler = stub.handler
-        location, self.location = self.location, NOWHERE
-        stub.jump_back(self.add(_NOP))
-        self.location = location
+        self.land(stub.jump_back())

@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "depths", "line_starts"]
+__all__ = ["JUMPS", "LEAVES", "depths", "line_starts", "plain_cells"]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -86,6 +86,67 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
             one = following[id(one)]
             if found.get(id(one)) == depth:
                 break
+    return found
+
+
+_SAVES = _op.get("LOAD_FAST_AND_CLEAR")
+_MAKE_CELL, _SWAP, _STORE_FAST = _op["MAKE_CELL"], _op["SWAP"], _op["STORE_FAST"]
+_STORES_TWO, _STORES_FIRST = _op.get("STORE_FAST_STORE_FAST"), _op.get("STORE_FAST_LOAD_FAST")
+
+
+def plain_cells(
+    listing: Sequence[Instruction], cells: Collection[int], depth: Mapping[int, int]
+) -> dict[int, frozenset[int]]:
+    """By the ``id`` of an instruction: which of these cells' slots hold no cell before it.
+
+    A comprehension that is inlined (3.12 and later) puts the value of a slot that it needs for a
+    variable of its own on the stack, and back in the end; meanwhile there is a plain value in the
+    slot, or none. Instructions that are not there have none of these slots.
+    """
+    if not any(one.opcode == _SAVES and one.argument in cells for one in listing):
+        return {}
+    following = dict(zip(map(id, listing), listing[1:], strict=False))
+    found: dict[int, frozenset[int]] = {}
+    # What is saved, by its place on the stack.
+    waiting: list[tuple[Instruction, frozenset[int], dict[int, int]]] = [
+        (listing[0], frozenset(), {})
+    ]
+    seen: set[tuple[int, frozenset[int]]] = set()
+    while waiting:
+        one, plain, saved = waiting.pop()
+        if (id(one), plain) in seen or id(one) not in depth:
+            continue
+        seen.add((id(one), plain))
+        found[id(one)] = found.get(id(one), frozenset()) | plain
+        if one.handler is not None:
+            below = {at: number for at, number in saved.items() if at < one.handler.depth}
+            waiting.append((one.handler.target, plain, below))
+        top, saved = depth[id(one)] - 1, dict(saved)
+        if one.opcode == _SAVES and one.argument in cells:
+            plain |= {one.argument}
+            saved[top + 1] = one.argument
+        elif one.opcode == _MAKE_CELL:
+            plain -= {one.argument}
+        elif one.opcode == _SWAP:
+            pair = top, top + 1 - one.argument
+            values = saved.pop(pair[0], None), saved.pop(pair[1], None)
+            saved |= {
+                at: number
+                for at, number in zip(pair[::-1], values, strict=True)
+                if number is not None
+            }
+        elif one.opcode in {_STORE_FAST, _STORES_FIRST, _STORES_TWO}:
+            numbers = (one.argument,)
+            if one.opcode != _STORE_FAST:
+                numbers = (one.argument >> 4, one.argument & 15)
+            for number in numbers[: 1 if one.opcode == _STORES_FIRST else 2]:
+                if saved.pop(top, None) == number:
+                    plain -= {number}
+                top -= 1
+        if one.target is not None:
+            waiting.append((one.target, plain, saved))
+        if one.opcode not in LEAVES and one.opcode not in JUMPS:
+            waiting.append((following[id(one)], plain, saved))
     return found
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_NAMES",
     "EXIT_NAMES",
-    "LOCALS",
+    "MISSING",
     "NOW",
     "Hook",
     "Parameters",
@@ -33,8 +33,8 @@ ENTRY_NAMES = frozenset({"start", "now", "args", "kwargs", "frame"})
 EXIT_NAMES = frozenset({"result", "exception", "elapsed", "end", "hotspots"})
 """What a ``return`` can name besides what a ``call`` can."""
 
-LOCALS = "@locals"
-"""A hook's name for a mapping of all of the frame's variables."""
+MISSING = type("Missing", (), {"__repr__": lambda _: "(no value)", "__slots__": ()})()
+"""What a hook is given for a variable that has no value."""
 
 NOW = "@now"
 """A hook's name for the clock's reading (``time.perf_counter``) when it is called."""
@@ -47,21 +47,21 @@ class Hook:
     """One handler's calls.
 
     Attributes:
-        handler: called with the values of ``names``, by position. It must not raise an
-            ``Exception``.
+        handler: called with the values of ``names``, by position.
         names: at ``call`` and ``return`` parameters of the function, or names of
             :data:`ENTRY_NAMES` and :data:`EXIT_NAMES`; at ``end`` and at a line the
-            variables of its frame, or :data:`LOCALS` alone.
+            variables of its frame: :data:`MISSING` for those that have no value.
         prelude: if given, called with the values of ``prelude_names`` before the body; what
             it returns is handed to ``handler`` as one more, first argument.
         prelude_names: as ``names``, without :data:`EXIT_NAMES`.
         quick: if given, what is called in place of ``handler`` as long as no instrument
             runs anywhere: a function that runs no user code, and its only argument: one of
             ``names``, or a number.
-        absent: for ``end`` and lines: called in place of ``handler`` where one of ``names``
-            has no value.
         sift: for ``return``, if given: a function and names of parameters; it is called
             before the body, and if it returns true, ``handler`` is not.
+        judge: called with what one of its functions raised; True: it goes no further, False: it
+            belongs to the program, and is raised. None: all that does not belong to the program
+            is dropped.
         may_raise: what ``handler`` raises is raised by the function, where it is called; and it
             is called also where there is no room for it. Such a hook has no ``prelude`` and
             no ``sift``, and is called behind all others.
@@ -74,8 +74,8 @@ class Hook:
     prelude: Callable[..., object] | None = None
     prelude_names: tuple[str, ...] = ()
     quick: tuple[Callable[[Any], object], str | float] | None = None
-    absent: Callable[[], object] | None = None
     sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
+    judge: Callable[[BaseException], bool] | None = None
     may_raise: bool = False
     awaits: bool = False
 

@@ -22,10 +22,16 @@ The function's own instructions count from the top of the stack and do not notic
 
 What is raised again keeps its traceback and its place: a ``RERAISE`` adds no entry and sets
 the frame back to the instruction that raised.
+
+What any call of ours raises is contained (:mod:`diagnose.bytecode.containment`), and every
+instruction of ours is on the line of where it stands: at the begin that of the ``def``, at a
+return its own, and for exceptions that leave the function there is a copy for each line that may
+raise one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import opcode
 import sys
@@ -35,13 +41,13 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
+from diagnose.bytecode.containment import LOST, Containment, Stretch, all_of, drop
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
-from diagnose.bytecode.entering import LOST, Room, Rooms
-from diagnose.bytecode.flow import depths, line_starts
+from diagnose.bytecode.flow import depths, line_starts, plain_cells
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
-    LOCALS,
+    MISSING,
     NOW,
     Hook,
     Parameters,
@@ -52,11 +58,22 @@ from diagnose.bytecode.hooks import (
 from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from types import CodeType
 
+    from diagnose.bytecode.assembly import Location
 
-__all__ = ["ENTRY_NAMES", "EXIT_NAMES", "LOCALS", "NOW", "Hook", "Parameters", "variables", "weave"]
+
+__all__ = [
+    "ENTRY_NAMES",
+    "EXIT_NAMES",
+    "MISSING",
+    "NOW",
+    "Hook",
+    "Parameters",
+    "variables",
+    "weave",
+]
 
 _op = opcode.opmap
 _RESUME, _NOP = _op["RESUME"], _op["NOP"]
@@ -148,7 +165,8 @@ class _Weaver:
         self.kept: dict[str, int] = {}
         self.listed: dict[str, int] = {}
         self.stubs: list[Emitter] = []
-        self.rooms = Rooms(self.constants)
+        self.containment = Containment(self.constants)
+        self.judge: Callable[[BaseException], bool] = drop
         self.only: Hook | None = None
         self.keeps = False
         self.deepest = code.co_stacksize
@@ -175,35 +193,34 @@ class _Weaver:
         depth = depths(self.listing) if lines or wants_timing else {}
         # Now: what else is put in changes where jumps lead to.
         starts = line_starts(self.listing) if lines else {}
+        cells = {number for number, is_cell in self.index.values() if is_cell}
+        plain = plain_cells(self.listing, cells, depth) if lines else {}
         handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
+        self.judge = all_of(hook.judge or drop for hook in after if not hook.may_raise)
         if wants_timing:
             self.timing = Timing(self.constants, self.body, depth)
         if len(after) == 1 and not ends and after[0].sift is not None:
             self.only = after[0]
-        # On no line: a debugger's jump to the first line must not lead into it, where only some
-        # of what is kept is there. But if all is on one line, that line must not begin twice.
-        line = self.prologue[-1].location[0]
-        first = next((one.location[0] for one in self.body if one.location[0] is not None), None)
-        is_on_one_line = first == line and not self.hidden
-        entry = Emitter(self.constants, 0, (line, line, None, None) if is_on_one_line else NOWHERE)
+        entry = Emitter(self.constants, 0, self._at(self._first_line()))
         self.keeps = bool(after or ends)
         self._enter(entry, before, after)
-        leaving = None
+        entry.end(self.body[0])
+        leaving: list[Emitter] = []
         woven: dict[int, list[Instruction]] = {}
         behind: dict[int, list[Instruction]] = {}
         if self.keeps:
-            leaving = self._leave_by_exception(after, ends)
-            self._watch_exceptions(leaving.out[0])
+            leaving = self._watch_exceptions(after, ends)
         if self.timing is not None:
             self.timing.weave(len(self.kept), woven, behind)
             self.stubs[:0] = self.timing.stubs  # near: the function's jumps lead there
             pieces = [*woven.values(), *behind.values(), *(each.out for each in self.timing.stubs)]
-            self.rooms.spare(
+            self.containment.each_call(
                 (one for piece in pieces for one in piece),
                 lambda stub: stub.copy(len(self.kept) - 1),  # no time went by
+                self.judge,
             )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
-        self._weave_lines(lines, starts, handlers, depth, woven)
+        self._weave_lines(lines, starts, handlers, depth, plain, woven)
         if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
@@ -211,13 +228,12 @@ class _Weaver:
             listing += woven.get(id(one), ())
             listing.append(one)
             listing += behind.get(id(one), ())
-        for emitter in (*((leaving,) if leaving else ()), *self.stubs):
+        for emitter in (*leaving, *self.stubs):
             listing += emitter.out
-        self.rooms.land([*entry.out, self.body[0]])
-        self.rooms.spare_calls(listing)
-        for emitter in self.rooms.stubs:
+        self.containment.finish(listing)
+        for emitter in self.containment.stubs:
             listing += emitter.out
-        for emitter in (entry, *((leaving,) if leaving else ()), *self.stubs, *self.rooms.stubs):
+        for emitter in (entry, *leaving, *self.stubs, *self.containment.stubs):
             self.deepest = max(self.deepest, emitter.deepest + 1)
         if self.hidden:
             self._hide(listing)
@@ -228,6 +244,20 @@ class _Weaver:
             # What is kept lies below all that the function has there.
             stack_size=max(self.deepest, self.code.co_stacksize + len(self.kept)),
         )
+
+    def _first_line(self) -> int | None:
+        """The line that the begin is on: the one where nobody sees a line begin anew.
+
+        On 3.11 tracers are told of the line of whatever comes behind the RESUME.
+        """
+        place = self.prologue[-1]
+        if sys.version_info < (3, 12):
+            place = next((one for one in self.body if one.location[0] is not None), place)
+        return place.location[0]
+
+    def _at(self, line: int | None) -> Location:
+        """The location of what stands on a line; nobody sees the lines of a hidden frame."""
+        return NOWHERE if self.hidden or line is None else (line, line, None, None)
 
     # --- the begin ---
 
@@ -240,7 +270,7 @@ class _Weaver:
             if name in parameters and not self._may_change(name):
                 continue
             if name in _CALLED_FOR:
-                with self.rooms.pushing(emit, LOST):
+                with self.containment.pushing(emit, LOST, self.judge):
                     self._entry_value(emit, name)
             else:
                 self._entry_value(emit, name)
@@ -248,8 +278,8 @@ class _Weaver:
         for hooks in (before, after):
             for hook in hooks:
                 if hook.prelude is not None:
-                    with self.rooms.pushing(emit, None) as room:
-                        self._need(emit, room, hook.prelude_names)
+                    with self.containment.pushing(emit, None, hook.judge or drop) as stretch:
+                        self._need(emit, stretch, hook.prelude_names)
                         emit.begin_call(hook.prelude)
                         for name in hook.prelude_names:
                             self._entry_value(emit, name)
@@ -258,32 +288,26 @@ class _Weaver:
         for hook in after:
             if hook.sift is not None:
                 function, names = hook.sift
-                with self.rooms.pushing(emit, instead=True):
+                with self.containment.pushing(emit, instead=True, judge=hook.judge or drop):
                     emit.begin_call(function)
                     for name in names:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self._keep(emit, _sifted(hook))
-        quiet = [hook for hook in before if not hook.may_raise]
-        if quiet:
-            with self.rooms.passing(emit) as room:
-                self._need(emit, room, [name for hook in quiet for name in hook.names])
-                for hook in quiet:
-                    self._call_hook(emit, hook, self._entry_value)
-        # On a line: whoever is stopped there looks at the frame.
-        location, line = emit.location, self.prologue[-1].location[0]
-        emit.location = (line, line, None, None)
-        for hook in before:
+        for hook in sorted(before, key=_raises):
             if hook.may_raise:
                 self._call_handler(emit, hook, self._entry_value)
-        emit.location = location
+            else:
+                with self.containment.passing(emit, hook.judge or drop) as stretch:
+                    self._need(emit, stretch, hook.names)
+                    self._call_hook(emit, hook, self._entry_value)
         if not self.keeps:
             while emit.depth:
                 emit.pop()
             self.kept.clear()
             self.listed.clear()
         if "elapsed" in exit_names:
-            with self.rooms.pushing(emit, LOST):
+            with self.containment.pushing(emit, LOST):
                 self._read_time(emit)
             self._keep(emit, "@began")
         if self.timing is not None:
@@ -302,14 +326,14 @@ class _Weaver:
             stub.pop()
             stub.constant(0.0)
 
-        self.rooms.spare(emit.out[begin:], lose)
+        self.containment.each_call(emit.out[begin:], lose, self.judge)
 
     def _read_time(self, emit: Emitter) -> None:
         position = emit.depth
         if self.only is None:
             emit.read_clock()
         else:
-            # Who is not going to be called needs no time.
+            # A hook that is not going to be called needs no time.
             busy = Emitter(self.constants, position, emit.location, emit.handler)
             busy.read_clock()
             idle = Emitter(self.constants, position, emit.location, emit.handler)
@@ -380,7 +404,7 @@ class _Weaver:
         emit.constant(1)  # number 0 is the function's own
         emit.end_call(1)
         emit.handler = around
-        stub.jump_back(emit.add(_NOP))
+        emit.land(stub.jump_back())
 
     def _all_args(self, emit: Emitter) -> None:
         given = self.parameters.positional
@@ -413,11 +437,11 @@ class _Weaver:
         index, is_cell = self.index[name]
         emit.local(index, is_cell=is_cell, is_sure=True)
 
-    def _need(self, emit: Emitter, room: Room, names: Iterable[str]) -> None:
-        """Let the room be passed over if one of these values was lost at the begin."""
+    def _need(self, emit: Emitter, stretch: Stretch, names: Iterable[str]) -> None:
+        """Let the stretch be skipped if one of these values was lost at the begin."""
         for name in _CALLED_FOR.intersection(names, {*self.kept, *self.listed}):
             self._push_kept(emit, name)
-            room.leave_if_lost()
+            stretch.skip_if_lost(emit)
 
     # --- hooks ---
 
@@ -455,43 +479,21 @@ class _Weaver:
             emit.wait()
         emit.pop()
 
-    def _look(self, emit: Emitter, hook: Hook) -> None:
-        """Call a hook with the values that the frame's variables have now."""
+    def _look(
+        self, emit: Emitter, hook: Hook, plain: frozenset[int] = frozenset()
+    ) -> None:
+        """Call a hook with the values that the frame's variables have now.
+
+        Args:
+            plain: the slots of cells that hold no cell there.
+        """
         if hook.may_raise:
-            self._call_handler(emit, hook, self._variable)
+            self._call_handler(emit, hook, lambda out, name: self._variable(out, name, plain))
             return
-        unsure = [name for name in hook.names if not self._is_sure(name)]
-        if not unsure or hook.absent is None:
-            self._call_hook(emit, hook, self._variable)
-            return
-        # What a missing value raises is taken by a stub, which calls ``absent``.
-        begin, around = emit.depth, emit.handler
-        stub = Emitter(self.constants, begin + 1, emit.location, around)
-        stub.call(hook.absent)
-        stub.pop()
-        stub.pop()
-        self.stubs.append(stub)
-        emit.begin_call(hook.handler)
-        emit.handler = Handler(stub.out[0], begin, keeps_place=False)
-        for name in hook.names:
-            self._variable(emit, name)
-        emit.handler = around
-        emit.end_call(len(hook.names))
-        emit.pop()
-        # A place that can be jumped to, behind what was written.
-        stub.jump_back(emit.add(_NOP))
+        with self.containment.passing(emit, hook.judge or drop):
+            self._call_hook(emit, hook, lambda out, name: self._variable(out, name, plain))
 
-    def _is_sure(self, name: str) -> bool:
-        """Whether a variable has a value everywhere."""
-        if name in {LOCALS, NOW}:
-            return True
-        index, is_cell = self.index[name]
-        return name in self.parameters.names and not is_cell and index not in self.changed
-
-    def _variable(self, emit: Emitter, name: str) -> None:
-        if name == LOCALS:
-            emit.call(_locals)
-            return
+    def _variable(self, emit: Emitter, name: str, plain: frozenset[int]) -> None:
         if name == NOW:
             emit.read_clock()
             return
@@ -499,7 +501,19 @@ class _Weaver:
             message = f"the function has no variable {name!r}"
             raise ValueError(message)
         index, is_cell = self.index[name]
-        emit.local(index, is_cell=is_cell, is_sure=self._is_sure(name))
+        if name in self.parameters.names and not is_cell and index not in self.changed:
+            emit.local(index, is_cell=False, is_sure=True)
+            return
+        # What a missing value raises is taken by a stub, which pushes another one.
+        around = emit.handler
+        stub = Emitter(self.constants, emit.depth + 1, emit.location, around)
+        stub.pop()
+        stub.constant(MISSING)
+        self.stubs.append(stub)
+        emit.handler = Handler(stub.out[0], emit.depth, keeps_place=False)
+        emit.local(index, is_cell=is_cell and index not in plain, is_sure=False)
+        emit.handler = around
+        emit.land(stub.jump_back())
 
     # --- the end ---
 
@@ -512,12 +526,15 @@ class _Weaver:
     ) -> None:
         """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
         quiet = [hook for hook in after if not hook.may_raise]
-        looks = [hook for hook in ends if not hook.may_raise]
-        if quiet or looks:
-            with self.rooms.passing(emit) as room:
+        if quiet or self.timing is not None:
+            with self.containment.passing(emit, self.judge) as stretch:
                 if self.timing is not None and by is not None:
                     self.timing.end_run(emit, by, None)
-                self._call_at_end(emit, room, quiet, looks, raised=by is None)
+                self._call_at_end(emit, stretch, quiet, ends, raised=by is None)
+        else:
+            for hook in ends:
+                if not hook.may_raise:
+                    self._look(emit, hook)
         for hook in ends:
             if hook.may_raise:
                 self._look(emit, hook)
@@ -538,7 +555,7 @@ class _Weaver:
     def _call_at_end(
         self,
         emit: Emitter,
-        room: Room,
+        stretch: Stretch,
         after: Sequence[Hook],
         ends: Sequence[Hook],
         *,
@@ -551,7 +568,7 @@ class _Weaver:
         places = dict(self.kept)
         places["result"] = emit.depth - 1
         wanted = {name for hook in after for name in hook.names}
-        self._need(emit, room, wanted)
+        self._need(emit, stretch, wanted)
         # Read before anything else is done, so that no handler is measured.
         if "elapsed" in wanted:
             places[NOW] = emit.depth
@@ -588,20 +605,29 @@ class _Weaver:
                 self._entry_value(out, name)
 
         for hook in ends:
-            self._look(emit, hook)
+            if not hook.may_raise:
+                self._look(emit, hook)
         for hook in after:
-            skipped = Instruction(_NOP, 0, emit.location, emit.handler)
+            # One alone: the stretch around all is its own.
+            inner = (
+                contextlib.nullcontext()
+                if len(after) == 1 and not ends
+                else self.containment.passing(emit, hook.judge or drop)
+            )
             if hook.sift is not None and hook is not self.only:
+                skipped = Instruction(_NOP, 0, emit.location, emit.handler)
                 self._push_kept(emit, _sifted(hook))
                 emit.jump_if(skipped)
-                self._call_hook(emit, hook, push)
-                emit.out.append(skipped)
+                with inner:
+                    self._call_hook(emit, hook, push)
+                emit.place(skipped)
             else:
-                self._call_hook(emit, hook, push)
+                with inner:
+                    self._call_hook(emit, hook, push)
         while emit.depth > places["result"] + 1:
             emit.pop()
         if self.only is not None:
-            emit.out.append(over)
+            emit.place(over)
 
     def _weave_returns(
         self, after: Sequence[Hook], ends: Sequence[Hook], woven: dict[int, list[Instruction]]
@@ -629,19 +655,22 @@ class _Weaver:
     def _put(self, woven: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         """Put what was written in front of an instruction, for those who jump there too."""
         self.deepest = max(self.deepest, emit.deepest)
+        emit.end(one)
         there = woven.setdefault(id(one), [])
         there += emit.out
         if there:
             one.entry = there[0]
 
-    def _leave_by_exception(self, after: Sequence[Hook], ends: Sequence[Hook]) -> Emitter:
-        """What is done with an exception that nobody in the function takes."""
-        kept = len(self.kept)
+    def _leave_by_exception(
+        self, after: Sequence[Hook], ends: Sequence[Hook], line: int | None
+    ) -> Emitter:
+        """What is done with an exception that nothing in the function takes."""
+        kept, location = len(self.kept), self._at(line)
         # On the stack: what is kept, the place that raised, the exception.
-        emit = Emitter(self.constants, kept + 2, NOWHERE)
+        emit = Emitter(self.constants, kept + 2, location)
         emit.add(_PUSH_EXC_INFO, 0, 1)
         # Where a handler is interrupted: another exception is on its way out.
-        interrupted = Emitter(self.constants, kept + 4, NOWHERE)
+        interrupted = Emitter(self.constants, kept + 4, location)
         interrupted.swap()
         interrupted.add(_POP_EXCEPT, 0, -1)
         interrupted.add(_RERAISE, 0, -1)
@@ -658,15 +687,37 @@ class _Weaver:
             emit.add(_RERAISE, 1, -1)
         return emit
 
-    def _watch_exceptions(self, leaving: Instruction) -> None:
-        """Send what nobody takes to ``leaving``; let all handlers keep what is kept."""
+    def _watch_exceptions(self, after: Sequence[Hook], ends: Sequence[Hook]) -> list[Emitter]:
+        """Send what nothing takes to what is done then; let all handlers keep what is kept.
+
+        Returns:
+            What is done then, once for each line.
+        """
         kept = len(self.kept)
-        last = Handler(leaving, kept, keeps_place=True)
+        leaving: dict[int | None, tuple[Emitter, Handler]] = {}
         deeper: dict[int, Handler] = {}
+        wrappers: dict[tuple[int, int | None], Handler] = {}
+        line = self.prologue[-1].location[0]
+        targets = {id(one.handler.target) for one in self.body if _is_wrapped(one)}
+
+        def last() -> Handler:
+            if line not in leaving:
+                emit = self._leave_by_exception(after, ends, line)
+                leaving[line] = emit, Handler(emit.out[0], kept, keeps_place=True)
+            return leaving[line][1]
+
         for one in self.body:
+            if not self.hidden:
+                line = one.location[0] or line
             handler = one.handler
             if handler is None:
-                one.handler = last
+                one.handler = last()
+            elif id(handler.target) in targets:
+                place = id(handler), line
+                if place not in wrappers:
+                    copy = self._copy(handler, self._at(line), kept, last())
+                    wrappers[place] = Handler(copy.out[0], handler.depth + kept, handler.keeps_place)
+                one.handler = wrappers[place]
             elif kept:
                 moved = deeper.get(id(handler))
                 if moved is None:
@@ -675,6 +726,20 @@ class _Weaver:
         self._watch_begin()
         if self.code.co_flags & _SUSPENDABLE:
             self._let_close()
+        return [emit for emit, _ in leaving.values()]
+
+    def _copy(
+        self, handler: Handler, location: Location, kept: int = 0, around: Handler | None = None
+    ) -> Emitter:
+        """Write anew what a handler does until it raises again."""
+        copy = Emitter(self.constants, handler.depth + kept + 2, location, around)
+        at = self.listing.index(handler.target)
+        for each in self.listing[at:]:
+            copy.add(each.opcode, each.argument)
+            if each.opcode == _RERAISE:
+                break
+        self.stubs.append(copy)
+        return copy
 
     def _watch_begin(self) -> None:
         """Give the begin a handler of its own, where it has one: nothing is kept there yet.
@@ -688,13 +753,7 @@ class _Weaver:
             if handler is None:
                 continue
             if id(handler) not in copies:
-                copy = Emitter(self.constants, handler.depth + 2, NOWHERE)
-                at = self.listing.index(handler.target)
-                for each in self.listing[at:]:
-                    copy.add(each.opcode, each.argument)
-                    if each.opcode == _RERAISE:
-                        break
-                self.stubs.append(copy)
+                copy = self._copy(handler, self._at(self._first_line()))
                 copies[id(handler)] = handler._replace(target=copy.out[0])
             one.handler = copies[id(handler)]
 
@@ -719,6 +778,7 @@ class _Weaver:
         starts: dict[int, list[Instruction]],
         handlers: set[int],
         depth: dict[int, int],
+        plain: Mapping[int, frozenset[int]],
         woven: dict[int, list[Instruction]],
     ) -> None:
         for line, hook in lines:
@@ -731,11 +791,7 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                if hook.may_raise:
-                    self._look(emit, hook)
-                else:
-                    with self.rooms.passing(emit):
-                        self._look(emit, hook)
+                self._look(emit, hook, plain.get(id(one), frozenset()))
                 if stub is not None:
                     emit.end_guard(stub)
                     self.stubs.append(stub)
@@ -762,6 +818,20 @@ class _Weaver:
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _CAN_AWAIT = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_INTRINSIC = _op.get("CALL_INTRINSIC_1")
+
+
+def _is_wrapped(one: Instruction) -> bool:
+    """Whether a ``StopIteration`` out of it becomes a ``RuntimeError`` on its way out."""
+    return (
+        one.handler is not None
+        and one.handler.target.opcode == _INTRINSIC
+        and one.handler.target.handler is None
+    )
+
+
+def _raises(hook: Hook) -> bool:
+    return hook.may_raise
 
 
 def _prelude(hook: Hook) -> str:
@@ -788,6 +858,3 @@ def _no_caller(error: BaseException) -> None:
 def _keywords(names: tuple[str, ...], values: tuple[object, ...], more: Any) -> dict[str, object]:
     return {**dict(zip(names, values, strict=True)), **dict(more)}
 
-
-def _locals() -> Any:
-    return _getframe(1).f_locals

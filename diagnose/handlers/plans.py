@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import inspect
     from collections.abc import Callable, Iterator, Mapping
 
+    from diagnose.bytecode.weaving import Parameters
     from diagnose.expressions import Expression
     from diagnose.guards import Allotment, Limits
 
@@ -27,6 +28,7 @@ class Scope:
         signature: of the function that this one stands before, or None.
         keywords: name of the ``**`` parameter, or None.
         has_frame: whether the code that calls handlers is that of the function.
+        parameters: at ``call`` and ``return`` of a function with code, what kinds they are of.
     """
 
     event: str
@@ -36,6 +38,7 @@ class Scope:
     signature: inspect.Signature | None = None
     keywords: str | None = None
     has_frame: bool = True
+    parameters: Parameters | None = None
 
     @property
     def is_inside(self) -> bool:
@@ -48,8 +51,16 @@ class Plan:
     """What an instrument does with a hit.
 
     ``deliver`` is source text of statements. In it ``E·value`` and ``E·tags`` stand for
-    the expressions, ``E·number`` for the value made a number, ``D·globals`` and ``D·locals`` for complete dicts, and ``C·x``
-    for ``constants["x"]``.
+    the expressions, ``E·number`` for the value made a number, ``D·globals`` for the function's
+    globals, ``D·locals`` for a mapping of all names of the call, and ``C·x`` for
+    ``constants["x"]``.
+
+    Attributes:
+        fail: called with what serving a hit raised; True: it was the instrument's; False: it
+            belongs to the program, and is raised again.
+        defect: the same for what gets past a handler's own ``try``.
+        done: called after the last hit.
+        finish: called after each served hit, if given.
     """
 
     deliver: str
@@ -57,14 +68,16 @@ class Plan:
     tags: Expression | None
     when: Expression | None
     constants: Mapping[str, object]
-    fail: Callable[[Exception], None]
+    fail: Callable[[BaseException], bool]
     done: Callable[[], None]
     reject: Mapping[str, Iterator[object]]
     limits: Limits
     allotment: Allotment | None = None
     check: Callable[..., object] | None = None
+    finish: Callable[[], object] | None = None
     watch: Watch | None = None
     span: Span | None = None
+    defect: Callable[[BaseException], bool] | None = None
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
 
@@ -93,11 +106,16 @@ class Watch(Protocol):
 
     Attributes:
         longest_seconds: what a hit may take.
-        pending: as long as there is something in it, the next hit is told of too.
+        pending: as long as there is something in it when a hit begins, that is told of too.
     """
 
     longest_seconds: float
     pending: list[None]
 
-    def note(self, seconds: float) -> None:
-        """Take note of a hit that took so long; called in the program's thread."""
+    def note(self, seconds: float, cpu_seconds: float | None) -> None:
+        """Take note of a hit; called in the program's thread.
+
+        Args:
+            seconds: how long it took.
+            cpu_seconds: of its thread's CPU time, if something was pending when it began.
+        """

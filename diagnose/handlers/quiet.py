@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BUSY", "Quiet", "Tally", "parsing"]
+__all__ = ["BUSY", "Quiet", "Tally", "leave_behind", "parsing", "quietly"]
 
 
 class _Busy(set[int]):
@@ -21,6 +21,8 @@ class _Busy(set[int]):
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
+
+T = TypeVar("T")
 
 BUSY: set[int] = _Busy()
 """Idents of the threads in which an instrument runs just now: probes don't fire there."""
@@ -48,9 +50,38 @@ class Quiet:
             BUSY.discard(_ident())
 
 
-_PARSES = 5
+def leave_behind(error: BaseException) -> None:
+    """Leave the quiet state that a handler entered and could not leave.
 
-T = TypeVar("T")
+    From 3.12 on the jump back of a loop (of a comprehension in an expression) stands outside of the
+    ``try`` around it, so what a signal handler raises there passes by the ``finally``.
+    """
+    entry = error.__traceback__
+    for _ in range(3):
+        if entry is None:
+            return
+        if "@ident" in entry.tb_frame.f_code.co_varnames:
+            BUSY.discard(entry.tb_frame.f_locals.get("@ident"))  # type: ignore[arg-type]
+        entry = entry.tb_next
+
+
+def quietly(call: Callable[..., T], *args: object) -> T:
+    """Call something in the quiet state, in the program's thread.
+
+    Not a context manager: a signal handler may raise at the begin of its ``__exit__``, and then
+    probes would be silent in this thread for good.
+    """
+    ident = _ident()
+    is_outermost = ident not in BUSY
+    try:
+        BUSY.add(ident)
+        return call(*args)
+    finally:
+        if is_outermost:
+            BUSY.discard(ident)
+
+
+_PARSES = 5
 
 
 def parsing(make: Callable[[], T]) -> T:

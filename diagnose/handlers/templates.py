@@ -6,7 +6,7 @@ import ast
 import copy
 import secrets
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,15 +37,9 @@ def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
 class _Filler(ast.NodeTransformer):
     """Puts expressions and constants in the places of their marks."""
 
-    def __init__(self, writer: _Writer, body: list[ast.stmt]) -> None:
+    def __init__(self, writer: _Writer) -> None:
         self.writer = writer
-        self.body = body
         self.used: dict[str, object] = {}
-
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        if isinstance(node.value, ast.Name) and node.value.id == "E·body":
-            return [self.visit(statement) for statement in self.body]
-        return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.arg = _local(node.arg)
@@ -58,8 +52,9 @@ class _Filler(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id.startswith("C·"):
             return self.constant(node.id[2:], self.writer.constants[node.id[2:]])
-        if node.id == "D·locals":
-            return ast.Name("@all", ast.Load())
+        if node.id in {"D·globals", "D·locals"}:
+            text = "C·globals()" if node.id == "D·globals" else "d·all"
+            return self.visit(ast.parse(text, mode="eval").body)  # type: ignore[no-any-return]
         if node.id == "E·number":
             return self.visit(self.writer.number())  # type: ignore[no-any-return]
         if node.id.startswith("E·"):
@@ -106,7 +101,7 @@ def _item(mapping: str, name: str) -> ast.expr:
     return ast.Subscript(ast.Name(mapping, ast.Load()), ast.Constant(name), ast.Load())
 
 
-_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+_PLAIN = (int, float, bool, str, bytes, type(None))
 _PLAIN_CHECK = """\
 d·passed = False
 if P·plain:
@@ -115,8 +110,9 @@ if P·plain:
             C·next(C·reject_condition)
             return
         d·passed = True
-    except C·Exception:
-        pass
+    except C·BaseException as d·error:
+        if not C·passes(d·error):
+            raise
 """
 _PLAIN_SIFT = """\
 if P·plain:
@@ -124,8 +120,9 @@ if P·plain:
         if not E·when:
             C·next(C·reject_condition)
             return True
-    except C·Exception:
-        pass
+    except C·BaseException as d·error:
+        if not C·passes(d·error):
+            raise
 return False
 """
 _PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)

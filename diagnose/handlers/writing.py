@@ -1,10 +1,23 @@
-"""Writes handlers."""
+"""Writes handlers.
+
+Every generated function has the same envelope::
+
+    every local that is its own = None
+    try:
+        turn the hit away, enter the quiet state, serve the hit
+    except BaseException: the instrument's, or else raise it again (it belongs to the program)
+    finally: take note of the time, and then leave the quiet state
+
+So nothing of a handler stands outside of the ``try``; what gets past it all the same is contained
+by the woven code (:mod:`diagnose.bytecode.containment`). Nothing is compiled at a hit.
+"""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import functools
+import os
 import random
 import sys
 import threading
@@ -14,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, guards
 from diagnose.bytecode import weaving
+from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
-from diagnose.handlers.quiet import BUSY, Quiet, parsing
+from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
+from diagnose.handlers.quiet import BUSY
 from diagnose.handlers.templates import (
-    _PLAIN,
     _PLAIN_CHECK,
     _PLAIN_SIFT,
     _filled,
@@ -39,7 +53,9 @@ __all__ = ["disarm", "write"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
-_clock, _random, _getframe = time.perf_counter, random.random, sys._getframe
+_clock, _cpu_clock, _getframe = time.perf_counter, time.thread_time, sys._getframe
+_random = random.Random()  # not the program's, which would see that numbers are drawn
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
@@ -62,7 +78,7 @@ def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
 def disarm(hook: weaving.Hook) -> None:
     """Make a hook's functions do nothing from now on, for calls already inside too."""
     sift = None if hook.sift is None else hook.sift[0]
-    for function in (hook.handler, hook.prelude, hook.absent, sift):
+    for function in (hook.handler, hook.prelude, sift):
         if isinstance(function, FunctionType):
             function.__code__ = _nothing(function.__code__.co_argcount)
 
@@ -80,26 +96,22 @@ def _nothing(count: int) -> CodeType:
 
 
 class _Writer:
-    """Writes one handler.
+    """Writes the functions of one hook."""
 
-    Args:
-        by_mapping: let it take one argument, a mapping of the frame's variables, and read
-            from it what it comes to: for calls in which not every variable has a value.
-    """
-
-    def __init__(self, plan: Plan, scope: Scope, name: str, *, by_mapping: bool = False) -> None:
+    def __init__(self, plan: Plan, scope: Scope, name: str) -> None:
         self.plan = plan
         self.scope = scope
         self.name = name
-        self.by_mapping = by_mapping
         self.arguments: list[str] = []
+        self.wants_all = False
         self.constants: dict[str, object] = {
             "busy": BUSY,
             "ident": _ident,
             "enter": BUSY.add,
             "leave": BUSY.discard,
-            "Exception": Exception,
-            "dict": dict,
+            "BaseException": BaseException,
+            "passes": drop,
+            "MISSING": weaving.MISSING,
             "float": float,
             "int": int,
             "next": _next,
@@ -107,7 +119,7 @@ class _Writer:
             "fail": plan.fail,
             # No dicts: tools use code objects as keys, which hashes their constants.
             "namespace": scope.namespace.__getitem__,
-            "globals": lambda: {**scope.globals_, **scope.namespace},
+            "globals": globals,
             **{f"reject_{reason}": tally for reason, tally in plan.reject.items()},
             **plan.constants,
         }
@@ -128,6 +140,9 @@ class _Writer:
             source = self.source(name)
             if source is not None:
                 statements += self.assign(name, source)
+            elif self.scope.is_inside and name in self.arguments:
+                self.constants["absent"] = _absent_local
+                statements += _statements(f"if {name} is C·MISSING:\n C·absent({name!r})")
         return statements
 
     def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
@@ -135,7 +150,7 @@ class _Writer:
         assignment = ast.Assign([ast.Name(name, ast.Store())], source)
         if not isinstance(source, ast.Subscript):
             return [assignment]
-        self.constants |= {"KeyError": KeyError, "absent": _ABSENT[self.scope.event]}
+        self.constants |= {"KeyError": KeyError, "absent": _absent_keyword}
         text = f"try:\n pass\nexcept C·KeyError:\n C·absent({name!r})"
         statements = _statements(text)
         statements[0].body = [assignment]  # type: ignore[attr-defined]
@@ -144,10 +159,7 @@ class _Writer:
     def source(self, name: str) -> ast.expr | None:
         """Where a name's value comes from; None: it is an argument or a global."""
         scope = self.scope
-        if self.by_mapping:
-            if name in scope.names:
-                return _item("d·locals", name)
-        elif name in scope.names or name in self.call_names:
+        if name in scope.names or name in self.call_names:
             self.argument(name)
             return None
         if scope.signature is not None and name in scope.signature.parameters:
@@ -157,7 +169,13 @@ class _Writer:
             return ast.parse(f"C·bind(args, kwargs)[{name!r}]", mode="eval").body
         if name in scope.namespace:
             return ast.parse(f"C·namespace({name!r})", mode="eval").body
-        if name in scope.globals_ or hasattr(builtins, name):
+        if name in scope.globals_:
+            return None
+        if name in ABOUT_NAMES:
+            self.constants[name] = ABOUT_NAMES[name]
+            self.wants_all = True
+            return ast.parse(f"C·{name}(d·all)", mode="eval").body
+        if hasattr(builtins, name):
             return None
         if scope.keywords is not None and not scope.is_inside:
             self.argument(scope.keywords)
@@ -193,21 +211,19 @@ class _Writer:
             return self.span_hook(self.plan.span)
         check = None if self.scope.is_inside else self.plan.check
         handler = self.handler(has_verdict=check is not None)
-        prelude = absent = None
+        prelude = None
         if check is not None:
             self.constants["check"] = check
             body = _statements("return C·check(args, kwargs)")
-            prelude = self.function(["args", "kwargs"], self.frame(), body)
-        elif self.scope.is_inside and self.arguments:
-            absent = self.absent()
+            prelude = self.function(["args", "kwargs"], self.envelope(body))
         return weaving.Hook(
             handler,
             tuple(self.arguments),
             prelude,
             ("args", "kwargs") if prelude else (),
             self.quick(),
-            absent,
             self.sift(),
+            self.plan.defect,
         )
 
     def span_hook(self, span: Span) -> weaving.Hook:
@@ -240,28 +256,41 @@ class _Writer:
         if plan.limits.hits is not None:
             body += _statements("if d·span is not None:\n d·span.is_last = not d·more")
         body += _statements("return d·span")
-        prelude = self.function(self.arguments, self.frame(), body)
+        prelude = self.function(self.arguments, self.envelope(body))
         names, self.arguments = tuple(self.arguments), []
 
-        body = [ast.Assign([ast.Name(span.name, ast.Store())], ast.Name("d·made", ast.Load()))]
-        body += _statements(plan.deliver) if "D·locals" not in plan.deliver else []
-        fetched = {span.name}
+        body, fetched = [], {span.name}
         for expression in (plan.value, plan.tags):
             if expression is not None:
-                body[1:1] = self.fetch(expression, fetched)
-        if plan.limits.hits is not None:
-            body += _statements("if d·verdict.is_last:\n C·done()")
-        frame = _statements("if d·verdict is None:\n return\nd·made = C·finish(d·verdict)")
-        frame += self.frame()
-        handler = self.function(["d·verdict", *self.arguments], frame, body)
-        return weaving.Hook(handler, tuple(self.arguments), prelude, names)
+                body += self.fetch(expression, fetched)
+        body += _statements(plan.deliver) if "D·locals" not in plan.deliver else []
+        body += self.last_words("d·verdict.is_last")
+        # What was begun is finished in any case.
+        first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
+        handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
+        return weaving.Hook(
+            handler, tuple(self.arguments), prelude, names, judge=plan.defect
+        )
+
+    def last_words(self, is_last: str) -> list[ast.stmt]:
+        """Statements for the end of a served hit."""
+        text = ""
+        if self.plan.finish is not None:
+            self.constants["finish_hit"] = self.plan.finish
+            text += "C·finish_hit()\n"
+        if self.plan.limits.hits is not None:
+            self.constants["done"] = self.plan.done
+            text += f"if {is_last}:\n C·done()"
+        return _statements(text)
 
     def handler(self, *, has_verdict: bool = False) -> FunctionType:
         """The function that serves a hit."""
         plan = self.plan
         fetched: set[str] = set()
         ahead, body = [], []
-        if plan.check is not None and not has_verdict:
+        if has_verdict:
+            ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
+        elif plan.check is not None:
             self.constants["check"] = plan.check
             body += _statements("if not C·check():\n C·next(C·reject_check)\n return")
         if plan.when is None:
@@ -274,67 +303,82 @@ class _Writer:
                 first = ast.If(ast.parse("not d·passed", mode="eval").body, condition, [])
                 condition = [first]
             body += condition + self.guards()
-        whole = "D·locals" in plan.deliver
-        deliver = _statements(plan.deliver.replace("D·globals", "C·globals()"))
-        if whole:
-            body += self.whole_locals()
-        else:
-            for expression in (plan.value, plan.tags):
-                if expression is not None:
-                    body += self.fetch(expression, fetched)
-        body += deliver
-        if plan.limits.hits is not None:
-            body += _statements("if not d·more:\n C·done()")
+        for expression in (plan.value, plan.tags):
+            if expression is not None:
+                body += self.fetch(expression, fetched)
+        body += _statements(plan.deliver) + self.last_words("not d·more")
+        if self.wants_all or "D·locals" in plan.deliver:
+            body[:0] = self.all_names()
         if self.is_given_the_time:
             self.argument(weaving.NOW)
-        frame = self.frame(ahead, has_verdict=has_verdict, is_safe=self.is_safe())
         parameters = ["d·verdict"] if has_verdict else []
         parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
-        if self.by_mapping:
-            parameters = ["d·locals"]
-        return self.function(parameters, frame, body)
+        return self.function(parameters, self.envelope(body, ahead, is_safe=self.is_safe()))
 
-    def frame(
-        self, ahead: Sequence[ast.stmt] = (), *, has_verdict: bool = False, is_safe: bool = False
+    def envelope(
+        self,
+        body: list[ast.stmt],
+        ahead: Sequence[ast.stmt] = (),
+        *,
+        first: str = "",
+        is_safe: bool = False,
     ) -> list[ast.stmt]:
-        """What stands around the body: nobody's probe fires in it, and no error leaves it.
+        """What stands around a body: see the module.
 
         Args:
-            ahead: statements that can do no harm, to be run before anything is entered.
-            has_verdict: the first argument says whether the call is to be served.
-            is_safe: so can the body.
+            body: what is done in the quiet state.
+            ahead: statements that run no code of the program, before the quiet state.
+            first: what is done whether the hit is turned away or not.
+            is_safe: the body runs no code of the program either.
         """
         # Bound to a name first: the truth of a constant is decided by the compiler.
-        text = (
-            "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return\n"
+        head = _statements(
+            f"{first}\n"
+            "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
-        if has_verdict:
-            text += "if not d·verdict:\n C·next(C·reject_check)\n return\n"
-        head = [*_statements(text), *ahead]
-        # What serves an error may itself meet the recursion limit.
         text = (
-            "try:\n E·body\n"
-            "except C·Exception as d·error:\n"
-            " try:\n  C·fail(d·error)\n except C·Exception:\n  pass\n"
+            "try:\n pass\n"
+            "except C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
         )
         if is_safe:
-            return [*head, *_statements(text)]
-        # The thread is asked for before anything is entered: between the start of the
-        # finally clause and the call in it no signal handler can raise.
-        text = text.replace("try:\n", "d·ident = C·ident()\ntry:\n C·enter(d·ident)\n", 1)
-        text += "finally:\n C·leave(d·ident)\n"
+            whole, enter, own = _statements(text)[0], [], []
+        else:
+            # The thread is asked for before anything is entered, and a call stands only in a try
+            # whose end is to leave: there a signal handler may raise.
+            text += f"finally:\n if d·ident is not None:\n{self.leaving()}"
+            whole, (enter, own) = _statements(text)[0], self.entering()
+        if not isinstance(whole, ast.Try):
+            raise TypeError
+        whole.body = [*head, *ahead, *enter, *body]
+        return [*own, whole]
+
+    def entering(self) -> tuple[list[ast.stmt], list[ast.stmt]]:
+        """Statements that enter the quiet state, and those that set what leaving it needs."""
+        text, own = "d·ident = C·ident()\nC·enter(d·ident)", "d·ident = "
         watch = self.plan.watch
         if watch is not None:
-            self.constants |= {"clock": _clock, "note": watch.note, "pending": watch.pending}
-            self.constants["longest"] = watch.longest_seconds
-            if weaving.NOW not in self.arguments:
+            self.constants |= {"clock": _clock, "cpu_clock": _cpu_clock, "note": watch.note}
+            self.constants |= {"pending": watch.pending, "longest": watch.longest_seconds}
+            text = f"if (d·pending := C·pending):\n d·cpu = C·cpu_clock()\n{text}"
+            own += "d·cpu = "
+            if not self.is_given_the_time:
                 text = "d·began = C·clock()\n" + text
-            text += (
-                " d·spent = C·clock() - d·began\n"
-                " if d·spent > C·longest or (d·pending := C·pending):\n"
-                "  try:\n   C·note(d·spent)\n  except C·Exception:\n   pass\n"
-            )
-        return [*head, *_statements(text)]
+        return _statements(text), _statements(f"{own}None")
+
+    def leaving(self) -> str:
+        """Text, in a block, of what leaves the quiet state, after the time was noted."""
+        if self.plan.watch is None:
+            return "  C·leave(d·ident)"
+        return (
+            "  try:\n"
+            "   d·spent = C·clock() - d·began\n"
+            "   if d·cpu is not None:\n"
+            "    C·note(d·spent, C·cpu_clock() - d·cpu)\n"
+            "   elif d·spent > C·longest:\n"
+            "    C·note(d·spent, None)\n"
+            "  finally:\n"
+            "   C·leave(d·ident)\n"
+        )
 
     @functools.cached_property
     def is_given_the_time(self) -> bool:
@@ -344,7 +388,7 @@ class _Writer:
         needed.
         """
         plan = self.plan
-        if plan.watch is None or plan.span is not None or self.by_mapping or self.is_safe():
+        if plan.watch is None or plan.span is not None or self.is_safe():
             return False
         named = {name for each in (plan.value, plan.tags, plan.when) if each for name in each.names}
         shares = self.scope.event == "return" and "elapsed" in named
@@ -358,12 +402,14 @@ class _Writer:
         to be entered, and it gives the same at any time. Empty: never.
         """
         when = self.plan.when
-        if when is None or self.by_mapping or when.constants:
+        if when is None or when.constants:
             return ""
         if not when.names <= {*self.scope.names, *self.call_names} or not _is_plain(when.tree):
             return ""
-        self.constants["plain"] = _PLAIN
-        check = "((d·t := C·type({0})) is C·int or d·t is C·float or d·t in C·plain)"
+        # By identity: to compare types runs code of their metaclasses.
+        self.constants |= {"str": str, "bool": bool, "bytes": bytes, "none": type(None)}
+        kinds = " or ".join(f"d·t is C·{kind}" for kind in ("float", "str", "bool", "none", "bytes"))
+        check = f"((d·t := C·type({{0}})) is C·int or {kinds})"
         return " and ".join(map(check.format, sorted(when.names))) or "True"
 
     def sift(self) -> tuple[FunctionType, tuple[str, ...]] | None:
@@ -377,21 +423,7 @@ class _Writer:
         if not names or not set(names) <= set(self.scope.names) - later:
             return None
         text = _PLAIN_SIFT.replace("P·plain", self.plain_condition)
-        return self.function(names, _statements(text), []), tuple(names)
-
-    def absent(self) -> FunctionType:
-        """What serves a hit in which a variable has no value; written when there is one."""
-
-        @functools.cache
-        def make() -> FunctionType:
-            with Quiet():
-                writer = _Writer(self.plan, self.scope, self.name, by_mapping=True)
-                shared = self.constants.keys() & {"rate", "tokens"}
-                writer.constants |= {name: self.constants[name] for name in shared}
-                return parsing(writer.handler)
-
-        self.constants |= {"make": make, "frame_of": _getframe}
-        return self.function([], _statements("C·make()(C·frame_of(1).f_locals)"), [])
+        return self.function(names, _statements(text)), tuple(names)
 
     def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
         """What stands for the handler where it can neither fail nor run user code.
@@ -418,7 +450,7 @@ class _Writer:
             self.constants |= {"allotment": self.plan.allotment, "IndexError": IndexError}
             texts.append("if not (d·allotment := C·allotment):\n C·next(C·reject_fleet)\n return")
         if limits.sample is not None:
-            self.constants |= {"random": _random, "sample": limits.sample}
+            self.constants |= {"random": _random.random, "sample": limits.sample}
             texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
@@ -476,30 +508,32 @@ class _Writer:
         )
         return ast.parse(text, mode="eval").body
 
-    def whole_locals(self) -> list[ast.stmt]:
-        if self.scope.is_inside:
-            if not self.by_mapping:
-                self.argument(weaving.LOCALS)
-            return _statements("d·all = C·dict(d·locals)")
-        # What measures every line is there only for those who name it.
-        named = {name for each in (self.plan.value, self.plan.tags) if each for name in each.names}
-        names = sorted({*self.call_names, *self.scope.names} - ({"hotspots"} - named))
+    def all_names(self) -> list[ast.stmt]:
+        """Statements that give ``d·all`` a mapping of all names of the call."""
+        names = sorted({*self.scope.names, *self.cheap_names})
         for name in names:
             self.argument(name)
-        values: list[ast.expr] = [ast.Name(name, ast.Load()) for name in names]
-        keys: list[ast.expr | None] = [ast.Constant(name) for name in names]
-        return [ast.Assign([ast.Name("d·all", ast.Store())], ast.Dict(keys, values))]
+        known = tuple(name for name in names if name.isidentifier())
+        source = NamesSource(self.scope, self.name)
+        self.constants |= {"Names": Names, "known": known, "source": source}
+        values = ", ".join(known) + ("," if known else "")
+        return _statements(f"d·all = C·Names(C·known, ({values}), C·source)")
 
-    def function(
-        self, parameters: list[str], frame: list[ast.stmt], body: list[ast.stmt]
-    ) -> FunctionType:
+    @property
+    def cheap_names(self) -> set[str]:
+        """Names of the call that are not reckoned from others."""
+        named = {name for each in (self.plan.value, self.plan.tags) if each for name in each.names}
+        cheap = {"start", "result", "exception", "elapsed", "end"} & self.call_names
+        return cheap | ({"hotspots"} & named & self.call_names)
+
+    def function(self, parameters: list[str], statements: list[ast.stmt]) -> FunctionType:
         """Compile a function, its marks replaced by constants and expressions."""
         definition = ast.parse("def handler(): pass").body[0]
         if not isinstance(definition, ast.FunctionDef):
             raise TypeError
         definition.args.args = [ast.arg(name) for name in parameters]
-        filler = _Filler(self, body)
-        definition.body = frame
+        filler = _Filler(self)
+        definition.body = statements
         definition = filler.visit(definition)
         module = ast.fix_missing_locations(ast.Module([definition], []))
         try:
@@ -524,13 +558,7 @@ def _absent_keyword(name: str) -> None:
     raise NameError(message) from None
 
 
-_ABSENT = {
-    "call": _absent_keyword,
-    "return": _absent_keyword,
-    "end": _absent_local,
-    "line": _absent_local,
-}
-_PARAMETERS = {weaving.LOCALS: "d·locals", weaving.NOW: "d·began"}
+_PARAMETERS = {weaving.NOW: "d·began"}
 
 
 def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, object]]:

@@ -16,6 +16,7 @@ from diagnose.budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.guards import Limits
 from diagnose.handlers import Plan, Tally
+from diagnose.handlers.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -193,17 +194,18 @@ class Instrument:
                 "lines after the def)"
             )
             raise InstrumentError(message, code="unknown-event")
+        self._rewrites: dict[object, Callable[[], None]] = {}
         self.name = name
         self.value = value
         self.event = event
         self.expires = expires
-        self.custom = {} if custom is None else custom
+        self.custom = {} if custom is None else custom  # type: ignore[assignment]
         self.when = when
         self.limits = limits or Limits()
         self.policy: Policy = policy
         self.status = Status()
         self._mgr = mgr
-        self._compiled: dict[str, tuple[Expression, CodeType]] = {}
+        self._compiled: dict[str, tuple[Expression, CodeType, bool]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.value!r}, event={self.event!r})"
@@ -219,6 +221,26 @@ class Instrument:
             raise InstrumentError(message)
         _Defaults.attach(self, function)
         return function
+
+    @property
+    def custom(self) -> dict[str, Any]:
+        """What the instrument was given as ``custom``; tags that are put into it count at once.
+
+        Raises:
+            ExpressionError: on a change, if the instrument is on a function and the new tags can't
+                be used there; the old ones count on.
+        """
+        return self._custom
+
+    @custom.setter
+    def custom(self, custom: Mapping[str, Any]) -> None:
+        self._custom = _Custom(custom)
+        self._custom.changed = self._rewrite
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        for rewrite in list(self._rewrites.values()):
+            rewrite()
 
     @property
     def mgr(self) -> Manager:
@@ -249,7 +271,9 @@ class Instrument:
     def fire(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> None:
         """Serve one hit: evaluate, merge tags, emit.
 
-        Overriding it makes each hit build complete dicts, which is several times slower.
+        Args:
+            _globals: those of the function, the very dict: do not change it.
+            _locals: all names of the call; a mapping that is made when it is looked at.
         """
         value = self.evaluate(self.value, _globals, _locals)
         self.emit(self.name, value, self.merge_tags(_globals, _locals))
@@ -267,10 +291,16 @@ class Instrument:
         if value not in self._compiled:
             tree = self._parse(value, "value")
             code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), value, "eval")
-            self._compiled[value] = tree, code
-        expression, code = self._compiled[value]
-        names = {**_globals, **_locals, **expression.constants}
-        return eval(code, names)  # noqa: S307  (the policy admitted it)
+            # What is nested in it sees globals alone.
+            is_flat = not any(isinstance(node, _NESTING) for node in ast.walk(tree.tree))
+            self._compiled[value] = tree, code, is_flat
+        expression, code, is_flat = self._compiled[value]
+        if is_flat and type(_globals) is dict:
+            names = {**_locals, **expression.constants} if expression.constants else _locals
+            return eval(code, _globals, names)  # noqa: S307  (the policy admitted it)
+        if type(_locals) is Names:
+            return eval(code, {**_locals.everything(), **expression.constants})  # noqa: S307
+        return eval(code, {**_globals, **_locals, **expression.constants})  # noqa: S307
 
     def merge_tags(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> dict[str, Any]:
         """The manager's tags, overlaid by those of ``custom["tags"]``."""
@@ -288,11 +318,14 @@ class Instrument:
         return self.mgr.check_call(probe, self, *args, **kwargs)
 
     def handle_error(self, probe: Any) -> None:
-        """Called once, inside the ``except`` block, when serving a hit raised."""
+        """Called once when serving a hit raised, in an ``except`` block.
+
+        Not in the program's thread, which goes on: in one of this library's, soon after.
+        """
         self.mgr.handle_error(probe, self)
 
     def finish(self) -> None:
-        """Called when the instrument has been taken off its last function."""
+        """Called after each served hit."""
 
     # --- for probes ---
 
@@ -303,7 +336,7 @@ class Instrument:
         """Called by a probe after arming."""
 
     def detached(self) -> None:
-        """Called by a probe when it is off its last function, before :meth:`finish`."""
+        """Called by a probe when it is off its last function."""
 
     def _parse(self, text: object, field: str) -> Expression:
         namespace = self.mgr.global_namespace
@@ -316,7 +349,7 @@ class Instrument:
     def plan(
         self,
         probe: Any,
-        fail: Callable[[Exception], None],
+        fail: Callable[[BaseException], bool],
         done: Callable[[], None],
         watch: Watch | None = None,
     ) -> Plan:
@@ -350,6 +383,7 @@ class Instrument:
             limits=self._own_limits(),
             allotment=self.allotment,
             check=self._check(probe),
+            finish=None if _is_own(self, "finish") else self.finish,
             watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
@@ -368,14 +402,10 @@ class Instrument:
         return f"C·hit()\nC·emit(C·name, E·value, {tags})"
 
     def _wants_everything(self) -> bool:
-        return any(
-            getattr(getattr(self, name), "__func__", None) is not getattr(Instrument, name)
-            for name in ("fire", "evaluate", "merge_tags")
-        )
+        return not all(_is_own(self, name) for name in ("fire", "evaluate", "merge_tags"))
 
     def _check(self, probe: Any) -> Callable[..., bool] | None:
-        own = getattr(self.check_call, "__func__", None) is not Instrument.check_call
-        if not own and _is_ours(self.mgr.check_call):
+        if _is_own(self, "check_call") and _is_ours(self.mgr.check_call):
             return None
         check = self.check_call
 
@@ -390,6 +420,37 @@ def remaining_seconds(expires: datetime) -> float:
     if expires.tzinfo is None:
         expires = expires.replace(tzinfo=UTC)
     return (expires - datetime.now(UTC)).total_seconds()
+
+
+def _is_own(instrument: Instrument, name: str) -> bool:
+    """Whether a method is that of :class:`Instrument` itself, overridden nowhere."""
+    method = getattr(instrument, name)
+    return getattr(method, "__func__", None) is getattr(Instrument, name)
+
+
+class _Custom(dict[str, Any]):
+    """A dict that tells when it is changed."""
+
+    changed: Callable[[], None] | None = None
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    method = getattr(dict, name)
+
+    def change(self: _Custom, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        if self.changed is not None:
+            self.changed()
+        return result
+
+    change.__name__ = name
+    return change
+
+
+for _name in "__delitem__ __ior__ __setitem__ clear pop popitem setdefault update".split():
+    setattr(_Custom, _name, _telling(_name))
+
+_NESTING = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def _is_ours(method: Any) -> bool:

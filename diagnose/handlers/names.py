@@ -1,0 +1,179 @@
+"""The names of a call as a mapping that is made when somebody looks at it."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from diagnose.bytecode import weaving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+
+    from diagnose.handlers.plans import Scope
+
+__all__ = ["ABOUT_NAMES", "Names", "NamesSource"]
+
+# Taken now: it may itself be probed, and then its module has a stand-in for it.
+_getframe = sys._getframe
+
+
+class NamesSource:
+    """What the names of calls are made of that are not handed over as they are.
+
+    Args:
+        scope: what names mean.
+        file: of the handler's code: it tells its frame from others.
+    """
+
+    __slots__ = ("_file", "_scope")
+
+    def __init__(self, scope: Scope, file: str) -> None:
+        self._scope = scope
+        self._file = file
+
+    @property
+    def namespace(self) -> Mapping[str, object]:
+        """The manager's."""
+        return self._scope.namespace
+
+    @property
+    def globals(self) -> dict[str, Any]:
+        """The function's."""
+        return self._scope.globals_
+
+    def add_to(self, names: dict[str, Any]) -> None:
+        """Add what is reckoned from other names."""
+        parameters = self._scope.parameters
+        if parameters is None or self._scope.is_inside:
+            return
+        star, double_star = parameters.star, parameters.double_star
+        args = tuple(names[name] for name in parameters.positional)
+        kwargs = {name: names[name] for name in parameters.keyword_only}
+        begun = names.get("start")
+        if type(begun) is not float or "start" in parameters.names:
+            now = datetime.now(UTC)
+        else:
+            now = datetime.fromtimestamp(begun, UTC)
+        reckoned = {
+            "args": args if star is None else (*args, *names[star]),
+            "kwargs": kwargs if double_star is None else {**kwargs, **names[double_star]},
+            "now": now.replace(tzinfo=None),
+            "frame": self._frame(),
+        }
+        for name, value in reckoned.items():
+            names.setdefault(name, value)
+
+    def _frame(self) -> FrameType | None:
+        frame: FrameType | None = _getframe(1)
+        while frame is not None and frame.f_code.co_filename != self._file:
+            frame = frame.f_back
+        for _ in range(2):  # the handler's, the function's
+            frame = None if frame is None else frame.f_back
+        return frame
+
+
+class Names(dict[str, Any]):
+    """A dict that is filled when somebody looks at it.
+
+    A name that it has not is looked up in the manager's namespace, but is not listed.
+
+    Args:
+        known: names.
+        values: theirs, in the same order; :data:`weaving.MISSING`: it has none.
+        source: gives those that are not among them.
+    """
+
+    __slots__ = ("_known", "_source", "_values")
+
+    def __init__(
+        self, known: tuple[str, ...], values: tuple[object, ...], source: NamesSource
+    ) -> None:
+        self._known = known
+        self._values: tuple[object, ...] | None = values
+        self._source = source
+
+    def fill(self) -> dict[str, Any]:
+        """Make all entries, once."""
+        values, self._values = self._values, None
+        if values is not None:
+            for name, value in zip(self._known, values, strict=True):
+                if value is not weaving.MISSING:
+                    dict.setdefault(self, name, value)
+            self._source.add_to(self)
+        return self
+
+    def __missing__(self, name: str) -> Any:
+        if self._values is not None and name in self.fill():
+            return dict.__getitem__(self, name)
+        return self._source.namespace[name]
+
+    def everything(self) -> dict[str, Any]:
+        """Globals, the manager's namespace and the names of the call, as one new dict."""
+        return {**self._source.globals, **self._source.namespace, **self.fill()}
+
+
+def _filled(name: str) -> Callable[..., Any]:
+    method = getattr(dict, name)
+
+    def look(self: Names, *args: Any, **kwargs: Any) -> Any:
+        if self._values is not None:
+            self.fill()
+        return method(self, *args, **kwargs)
+
+    look.__name__ = name
+    return look
+
+
+for _name in (
+    "__contains__ __eq__ __ior__ __iter__ __len__ __ne__ __or__ __repr__ __reversed__ __ror__ "
+    "__delitem__ __setitem__ copy get items keys pop popitem setdefault update values"
+).split():
+    setattr(Names, _name, _filled(_name))
+
+
+# --- builtins that are about the names of the frame which calls them ------------------------------
+
+
+def _locals(names: Names) -> Callable[[], dict[str, Any]]:
+    return lambda: dict(names.fill())
+
+
+def _vars(names: Names) -> Callable[..., Any]:
+    return lambda *given: builtins.vars(*given) if given else dict(names.fill())
+
+
+def _dir(names: Names) -> Callable[..., list[str]]:
+    return lambda *given: builtins.dir(*given) if given else sorted(names.fill())
+
+
+def _eval(names: Names) -> Callable[..., Any]:
+    def run(text: Any, /, *given: Any, **named: Any) -> Any:
+        if given or named:
+            return builtins.eval(text, *given, **named)
+        return builtins.eval(text, names.everything())  # noqa: S307  (the policy admitted it)
+
+    return run
+
+
+def _exec(names: Names) -> Callable[..., None]:
+    def run(text: Any, /, *given: Any, **named: Any) -> None:
+        if given or named:
+            builtins.exec(text, *given, **named)
+        else:
+            builtins.exec(text, names.everything())
+
+    return run
+
+
+ABOUT_NAMES: dict[str, Callable[[Names], object]] = {
+    "locals": _locals,
+    "vars": _vars,
+    "dir": _dir,
+    "eval": _eval,
+    "exec": _exec,
+}
+"""By name: makes of a call's names what stands for the builtin."""
