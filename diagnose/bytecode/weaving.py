@@ -24,7 +24,7 @@ What is raised again keeps its traceback and its place: a ``RERAISE`` adds no en
 the frame back to the instruction that raised.
 
 What any call of ours raises is contained (:mod:`diagnose.bytecode.containment`), and every
-instruction of ours is on the line of where it stands: at the begin that of the ``def``, at a
+instruction of ours is on the line of where it stands: at the begin the first of the body, at a
 return its own, and for exceptions that leave the function there is a copy for each line that may
 raise one.
 """
@@ -246,14 +246,13 @@ class _Weaver:
         )
 
     def _first_line(self) -> int | None:
-        """The line that the begin is on: the one where nobody sees a line begin anew.
+        """The line that the begin is on: the first of the body.
 
-        On 3.11 tracers are told of the line of whatever comes behind the RESUME.
+        Tracers are told of the line of whatever comes behind the RESUME, so a line of its own
+        would be seen. A debugger's jump to it leads to the very begin, where nothing is kept yet.
         """
-        place = self.prologue[-1]
-        if sys.version_info < (3, 12):
-            place = next((one for one in self.body if one.location[0] is not None), place)
-        return place.location[0]
+        own = (one.location[0] for one in (*self.body, self.prologue[-1]))
+        return next((line for line in own if line is not None), None)
 
     def _at(self, line: int | None) -> Location:
         """The location of what stands on a line; nobody sees the lines of a hidden frame."""
