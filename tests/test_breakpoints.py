@@ -12,6 +12,7 @@ import threading
 import traceback
 from functools import cached_property
 from pathlib import Path
+from textwrap import TextWrapper
 from unittest.mock import Mock
 
 import pytest
@@ -347,6 +348,7 @@ def test_of_several_conditions_each_has_to_be_met(shop):
             bp.wait(hits=2)
     assert "1. double(1, extra=0) in 'breakpoint:<lambda>' (a hit)" in str(found.value)
     assert "2. double(2, extra=0) in 'breakpoint:<lambda>'\n" in str(found.value)
+    assert "\n(condition= counts calls from 0)" in str(found.value)
 
 
 def test_a_method_s_predicate_may_name_what_it_looks_at(shop):
@@ -1286,8 +1288,9 @@ def test_functions_behind_methods_of_a_class_and_without_code_stop_too(shop):
     ("function", "text"),
     [
         (threading.Event().set, r"is a method of one object: give \(Event, 'set'\)"),
-        ([].append, "has no Python code, and is not what 'list.append' leads to"),
-        (str.upper, "has no Python code, and is not what 'builtins.str.upper' leads to"),
+        ([].append, "is no plain function, and is not what 'list.append' leads to"),
+        (functools.lru_cache(TextWrapper.wrap), "not what 'textwrap.TextWrapper.wrap' leads to"),
+        (str.upper, "is no plain function, and is not what 'builtins.str.upper' leads to"),
     ],
 )
 def test_a_function_that_does_not_say_which_calls_are_meant_is_told_how(function, text):
@@ -1324,6 +1327,10 @@ def test_a_do_without_a_function_leaves_the_calls_to_the_test(shop):
         shop.double(1)
     with do() as doing:
         assert doing.stackframe is None
+    with pytest.raises(BreakpointTimeoutError):
+        with do().until(shop.double) as doing:
+            doing.breakpoint.start_thread(int).join()
+            doing.breakpoint.wait(0.01)  # others may call it yet
     with pytest.raises(BreakpointError, match="it was not called at all"):
         with do().until(shop.double):
             pass

@@ -20,7 +20,7 @@ from modules import loaded
 from waiting import wait_until
 
 import diagnose
-from diagnose import hotspots, instruments, probes
+from diagnose import hotspots, probes
 from diagnose.guards import Limits
 from diagnose.instruments import (
     HistogramInstrument,
@@ -30,7 +30,6 @@ from diagnose.instruments import (
     ProbeTestInstrument,
 )
 from diagnose.managers import InstrumentManager, mag
-from diagnose.sinks.statsd import StatsdSink
 
 TESTS = Path(__file__).resolve().parent
 PAGE = TESTS.parent / "docs" / "upgrading.md"
@@ -38,8 +37,6 @@ PAGE = TESTS.parent / "docs" / "upgrading.md"
 waits_for_the_lead = pytest.mark.skip(reason="waits for the handlers to be rewritten")
 
 SOURCE = """
-RATE = 3
-
 def double(x):
     return x * 2
 
@@ -56,9 +53,10 @@ def forgiving(x):
         return "forgiven"
 
 def spots(wait):
-    for _ in range(8):
+    for _ in range(20):
         wait(0.005)
-    wait(0.02)
+    for _ in range(2):
+        wait(0.02)
 
 class Cart:
     pass
@@ -384,35 +382,6 @@ def test_sensors_keep_what_they_saw(shop, manager):
     assert (own.log, own.results, own.finish_called) == ([({}, 5)], [5], False)
 
 
-def test_mag_is_the_magnitude_of_a_number_or_of_a_length(shop):
-    """`mag(obj, base=10)`."""
-    cases = {
-        3: [
-            (1234,),
-            (1000,),
-            ("x" * 1000,),
-            ([1] * 1234,),
-            (8, 2),
-            (9, 2),
-            ("ab" * 4, 2),
-            (125, 5),
-        ],
-        0: [(1,), (0.5,), (9.99,), (True,), ({1: 1},), (7, 10)],
-        -1: [(0,), (-5,), (0.05,), ("",), ([],), ({},), (None,), (object(),), (float("nan"),)],
-        5: [(243, 3)],
-        400: [(10**400,)],
-    }
-    for magnitude, all_of_it in cases.items():
-        for given in all_of_it:
-            assert mag(*given) == magnitude, given
-    assert mag([1] * 9, base=3) == 2
-    assert mag(float("inf")) == -1
-    for base in (1, 0, -1):
-        with pytest.raises((ValueError, ArithmeticError)):
-            mag(5, base)
-    assert values_of("mag('x' * 100)", "mag(8, base=2)", call=lambda: shop.double(1)) == [2, 3]
-
-
 def test_the_costliest_line_has_its_time_its_number_and_its_text(shop):
     """The costliest line."""
     expressions = [
@@ -425,14 +394,14 @@ def test_the_costliest_line_has_its_time_its_number_and_its_text(shop):
 
     worst, slowest = values_of(*expressions, target="upgraded_shop.spots", call=call)
     first = shop.spots.__code__.co_firstlineno
-    assert (worst[1], slowest[1]) == (first + 2, first + 3)
-    assert 0.04 <= worst[0] < 4
-    assert 0.02 <= slowest[0] < 2
-    # One line may be both, and then it has two times.
-    line = hotspots.LineTime(7, 3, 1.5, 0.75, "")
-    assert (line.time, line.lineno) == (1.5, 7)
-    both = "(hotspots.worst.time == hotspots.worst.total, hotspots.slowest.time == hotspots.slowest.longest)"
-    assert values_of(both, target="upgraded_shop.spots", call=call) == [(True, True)]
+    assert (worst[1], slowest[1]) == (first + 2, first + 4)
+    assert (worst[2], slowest[2]) == ("", "")  # there is no such file
+    assert worst[0] >= 0.1
+    assert slowest[0] >= 0.02
+    first_by_total = "hotspots.worst.time == hotspots.worst.total"
+    by_longest = "hotspots.slowest.time == hotspots.slowest.longest < hotspots.slowest.total"
+    found = values_of(first_by_total, by_longest, target="upgraded_shop.spots", call=call)
+    assert found == [True, True]
 
 
 @pytest.mark.parametrize("path", ["upgraded_shop.nothing", "upgraded_shop.Cart.nothing"])
@@ -456,12 +425,16 @@ def test_frame_is_the_caller_s(shop):
     assert found == ["quadruple"] * 2
 
 
-def test_names_from_the_functions_module_are_known(shop, manager):
-    """Names from the function's module."""
-    manager.global_namespace["two"] = 2
-    with diagnose.sensor("upgraded_shop.double", "RATE + two + x", mgr=manager) as seen:
-        shop.double(1)
-    assert seen.results == [6]
+def test_a_stopped_probe_is_listed_no_more_and_may_be_started_again(shop, probe):
+    """A stopped probe is not listed."""
+    seen = probe.instruments["k"] = ProbeTestInstrument("n", "x")
+    for number in (1, 2):
+        probe.start()
+        shop.double(number)
+        probe.stop()
+        shop.double(0)
+        assert probes.active_probes == {}
+    assert seen.results == [1, 2]
 
 
 def test_exception_is_none_where_the_function_returned(shop):
@@ -486,14 +459,6 @@ def test_metrics_take_floats(shop, probe, sink):
     whole.flush()
     assert [value for name, value, _ in sink.samples if name == "n"] == [1.5, 1.5, 2]
     assert {type(value) for name, value, _ in sink.samples if name == "whole"} == {int}
-
-
-def test_statsd_is_a_sink(manager):
-    """StatsD is a sink."""
-    assert not hasattr(instruments, "statsd")
-    sink = StatsdSink("127.0.0.1", 8125)
-    manager.sinks.append(sink)
-    assert IncrementInstrument("n", "1", mgr=manager).sinks == [sink]
 
 
 def test_an_error_ends_an_instrument(shop, probe):

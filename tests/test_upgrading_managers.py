@@ -16,11 +16,14 @@ from waiting import wait_until
 
 import diagnose
 import diagnose_mongo
-from diagnose import managers
-from diagnose.instruments import LogInstrument, ProbeTestInstrument
-from diagnose.managers import InstrumentManager
+from diagnose import instruments, managers
+from diagnose.instruments import IncrementInstrument, LogInstrument, ProbeTestInstrument
+from diagnose.managers import InstrumentManager, mag
+from diagnose.sinks.statsd import StatsdSink
 
 SOURCE = """
+RATE = 3
+
 def double(x):
     return x * 2
 """
@@ -179,6 +182,37 @@ except AttributeError as error:
     assert second == "module 'diagnose.managers' has no attribute 'Nothing'"
 
 
+def test_mag_is_the_magnitude_of_a_number_or_of_a_length(shop):
+    """`mag(obj, base=10)`."""
+    cases = {
+        3: [
+            (1234,),
+            (1000,),
+            ("x" * 1000,),
+            ([1] * 1234,),
+            (8, 2),
+            (9, 2),
+            ("ab" * 4, 2),
+            (125, 5),
+        ],
+        0: [(1,), (0.5,), (9.99,), (True,), ({1: 1},), (7, 10)],
+        -1: [(0,), (-5,), (0.05,), ("",), ([],), ({},), (None,), (object(),), (float("nan"),)],
+        5: [(243, 3)],
+        400: [(10**400,)],
+    }
+    for magnitude, all_of_it in cases.items():
+        for given in all_of_it:
+            assert mag(*given) == magnitude, given
+    assert mag([1] * 9, base=3) == 2
+    assert mag(float("inf")) == -1
+    for base in (1, 0, -1):
+        with pytest.raises((ValueError, ArithmeticError)):
+            mag(5, base)
+    with diagnose.sensor("upgraded_shop.double", "(mag('x' * 100), mag(8, base=2))") as seen:
+        shop.double(1)
+    assert seen.results == [(2, 3)]
+
+
 # --- what differs -----------------------------------------------------------------------------
 
 
@@ -245,3 +279,19 @@ def test_expressions_are_restricted_under_the_manager_s_own_name_only(database):
     )
     policies = [each.expression_policy for each in (own, old, asked)]
     assert policies == ["restricted", "python", "restricted"]
+
+
+def test_statsd_is_a_sink(manager):
+    """StatsD is a sink."""
+    assert not hasattr(instruments, "statsd")
+    sink = StatsdSink("127.0.0.1", 8125)
+    manager.sinks.append(sink)
+    assert IncrementInstrument("n", "1", mgr=manager).sinks == [sink]
+
+
+def test_names_from_the_functions_module_are_known(shop, manager):
+    """Names from the function's module."""
+    manager.global_namespace["two"] = 2
+    with diagnose.sensor("upgraded_shop.double", "RATE + two + x", mgr=manager) as seen:
+        shop.double(1)
+    assert seen.results == [6]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import sys
@@ -62,7 +61,7 @@ class Place:
 
 def is_function(target: object) -> bool:
     """Whether it is itself what is called, and no object with functions in it."""
-    return inspect.isroutine(target) or isinstance(target, functools._lru_cache_wrapper)
+    return inspect.isroutine(target)
 
 
 def describe(target: object) -> str:
@@ -123,21 +122,22 @@ def place_of(target: Any) -> Place:
 
 def _given(function: Any) -> Target:
     owner = getattr(function, "__self__", None)
-    if isinstance(function, MethodType) and not isinstance(owner, type):
+    kind = type(function)  # a wrapper may claim another
+    if kind is MethodType and not isinstance(owner, type):
         message = (
             f"{function!r:.100} is a method of one object: give ({type(owner).__name__}, "
             f"{function.__name__!r}) or its function for all calls, or the object and "
             f"{function.__name__!r} for those of that object alone"
         )
         raise TargetKindError(message)
-    if isinstance(function, FunctionType | MethodType):
+    if kind in {FunctionType, MethodType}:
         return targets.target_of(function)
     # What has no code of its own is covered by reference, and those are found by its path.
     path = targets.path_of(function)
     found = targets.find(path)
     if found is None or found.subject is not function:
         message = (
-            f"{function!r:.100} has no Python code, and is not what {path!r} leads to; name it by "
+            f"{function!r:.100} is no plain function, and is not what {path!r} leads to; name it by "
             "a path that does, or give the object that has it and its name there"
         )
         raise TargetKindError(message)

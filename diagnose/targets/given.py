@@ -26,7 +26,7 @@ def target_of(given: Any) -> Target:
     """
     function = given.fget if isinstance(given, property) else given
     function = getattr(function, "__func__", function)
-    if not isinstance(function, FunctionType):
+    if type(function) is not FunctionType:  # a wrapper may claim to be one
         message = f"{given!r:.200} has no Python function in it that an instrument can be put on"
         raise TargetKindError(message)
     return Target(
