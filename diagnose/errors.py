@@ -60,7 +60,7 @@ class TargetError(DiagnoseError):
     code = "target"
 
 
-class TargetNotFoundError(TargetError, LookupError):
+class TargetNotFoundError(TargetError, LookupError, AttributeError):
     """A part of the path does not exist; the message has near misses."""
 
     code = "target-not-found"
@@ -126,8 +126,10 @@ class BreakpointError(DiagnoseError, AssertionError):
     code = "breakpoint"
 
 
-class BreakpointTimeoutError(BreakpointError, TimeoutError):
+class BreakpointTimeoutError(BreakpointError, TimeoutError, RuntimeError):
     """What a breakpoint was to wait for did not happen in time.
+
+    To a test it is an ``AssertionError``, to a caller that stood too long a ``RuntimeError``.
 
     Attributes:
         where: where each thread stood when it was made, in lines of text; it may be long, so the

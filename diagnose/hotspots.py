@@ -27,6 +27,8 @@ class LineTime(NamedTuple):
         total: seconds, of all runs.
         longest: seconds, of the longest run.
         file: where its source is looked up.
+        lineno: ``line``, by the name that Python has for it.
+        time: seconds: ``total``, or of the :attr:`Hotspots.slowest` line ``longest``.
     """
 
     line: int
@@ -34,6 +36,16 @@ class LineTime(NamedTuple):
     total: float
     longest: float
     file: str
+
+    @property
+    def lineno(self) -> int:
+        """See the class."""
+        return self.line
+
+    @property
+    def time(self) -> float:
+        """See the class."""
+        return self.total
 
     @property
     def source(self) -> str:
@@ -44,6 +56,17 @@ class LineTime(NamedTuple):
         times = "once" if self.count == 1 else f"{self.count:,} times"
         longest = "" if self.count == 1 else f", longest {duration(self.longest)}"
         return f"line {self.line}: {duration(self.total)} ({times}{longest}): {self.source}"
+
+
+class _Slowest(LineTime):
+    """A line that was chosen for its longest run."""
+
+    __slots__ = ()
+
+    @property
+    def time(self) -> float:
+        """See :class:`LineTime`."""
+        return self.longest
 
 
 class Hotspots:
@@ -83,7 +106,8 @@ class Hotspots:
     @property
     def slowest(self) -> LineTime | None:
         """The line with the longest single run; None if no line ended."""
-        return max(self.lines, key=_longest, default=None)
+        line = max(self.lines, key=_longest, default=None)
+        return None if line is None else _Slowest(*line)
 
     def __iter__(self) -> Iterator[LineTime]:
         return iter(self.lines)

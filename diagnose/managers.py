@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime  # noqa: ICN001 - the name that expressions know
+import importlib
 import itertools
 import logging
 import math
@@ -58,12 +59,41 @@ _FORK_WAIT_SECONDS = 1.0
 _STOP_WAIT_SECONDS = 1.0
 
 
-def mag(x: float) -> int:
-    """The power of ten of a number, cut off: 3 for 1234, 0 for 0.5 to 9.9; -1 for 0 and less.
+def mag(obj: Any, base: float = 10) -> int:
+    """The magnitude of a number, or of a thing's length: its logarithm, cut off.
 
     Use it in tags, to group values by their size.
+
+    >>> mag(1234), mag(9.9), mag(0.5), mag("ab" * 8, 2), mag([])
+    (3, 0, 0, 4, -1)
+
+    Args:
+        obj: a number, or what has a length. -1 is the magnitude of 0 and less, of what is neither
+            (such as None), and of what is not finite.
+        base: above 1.
     """
-    return int(math.log10(x)) if x > 0 else -1
+    try:
+        size = len(obj) if hasattr(type(obj), "__len__") else obj
+        # A logarithm is rounded: of 243 to the base of 3 it is a little less than 5.
+        return int(round(math.log(size, base), 12))
+    except (TypeError, ValueError, OverflowError):
+        if not base > 1:
+            raise
+        return -1
+
+
+def __getattr__(name: str) -> Any:
+    # Its home in 5.0.1. This library stands below that package, and works without it.
+    if name != "MongoDBInstrumentManager":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        package = importlib.import_module("diagnose_mongo")
+    except ModuleNotFoundError as exc:
+        if exc.name != "diagnose_mongo":
+            raise
+        message = f"{name} is in diagnose_mongo: pip install 'diagnose-mongo[mongo]'"
+        raise ImportError(message, name=exc.name) from exc
+    return getattr(package, name)
 
 
 class InstrumentManager:

@@ -10,19 +10,18 @@ import os
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import handlers, targets
 from diagnose.budget import Meter
 from diagnose.bytecode.containment import LostError
 from diagnose.clockwork import Clockwork
-from diagnose.errors import DiagnoseError, TargetKindError
+from diagnose.errors import DiagnoseError
 from diagnose.instruments import base
-from diagnose.interrupts import belongs_to_program
 from diagnose.instruments.recording import ProbeTestInstrument
+from diagnose.interrupts import belongs_to_program
 from diagnose.sites import Armed, site_of
-from diagnose.targets import Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from diagnose.clockwork import Timer
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
+    from diagnose.targets import Target
 
 __all__ = ["FunctionProbe", "Hooked", "active_probes", "attach_to", "sensor", "start_all"]
 
@@ -346,7 +346,7 @@ class FunctionProbe:
             DiagnoseError: one of them can't be armed; then none is.
         """
         # Importing runs other people's code: not under the lock.
-        target = targets.resolve(self.target, import_modules=True)
+        target = self._resolved or targets.resolve(self.target, import_modules=True)
         with _lock:
             if self.started:
                 return
@@ -739,21 +739,11 @@ def sensor(
 
 
 def _decorate(instrument: Instrument, function: Any) -> None:
-    plain = function
-    if isinstance(plain, property):
-        plain = plain.fget
-    plain = getattr(plain, "__func__", plain)
-    if not isinstance(plain, FunctionType):
-        message = f"{function!r} has no Python function in it that an instrument can be put on"
-        raise TargetKindError(message)
-    path = f"{plain.__module__}.{plain.__qualname__}"
-    target = Target(path, None, plain.__name__, TargetKind.FUNCTION, plain, plain, ())
-    with _lock:
-        probe = active_probes.get(path)
-        if probe is None or (probe._resolved and probe._resolved.function is not plain):
-            probe = FunctionProbe(path)
-        probe._resolved = target
-        probe.attach(f"decorator:{id(instrument)}", instrument)
+    target = targets.target_of(function)
+    # There may be several of that path: a module may be loaded again, and a function inside of
+    # another is made anew by each call of that. The probe's path need not lead to them.
+    key = f"decorator:{id(instrument)}:{id(target.function)}"
+    attach_to(target.path).attach(key, instrument, target=target)
 
 
 base._Defaults.attach = staticmethod(_decorate)

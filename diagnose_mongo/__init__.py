@@ -14,6 +14,7 @@ PYTEST_DONT_REWRITE: a program may import this before pytest looks for the plugi
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from diagnose_mongo.manager import MongoInstrumentManager
 
 __all__ = ["MongoInstrumentManager", "start"]
+
+
+_MANAGERS = {
+    "MongoInstrumentManager": "diagnose_mongo.manager",
+    "MongoDBInstrumentManager": "diagnose_mongo.upgrading",
+}
 
 
 def start(
@@ -70,14 +77,13 @@ def start(
 
 def __getattr__(name: str) -> Any:
     # Later than the import of this package: `diagnose_mongo.server` works without the driver.
-    if name != "MongoInstrumentManager":
+    if name not in _MANAGERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from diagnose_mongo.manager import MongoInstrumentManager  # noqa: PLC0415
+        return getattr(importlib.import_module(_MANAGERS[name]), name)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"pymongo", "bson", "apscheduler"}:
             raise
         raise ImportError(
             f"{exc.name} is not installed: pip install 'diagnose-mongo[mongo]'", name=exc.name
         ) from exc
-    return MongoInstrumentManager

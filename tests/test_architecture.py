@@ -52,6 +52,7 @@ ORDER = """
     diagnose_mongo.chores
     diagnose_mongo.watching
     diagnose_mongo.manager
+    diagnose_mongo.upgrading
     diagnose_mongo.rollouts
     diagnose_mongo.installation
     diagnose_mongo.guardian

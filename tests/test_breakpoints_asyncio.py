@@ -63,7 +63,7 @@ def in_a_loop(test):
 @in_a_loop
 async def test_a_task_stands_and_others_go_on(bank):
     account = bank.Account()
-    async with Breakpoint("bp_bank.Account.save", condition=1) as bp:
+    async with Breakpoint("bp_bank.Account.save", condition=0) as bp:
         task = bp.start_task(account.deposit, 10)
         call = await bp.wait()
         assert call.args == (account, 10)

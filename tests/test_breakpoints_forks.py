@@ -205,7 +205,7 @@ def test_only_calls_that_meet_the_predicate_stop_and_all_are_seen(shop):
 
 
 def test_numbers_are_those_of_all_processes_together(shop):
-    with at_double(condition=3) as bp:
+    with at_double(condition=2) as bp:
         shop.double(10)
         assert Child(lambda: shop.double(11)).end() == 22
         child = Child(lambda: shop.double(12))

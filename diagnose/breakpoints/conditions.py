@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Condition", "Conditions"]
 
 Condition: TypeAlias = "Callable[..., object] | int | None"
-"""A predicate over a call's arguments, the number of a call (the first is 1), or None: any."""
+"""A predicate over a call's arguments, the number of a call (the first is 0), or None: any."""
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
@@ -54,7 +54,8 @@ class Call:
         kwargs: keyword-only ones, and those of ``**``.
         thread: that it was made in; of one in a forked child: its ``name`` and ``pid``. From there
             come plain values (numbers, texts, containers of these) as they are; of others, texts.
-        number: it was the so-manyth since the breakpoint was entered; the first is 1.
+        number: it was the so-manyth since the breakpoint was entered; the first is 1 (whereas
+            ``condition`` counts from 0, as positions do).
         is_hit: the condition was met.
         frame: the function's, while the call stands at the breakpoint; else None.
         result: for ``event="return"``: what is being returned.
@@ -105,7 +106,7 @@ class Conditions:
         found = [
             number
             for number, one in enumerate(self._each)
-            if one is None or (self._holds(one, call) if callable(one) else one == call.number)
+            if one is None or (self._holds(one, call) if callable(one) else one == call.number - 1)
         ]
         for number in found:
             self.met[number] = True
@@ -119,6 +120,11 @@ class Conditions:
             if names <= bound.arguments.keys():
                 return bool(predicate(**{name: bound.arguments[name] for name in names}))
         return bool(predicate(*call.args, **call.kwargs))
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a call's number is among them."""
+        return any(isinstance(one, int) for one in self._each)
 
     @property
     def unmet(self) -> list[str]:
@@ -140,17 +146,17 @@ def _names(predicate: Callable[..., object]) -> set[str]:
     return {each.name for each in parameters if each.default is inspect.Parameter.empty}
 
 
-def is_count(value: object) -> bool:
-    """Whether it is a whole number above 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def is_whole(value: object, at_least: int) -> bool:
+    """Whether it is a whole number, and no less than ``at_least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _check(one: object) -> None:
-    if one is None or callable(one) or is_count(one):
+    if one is None or callable(one) or is_whole(one, at_least=0):
         return
     message = (
         f"condition {one!r:.100} is neither a predicate over the call's arguments, nor the "
-        "number of a call (the first is 1), nor a sequence of these"
+        "number of a call (the first is 0), nor a sequence of these"
     )
     if isinstance(one, str):
         message += "; an event goes with a pair: Breakpoint((Cart, 'checkout'), 'return')"

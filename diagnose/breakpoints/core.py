@@ -7,6 +7,7 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Any, overload
 
+from diagnose.breakpoints import places
 from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import tell
 from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
@@ -57,19 +58,21 @@ class Breakpoint(Waits):
         target: a dotted path: whoever calls the function stops, on whatever reference. Or an
             object and an attribute's name, as a pair or as the first two arguments
             (``Breakpoint(S3Archive, "unarchive")``): whoever calls it through that attribute.
+            Or the function itself (``Breakpoint(S3Archive.unarchive)``), as with its path.
         event: ``"call"``: before the body. ``"return"``: it has returned. ``"error"``: it has
             raised. ``"end"``: just before either, with the variables that it has then.
             ``"line:N"`` and ``"line:+K"``: before a line of the file, or the K-th after the
             ``def``, runs.
         condition: which calls are hits: a predicate over the call's arguments (by name, where its
             parameters are named as the function's; else in their order, ``self`` included), the
-            number of a call (the first is 1), or several of these: any of them. On leaving, each
+            number of a call (the first is 0), or several of these: any of them. On leaving, each
             must have been met by some call.
         timeout: seconds: how long :meth:`wait` waits if not told otherwise, how long a caller
             stands before it gets a :class:`~diagnose.errors.BreakpointTimeoutError`, how long
             a thread may take to end.
         fire: what to do at a hit in place of holding the caller: it is called in the caller's
-            thread with the :class:`Call`; what it raises, the function raises.
+            thread with the :class:`Call`, or without arguments if it takes none; what it raises,
+            the function raises.
 
     Raises:
         DiagnoseError: on entering: there is no such function, or event in it.
@@ -79,11 +82,11 @@ class Breakpoint(Waits):
     @overload
     def __init__(
         self,
-        target: str | tuple[object, str],
+        target: str | tuple[object, str] | Callable[..., object],
         event: str = "call",
         condition: Condition | Sequence[Condition] = None,
         timeout: float = 10.0,
-        fire: Callable[[Call], object] | None = None,
+        fire: Callable[[Call], object] | Callable[[], object] | None = None,
     ) -> None: ...
 
     @overload
@@ -93,7 +96,7 @@ class Breakpoint(Waits):
         event: str,
         condition: Condition | Sequence[Condition] = None,
         timeout: float = 10.0,
-        fire: Callable[[Call], object] | None = None,
+        fire: Callable[[Call], object] | Callable[[], object] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -102,9 +105,9 @@ class Breakpoint(Waits):
         event: str = "call",
         condition: Condition | Sequence[Condition] = None,
         timeout: float = 10.0,
-        fire: Callable[[Call], object] | None = None,
+        fire: Callable[[Call], object] | Callable[[], object] | None = None,
     ) -> None:
-        if not isinstance(target, (str, tuple)):
+        if not isinstance(target, (str, tuple)) and not places.is_function(target):
             target, event = (target, event), "call"
         super().__init__(target, event, condition, timeout, fire)
         self._async: AsyncBreakpoint | None = None

@@ -32,20 +32,23 @@ class do:  # noqa: N801 - a sentence begins with it
 
     Each of the methods and properties that say where (:meth:`until`, :meth:`beyond`,
     :meth:`error_on`, :attr:`returns`, :attr:`errors`, :meth:`where`, :attr:`once`) gives a new
-    ``do``; the one that it is asked of stays as it was. Each can be entered again and again, by
-    one thread at a time.
+    ``do``; where and how the one that it is asked of runs stays as it was. Each can be entered
+    again and again, by one thread at a time.
 
     Attributes:
         results: what the function returned, of each run, in their order; of a run that ended by
-            the error that :meth:`error_on` made, that error.
-        breakpoint: the :class:`Breakpoint` of the run that is entered; None without a point.
+            the error that :meth:`error_on` made, that error. The ``do`` that was given the
+            function has those of all that were made from it: after ``with doing.until(…):`` look
+            at ``doing.results``.
+        breakpoint: the :class:`Breakpoint` of the run that was entered last, in the same way.
 
     Args:
-        func: any callable.
+        func: any callable. None: nothing is started, and entering waits for nothing: the test, or
+            threads of its own, call the target.
         args, kwargs: what it is called with.
     """
 
-    def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, func: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> None:
         self._func, self._args, self._kwargs = func, args, kwargs
         self._target: Any = None
         self._event = "call"
@@ -54,8 +57,9 @@ class do:  # noqa: N801 - a sentence begins with it
         self._timeout = 10.0
         self.results: list[Any] = []
         self.breakpoint: Breakpoint | None = None
+        self._first: do = self
         self._is_once = self._is_entered = False
-        self._thread: Started
+        self._thread: Started | None = None
 
     def _with(self, **changes: Any) -> Self:
         made = copy.copy(self)
@@ -63,25 +67,41 @@ class do:  # noqa: N801 - a sentence begins with it
         vars(made).update({f"_{name}": value for name, value in changes.items()})
         return made
 
-    def _at(self, target: object, name: str | None, event: str) -> Self:
-        pair = target if name is None else (target, name)
-        return self._with(target=pair, event=event, error=None)
+    def _at(self, target: object, name: str | float | None, **changes: Any) -> Self:
+        if isinstance(name, str):
+            target = (target, name)
+        elif name is not None:
+            changes["timeout"] = name
+        return self._with(target=target, **changes)
 
     # --- where ---
 
-    def until(self, target: object, name: str | None = None) -> Self:
-        """Up to the call of ``target``: a path, a pair, or an object and an attribute's name."""
-        return self._at(target, name, "call")
+    def until(
+        self, target: object, name: str | float | None = None, *, timeout: float | None = None
+    ) -> Self:
+        """Up to the call of ``target``.
 
-    def beyond(self, target: object, name: str | None = None) -> Self:
-        """Past ``target``: up to where it has returned or raised."""
-        return self._at(target, name, "leave")
+        Args:
+            target: a path, a function, a pair, or an object.
+            name: of the object's attribute; a number counts as ``timeout``.
+            timeout: see :meth:`within`.
+        """
+        return self._at(target, name, event="call", error=None, **_given(timeout=timeout))
+
+    def beyond(
+        self, target: object, name: str | float | None = None, *, timeout: float | None = None
+    ) -> Self:
+        """Past ``target``: up to where it has returned or raised. Arguments: see :meth:`until`."""
+        return self._at(target, name, event="leave", error=None, **_given(timeout=timeout))
 
     def error_on(
-        self, target: object, exception: BaseException | type[BaseException] = RuntimeError
+        self,
+        target: object,
+        exception: BaseException | type[BaseException] = RuntimeError,
+        timeout: float | None = None,
     ) -> Self:
         """Let the call of ``target`` raise ``exception``; nobody is held."""
-        return self._with(target=target, event="call", error=exception)
+        return self._with(target=target, event="call", error=exception, **_given(timeout=timeout))
 
     @property
     def returns(self) -> Self:
@@ -121,11 +141,13 @@ class do:  # noqa: N801 - a sentence begins with it
             raise RuntimeError(message)
         made = self._make()
         made.__enter__()
-        self.breakpoint, self._is_entered = made, True
+        self.breakpoint = self._first.breakpoint = made
+        self._is_entered = True
         try:
-            self._thread = made.start_thread(self._func, *self._args, **self._kwargs)
-            if self._target is not None:
-                made.wait()
+            if self._func is not None:
+                self._thread = made.start_thread(self._func, *self._args, **self._kwargs)
+                if self._target is not None:
+                    made.wait()
         except BaseException as error:
             self._is_entered = False
             made.__exit__(type(error), error, error.__traceback__)
@@ -143,7 +165,7 @@ class do:  # noqa: N801 - a sentence begins with it
                 self._error, self._target, self._event, condition, self._timeout
             )
         made.hits_at_most = 1 if self._is_once else None
-        made.only_workers = True
+        made.only_workers = self._func is not None
         return made
 
     def __exit__(
@@ -156,9 +178,12 @@ class do:  # noqa: N801 - a sentence begins with it
         if made is None:
             raise AssertionError
         made.__exit__(kind, error, trace)
-        thread = self._thread
-        if thread.has_ended:
-            self.results.append(thread.result if thread.raised is None else thread.raised)
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.has_ended:
+            result = thread.result if thread.raised is None else thread.raised
+            self.results.append(result)
+            if self._first is not self:
+                self._first.results.append(result)
 
     def release(self) -> None:
         """Let the thread go on; see :meth:`Breakpoint.release`."""
@@ -169,6 +194,11 @@ class do:  # noqa: N801 - a sentence begins with it
     def stackframe(self) -> FrameType | None:
         """The frame in which the thread stands, or None."""
         return None if self.breakpoint is None else self.breakpoint.stackframe
+
+
+def _given(**changes: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 class _Nowhere(Breakpoint):

@@ -59,8 +59,15 @@ class Place:
             return None
 
 
+def is_function(target: object) -> bool:
+    """Whether it is itself what is called, and no object with functions in it."""
+    return inspect.isroutine(target)
+
+
 def describe(target: object) -> str:
     """A target in words."""
+    if is_function(target):
+        return targets.path_of(target)
     if isinstance(target, tuple):
         owner, name = target
         if isinstance(owner, (type, ModuleType)):
@@ -73,32 +80,35 @@ def check(target: object) -> None:
     """Say what is wrong with something that can be no target.
 
     Raises:
-        TargetKindError: it is neither a path nor a pair.
+        TargetKindError: it is neither a path nor a function nor a pair.
     """
-    if isinstance(target, str):
+    if isinstance(target, str) or is_function(target):
         return
     if isinstance(target, tuple) and len(target) == 2 and isinstance(target[1], str):  # noqa: PLR2004
         return
     message = (
-        f"target {target!r:.100} is neither a path such as 'shop.cart.Cart.checkout' (every "
-        "reference to the function) nor an object and an attribute's name, such as "
+        f"target {target!r:.100} is neither a path such as 'shop.cart.Cart.checkout' or the "
+        "function (every reference to it) nor an object and an attribute's name, such as "
         "(Cart, 'checkout') (that attribute only)"
     )
     raise TargetKindError(message)
 
 
-def place_of(target: str | tuple[object, str]) -> Place:
+def place_of(target: Any) -> Place:
     """Find, or make, the function that a breakpoint goes on.
 
     Args:
-        target: a dotted path; its module is imported if need be. Or an object and the name of an
-            attribute: there, a copy of the function takes its place from ``put_on`` to ``undo``.
+        target: a dotted path; its module is imported if need be. Or the function. Or an object
+            and the name of an attribute: there, a copy of the function takes its place from
+            ``put_on`` to ``undo``.
 
     Raises:
         DiagnoseError: there is no such function.
     """
     if isinstance(target, str):
         return Place(targets.resolve(target, import_modules=True), target)
+    if is_function(target):
+        return Place(_given(target), describe(target))
     owner, name = target
     try:
         raw = inspect.getattr_static(owner, name)
@@ -110,10 +120,31 @@ def place_of(target: str | tuple[object, str]) -> Place:
     return Place(found, text, _Replaced(owner, name, replacement))
 
 
+def _given(function: Any) -> Target:
+    owner = getattr(function, "__self__", None)
+    kind = type(function)  # a wrapper may claim another
+    if kind is MethodType and not isinstance(owner, type):
+        message = (
+            f"{function!r:.100} is a method of one object: give ({type(owner).__name__}, "
+            f"{function.__name__!r}) or its function for all calls, or the object and "
+            f"{function.__name__!r} for those of that object alone"
+        )
+        raise TargetKindError(message)
+    if kind in {FunctionType, MethodType}:
+        return targets.target_of(function)
+    # What has no code of its own is covered by reference, and those are found by its path.
+    path = targets.path_of(function)
+    found = targets.find(path)
+    if found is None or found.subject is not function:
+        message = (
+            f"{function!r:.100} is no plain function, and is not what {path!r} leads to; name it by "
+            "a path that does, or give the object that has it and its name there"
+        )
+        raise TargetKindError(message)
+    return found
+
+
 def _absent(owner: Any, name: str) -> str:
-    if isinstance(owner, FunctionType | MethodType):
-        path = f"{owner.__module__}.{owner.__qualname__}"
-        return f"a function itself is no target; name its path, {path!r}, or its owner and its name"
     hint = expressions.suggest(name, [each for each in dir(owner) if each not in {name, "call"}])
     if hasattr(owner if isinstance(owner, ModuleType) else type(owner), "__getattr__"):
         hint = "; what its __getattr__ makes can't be stopped, name the function behind it"

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnose.breakpoints.conditions import is_count, said
+from diagnose.breakpoints.conditions import is_whole, said
 from diagnose.breakpoints.locks import MAKERS, replaced
 from diagnose.breakpoints.places import describe
 from diagnose.breakpoints.points import Point, name_of
@@ -321,7 +321,7 @@ def _check(
     if len(threads) not in {2, 3} or not all(callable(each) for each in threads):
         message = f"threads {threads!r:.200} are not two or three callables that take the subject"
         raise TypeError(message)
-    if samples is not None and not is_count(samples):
+    if samples is not None and not is_whole(samples, at_least=1):
         message = f"samples {samples!r:.100} is no number of schedules, which are 1 or more"
         raise ValueError(message)
     if schedule is not None and not set(schedule) <= set("ABC"[: len(threads)]):

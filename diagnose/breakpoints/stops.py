@@ -82,15 +82,6 @@ class TaskGate:
         return True
 
 
-def _worker() -> object:
-    """The task that runs here, or else the thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return task or threading.current_thread()
-
-
 def tell(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
     """Have an event loop call something soon; from any thread."""
     try:
@@ -119,17 +110,17 @@ class Stops:
 
     def __init__(
         self,
-        target: str | tuple[object, str],
+        target: str | tuple[object, str] | Callable[..., object],
         event: str,
         condition: Condition | Sequence[Condition],
         timeout: float,
-        fire: Callable[[Call], object] | None,
+        fire: Callable[[Call], object] | Callable[[], object] | None,
     ) -> None:
         places.check(target)
         _check_event(event)
         check_seconds(timeout)
         Conditions(condition, None)
-        _check_fire(fire)
+        fire = _taking_a_call(fire)
         self.target = target
         self.event = event
         self.timeout = timeout
@@ -158,7 +149,6 @@ class Stops:
         self._next_passes = False
         self._waited_for = 0
         self._raised: dict[int, BaseException] = {}
-        self._given_up: list[tuple[object, BreakpointTimeoutError]] = []
         self._broken: BreakpointError | None = None
         self._line: forks.Line | None = None  # to the breakpoint in the parent, if this is a child
 
@@ -445,11 +435,10 @@ class Stops:
         message = (
             f"{call} stood at {self!r} for {self.timeout:g} s, and nobody called release(); call "
             "it, give the breakpoint a longer timeout, or a condition that this call does not "
-            "meet (condition=1: only the first call stops)"
+            "meet (condition=0: only the first call stops)"
         )
         error = BreakpointTimeoutError(message)
         note_where(error)
-        self._given_up.append((_worker(), error))
         raise error
 
     def _leave(self, call: Call, gate: Opens) -> None:
@@ -491,6 +480,8 @@ class Stops:
                 text += f"\n  {call.number}. {call}{' (a hit)' if call.is_hit else ''}"
             if self.calls > _SHOWN_AT_MOST:
                 text += f"\n  … and {self.calls - _SHOWN_AT_MOST} more"
+            if self._conditions.has_numbers:
+                text += "\n(condition= counts calls from 0)"
         return text
 
     def _check_met(self) -> None:
@@ -531,10 +522,22 @@ def _is_between(frame: FrameType) -> bool:
     return outermost.f_code is _BOOTSTRAP
 
 
-def _check_fire(fire: object) -> None:
-    if fire is not None and not callable(fire):
+def _taking_a_call(fire: Any) -> Callable[[Call], object] | None:
+    """What is to be done at a hit, as a function of the call; it may also be one of nothing."""
+    if fire is None:
+        return None
+    if not callable(fire):
         message = f"fire {fire!r:.100} can't be called; give a function that takes the call"
         raise TypeError(message)
+    try:
+        inspect.signature(fire).bind()
+    except (TypeError, ValueError):  # it needs an argument, or does not say
+        return fire  # type: ignore[no-any-return]
+    try:
+        inspect.signature(fire).bind(None)
+    except TypeError:
+        return lambda _: fire()
+    return fire  # type: ignore[no-any-return]
 
 
 def _check_event(event: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.breakpoints import places
-from diagnose.breakpoints.conditions import describe, is_count, said
+from diagnose.breakpoints.conditions import describe, is_whole, said
 from diagnose.breakpoints.stacks import note_where
 from diagnose.breakpoints.stops import Stops, check_seconds
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
@@ -77,7 +77,7 @@ class Waits(Stops):
         if hits is None:
             wanted = " and ".join(self._conditions.unmet) or "another hit"
             return Goal(self._has_news, what + wanted)
-        if not is_count(hits):
+        if not is_whole(hits, at_least=1):
             message = f"hits {hits!r:.100} is no number of hits, which are 1 or more"
             raise ValueError(message)
         wanted = "1 hit" if hits == 1 else f"{hits} hits"
@@ -91,7 +91,7 @@ class Waits(Stops):
         if callable(condition):
             text = what + describe(condition).removeprefix("a call for which ")
             return Goal(condition, text, looks=True)
-        if not is_count(condition):
+        if not is_whole(condition, at_least=1):
             message = (
                 f"condition {condition!r:.100} is neither a function without parameters nor a "
                 "number of calls"
@@ -137,15 +137,6 @@ class Waits(Stops):
                 return error
         return None
 
-    def _caught(self) -> BreakpointTimeoutError | None:
-        """What one of them got for having stood too long, if it did not come out of it."""
-        for worker, error in self._given_up:
-            for each in self._workers:
-                if each.worker is worker and each.raised is not error and not each.is_seen:
-                    error.add_note("the program under test caught it")
-                    return error
-        return None
-
     def _is_ours(self, error: BaseException) -> bool:
         if self._raised.get(id(error)) is error:
             return True
@@ -182,8 +173,6 @@ class Waits(Stops):
         try:
             self._raise_late(self.timeout)
             self._raise_theirs()
-            if (caught := self._caught()) is not None:
-                raise caught
             if error is None:
                 self._check_met()
         except BaseException as other:

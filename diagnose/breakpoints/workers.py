@@ -51,11 +51,6 @@ class Started(threading.Thread):
         return self._begun.acquire(timeout=seconds)
 
     @property
-    def worker(self) -> object:
-        """What runs it."""
-        return self
-
-    @property
     def exception(self) -> BaseException | None:
         """What the function raised, or None. Who asks for it has seen it: it is raised nowhere."""
         self.is_seen = True
@@ -106,11 +101,6 @@ class StartedTask:
     def __await__(self) -> Any:
         self.is_seen = True
         return self.task.__await__()
-
-    @property
-    def worker(self) -> object:
-        """What runs it."""
-        return self.task
 
     @property
     def name(self) -> str:

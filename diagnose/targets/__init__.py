@@ -7,14 +7,16 @@ modules, classes and instances, and runs no descriptor, no ``__getattr__`` and n
 asks for and a spec never does, imports modules and calls a module's ``__getattr__``.
 
 Inside: ``search`` (the walk along a path), ``lookup`` (reading objects, and what they are
-called), ``importing`` (modules), ``hints`` (near misses and other advice in errors),
-``fingerprints`` (is the code what it was?), ``completion`` (what a prompt offers).
+called), ``importing`` (modules), ``given`` (functions that are at hand), ``hints`` (near misses
+and other advice in errors), ``fingerprints`` (is the code what it was?), ``completion`` (what a
+prompt offers).
 """
 
 from __future__ import annotations
 
 from diagnose.targets.completion import Completion, complete
 from diagnose.targets.fingerprints import fingerprint
+from diagnose.targets.given import path_of, target_of
 from diagnose.targets.search import Target, TargetKind, find, module_names, resolve
 
 __all__ = [
@@ -25,5 +27,7 @@ __all__ = [
     "find",
     "fingerprint",
     "module_names",
+    "path_of",
     "resolve",
+    "target_of",
 ]
