@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots
+from diagnose import hotspots, readers
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -152,7 +152,7 @@ class CodeSite:
             # New here, or somebody else put code over ours: theirs is the base now.
             base = self._function.__code__
         try:
-            code = weaving.weave(
+            woven = weaving.weave(
                 base,
                 before=_select(armed, "call"),
                 after=_select(armed, "return"),
@@ -173,8 +173,10 @@ class CodeSite:
                 "probed; take the instruments that name it off, or change them"
             )
             raise ProbeError(message) from error
+        code = readers.marked(woven, base)
         self._base = base
         _sites[id(self._function)] = self
+        readers.serve()
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
@@ -196,6 +198,8 @@ class CodeSite:
         self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+        if not any(isinstance(site, CodeSite) for site in _sites.values()):
+            readers.unserve()
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

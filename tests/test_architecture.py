@@ -30,6 +30,7 @@ ORDER = """
     diagnose.hotspots
     diagnose.calltrees
     diagnose.handlers
+    diagnose.readers
     diagnose.sites
     diagnose.sinks
     diagnose.instruments
