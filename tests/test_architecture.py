@@ -31,6 +31,7 @@ ORDER = """
     diagnose.calltrees
     diagnose.handlers
     diagnose.readers
+    diagnose.stepping
     diagnose.sites
     diagnose.sinks
     diagnose.instruments
