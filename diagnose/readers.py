@@ -87,10 +87,11 @@ _watch: imports.Watch | None = None
 def serve() -> None:
     """Begin to serve what is imported, and what will be. Not from two threads at once."""
     global _watch  # noqa: PLW0603 - there is one program
-    if _watch is not None:
-        return
-    _watch = imports.Watch([each.module for each in _READERS if _is_installed(each)], _arrived)
-    _watch.start()
+    if _watch is None:
+        watch = imports.Watch([each.module for each in _READERS if _is_installed(each)], _arrived)
+        watch.start()
+        _watch = watch
+    # An interrupt may come at any time: whoever is the next does what is left.
     for reader in _READERS:
         _change(reader, _serving)
 
@@ -98,10 +99,9 @@ def serve() -> None:
 def unserve() -> None:
     """Leave all as it was. Not from two threads at once."""
     global _watch  # noqa: PLW0603
-    if _watch is None:
-        return
-    _watch.close()
-    _watch = None
+    if _watch is not None:
+        _watch.close()
+        _watch = None
     for reader in _READERS:
         _change(reader, _served)
 

@@ -37,18 +37,22 @@ _CALLED_BY_WOVEN = ("<probe ", str(Path(bytecode.__file__).parent) + os.sep)
 def begin() -> None:
     """Let debuggers step over. Not from two threads at once."""
     global _exchanged  # noqa: PLW0603 - there is one class
-    if _exchanged is not None:
-        return
-    before = bdb.Bdb.dispatch_call
+    if _exchanged is None:
+        before = bdb.Bdb.dispatch_call
+        _exchanged = _stepping_over(before), before
+    ours, before = _exchanged
+    if bdb.Bdb.dispatch_call is before:  # an interrupt may have come between these two
+        bdb.Bdb.dispatch_call = ours  # type: ignore[method-assign]
 
+
+def _stepping_over(before: Any) -> Any:
     @functools.wraps(before)
     def dispatch_call(self: bdb.Bdb, frame: FrameType, arg: None) -> Any:
         if _serves_hit(frame) and not self.break_anywhere(frame):
             return None  # so a debugger says that the frame is not to be traced
         return before(self, frame, arg)
 
-    _exchanged = dispatch_call, before
-    bdb.Bdb.dispatch_call = dispatch_call  # type: ignore[method-assign]
+    return dispatch_call
 
 
 def end() -> None:
