@@ -101,10 +101,13 @@ class Watch:
 
 
 class _Ref(weakref.ref["Watch"]):
-    """To a watch; it knows the names for when that is gone."""
+    """To a watch; it knows the names for when that is gone.
 
-    __slots__ = ("names",)
-    names: tuple[str, ...]
+    Attributes:
+        names: empty if an interrupt came before they were set.
+    """
+
+    names: tuple[str, ...] = ()
 
 
 def _forget(gone: _Ref) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots
+from diagnose import hotspots, readers, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -83,6 +83,19 @@ def site_of(target: Target) -> Site:
     if target.function is not None:
         return CodeSite(target.function)
     return ReferenceSite(target, subject)
+
+
+def _enter(subject: object, site: Site) -> None:
+    _sites[id(subject)] = site
+    readers.serve()
+    stepping.begin()
+
+
+def _remove(subject: object) -> None:
+    _sites.pop(id(subject), None)
+    if not _sites:
+        readers.unserve()
+        stepping.end()
 
 
 def _own_code(function: FunctionType) -> CodeType:
@@ -153,7 +166,7 @@ class CodeSite:
             # New here, or somebody else put code over ours: theirs is the base now.
             base = self._function.__code__
         try:
-            code = weaving.weave(
+            woven = weaving.weave(
                 base,
                 before=_select(armed, "call"),
                 after=_select(armed, "return"),
@@ -174,8 +187,9 @@ class CodeSite:
                 "probed; take the instruments that name it off, or change them"
             )
             raise ProbeError(message) from error
+        code = readers.marked(woven, base)
         self._base = base
-        _sites[id(self._function)] = self
+        _enter(self._function, self)
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
@@ -196,7 +210,7 @@ class CodeSite:
                 )
         self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
-            del _sites[id(self._function)]
+            _remove(self._function)
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -418,16 +432,17 @@ class ReferenceSite:
         if not armed:
             self._replace(self._standin, self._found)
             self._placed = False
-            _sites.pop(id(self._found), None)
+            _remove(self._found)
             self._call.__code__ = self._plain
             return
-        self._call.__code__ = weaving.weave(
+        woven = weaving.weave(
             self._plain,
             before=_select(armed, "call"),
             after=_select(armed, "return"),
             busy=BUSY,
             hidden=_frames_hide,
         )
+        self._call.__code__ = readers.marked(woven, self._plain)
         if not self._placed:
             owner: Any = self._target.owner
             try:
@@ -436,7 +451,7 @@ class ReferenceSite:
                 message = f"{self._target.path!r} can't be replaced on {owner!r}: {error}"
                 raise TargetKindError(message, code="target-immutable") from error
             self._placed = True
-            _sites[id(self._found)] = self
+            _enter(self._found, self)
             self._replace(self._found, self._standin)
 
     def _replace(self, old: object, new: object) -> None:

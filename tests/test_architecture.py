@@ -30,6 +30,8 @@ ORDER = """
     diagnose.hotspots
     diagnose.calltrees
     diagnose.handlers
+    diagnose.readers
+    diagnose.stepping
     diagnose.sites
     diagnose.sinks
     diagnose.instruments

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from diagnose.calltrees.collector import is_ours
 from diagnose.calltrees.tree import CallTree, Node
 
 if TYPE_CHECKING:
     from diagnose.calltrees.collector import Collector, Options
 
-__all__ = ["CallTree", "Node", "begin"]
+__all__ = ["CallTree", "Node", "begin", "is_ours"]
 
 
 def begin(options: Options, frame: Any) -> Collector | None:
