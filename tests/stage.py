@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import signal
 import sys
 import sysconfig
 import textwrap
@@ -180,3 +181,21 @@ def outcome(function, *args, **kwargs):
         seen = picture(error)
         seen["trace"] = seen["trace"][1:]  # this frame
         return "raised", seen
+
+
+class Interrupt(BaseException):
+    """What the handler of :func:`interrupts` raises."""
+
+
+@contextmanager
+def interrupts():
+    """Give ``SIGUSR1`` a handler that raises; yields what sends it to this very thread."""
+
+    def handler(number, frame):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield lambda: signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

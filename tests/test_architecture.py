@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
+    diagnose.interrupts
     diagnose.clockwork
     diagnose.background
     diagnose.imports
     diagnose.targets
     diagnose.expressions
-    diagnose.capture
     diagnose.guards
     diagnose.budget
     diagnose.bytecode
@@ -62,7 +62,6 @@ ORDER = """
     diagnose_mongo.autostart
     diagnose_mongo
     diagnose_mongo.cli
-    diagnose_mongo.dashboard
     diagnose_mongo.demo
     diagnose_pytest
 """.split()

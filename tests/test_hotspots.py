@@ -7,7 +7,7 @@ import time
 import weakref
 
 import pytest
-from stage import Stage, attached, in_thread, outcome, probed
+from stage import Interrupt, Stage, attached, in_thread, interrupts, outcome, probed
 
 from diagnose.bytecode import timing
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
@@ -185,20 +185,28 @@ def boom():
 """
 
 
-def test_what_is_raised_while_an_exception_is_timed_leaves_with_blocks(stage, monkeypatch):
-    class Signal(BaseException):
-        pass
+def test_what_interrupts_the_timing_of_an_exception_leaves_with_blocks(stage, monkeypatch):
+    with interrupts() as interrupt:
+        monkeypatch.setattr(timing, "_note_error", lambda *_: interrupt())
+        module = stage.script(LEFT)
+        with probed(f"{module.__name__}.subject", "len(hotspots)"):
+            with pytest.raises(Interrupt):
+                module.subject(module.boom)
+    assert module.log == ["enter", "Interrupt"]
+    assert sys.exception() is None
 
+
+def test_what_timing_an_exception_raises_is_not_noticed(stage, monkeypatch):
     def note_error(*_):
-        raise Signal
+        raise LookupError
 
     monkeypatch.setattr(timing, "_note_error", note_error)
     module = stage.script(LEFT)
-    with probed(f"{module.__name__}.subject", "len(hotspots)"):
-        with pytest.raises(Signal):
+    with probed(f"{module.__name__}.subject", "len(hotspots)") as seen:
+        with pytest.raises(KeyError):
             module.subject(module.boom)
-    assert module.log == ["enter", "Signal"]
-    assert sys.exception() is None
+        assert seen.status.code == "defect"
+    assert module.log == ["enter", "KeyError"]
 
 
 def test_an_exception_at_the_recursion_limit_is_not_handled_for_ever(stage):

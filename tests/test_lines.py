@@ -5,7 +5,7 @@ import contextlib
 import sys
 
 import pytest
-from stage import Stage, attached, outcome, probed
+from stage import Interrupt, Stage, attached, interrupts, outcome, probed
 
 from diagnose import HistogramInstrument
 from diagnose.bytecode import assembly, flow
@@ -191,28 +191,27 @@ def test_several_lines_and_events_live_beside_each_other(stage):
     assert [len(each.results) for each in recorders] == [2, 2, 2, 2, 3, 3, 1, 1]
 
 
-def test_what_a_line_probe_raises_besides_errors_is_raised_at_that_line(stage):
+def test_what_a_signal_handler_raises_in_a_line_probe_is_raised_at_that_line(stage):
     shop = stage.script(SHOP)
 
     class Stopping(ProbeTestInstrument):
         def emit(self, name, value, tags):
-            raise KeyboardInterrupt
+            interrupt()
 
-    with attached(f"{shop.__name__}.checkout", Stopping("n", "1", "line:11")):
-        with pytest.raises(KeyboardInterrupt) as raised:
+    stopping = Stopping("n", "1", "line:11")
+    with interrupts() as interrupt, attached(f"{shop.__name__}.checkout", stopping):
+        with pytest.raises(Interrupt) as raised:
             shop.checkout([1])
     trace = raised.value.__traceback__.tb_next
     assert (trace.tb_frame.f_code.co_name, trace.tb_lineno) == ("checkout", 11)
+    assert stopping.status.error is None
 
 
-def test_what_a_line_probe_raises_on_the_way_to_a_handler_gets_there(stage):
-    class Signal(BaseException):
-        pass
-
+def test_what_interrupts_a_line_probe_on_the_way_to_a_handler_gets_there(stage):
     class Raises(ProbeTestInstrument):
         def emit(self, *_):
             if module.log:
-                raise Signal
+                interrupt()
 
     # Since 3.12 the line of a "with" is run again when an exception leaves the block.
     module = stage.script("""
@@ -232,9 +231,10 @@ def test_what_a_line_probe_raises_on_the_way_to_a_handler_gets_there(stage):
         with Manager():
             return boom()
     """)
-    with attached(f"{module.__name__}.subject", Raises("n", "1", "line:+1")):
-        with pytest.raises((Signal, KeyError)) as raised:
-            module.subject()
+    with interrupts() as interrupt:
+        with attached(f"{module.__name__}.subject", Raises("n", "1", "line:+1")):
+            with pytest.raises((Interrupt, KeyError)) as raised:
+                module.subject()
     assert module.log == ["enter", raised.type.__name__]
     assert sys.exception() is None
 
@@ -258,8 +258,9 @@ def test_lines_are_those_that_there_were_before_hotspots_came(stage):
                 yield d
     """)
     path = f"{shop.__name__}.subject"
+    lines = flow.line_starts(assembly.read(shop.subject.__code__))
     with probed(path, "hotspots"):
-        for line in flow.line_starts(assembly.read(shop.subject.__code__)):
+        for line in lines:
             with probed(path, "items", f"line:{line}"):
                 pass
 

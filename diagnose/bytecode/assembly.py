@@ -217,7 +217,11 @@ def write(
 
 def _lay_out(listing: Sequence[Instruction]) -> None:
     """Give each instruction its place, and jumps their arguments."""
-    jumps = [one for one in listing if one.target is not None]
+    jumps = [one for one in listing if one.opcode in _JUMPS]
+    for one in jumps:
+        if one.target is None:
+            message = f"{one!r} leads nowhere"
+            raise ValueError(message)
     while True:
         place = 0
         for one in listing:

@@ -298,4 +298,4 @@ class Emitter:
     def end_guard(self, stub: Emitter) -> None:
         """End what :meth:`guard_error` began."""
         self.handler = stub.handler
-        self.land(stub.jump_back())
+        stub.jump_back(self.add(_NOP))

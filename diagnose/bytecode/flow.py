@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "depths", "line_starts", "plain_cells"]
+__all__ = ["JUMPS", "LEAVES", "depths", "line_starts", "may_be_set", "plain_cells"]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -147,6 +147,46 @@ def plain_cells(
             waiting.append((one.target, plain, saved))
         if one.opcode not in LEAVES and one.opcode not in JUMPS:
             waiting.append((following[id(one)], plain, saved))
+    return found
+
+
+_DELETES = frozenset({_op["DELETE_FAST"], _SAVES} - {None})
+
+
+def may_be_set(listing: Sequence[Instruction], given: Iterable[int], count: int) -> dict[int, int]:
+    """By the ``id`` of an instruction: which of the first ``count`` variables may have a value.
+
+    Args:
+        listing: a function's instructions.
+        given: the numbers of variables that have one at the begin.
+        count: of variables; number N is bit N of what is found.
+    """
+    following = dict(zip(map(id, listing), listing[1:], strict=False))
+    found: dict[int, int] = {}
+    waiting = [(listing[0], sum(1 << number for number in given))]
+    while waiting:
+        one, now = waiting.pop()
+        while True:
+            known = found.get(id(one))
+            now |= known or 0
+            if now == known:
+                break
+            found[id(one)] = now
+            if one.handler is not None:
+                waiting.append((one.handler.target, now))
+            if one.opcode in _DELETES:
+                now &= ~(1 << one.argument)
+            elif one.opcode == _STORES_TWO:
+                now |= 1 << (one.argument >> 4) | 1 << (one.argument & 15)
+            elif one.opcode == _STORES_FIRST:
+                now |= 1 << (one.argument >> 4)
+            elif one.opcode == _STORE_FAST and one.argument < count:
+                now |= 1 << one.argument
+            if one.target is not None:
+                waiting.append((one.target, now))
+            if one.opcode in LEAVES or one.opcode in JUMPS or id(one) not in following:
+                break
+            one = following[id(one)]
     return found
 
 

@@ -43,7 +43,7 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.containment import LOST, Containment, Stretch, all_of, drop
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
-from diagnose.bytecode.flow import depths, line_starts, plain_cells
+from diagnose.bytecode.flow import depths, line_starts, may_be_set, plain_cells
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
@@ -58,7 +58,7 @@ from diagnose.bytecode.hooks import (
 from diagnose.bytecode.timing import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from types import CodeType
 
     from diagnose.bytecode.assembly import Location
@@ -161,6 +161,8 @@ class _Weaver:
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
         self.index = places(code, self.listing)
         self.changed = self._changed()
+        self.plain: dict[int, frozenset[int]] = {}
+        self.set: dict[int, int] = {}
         # By name: where it is on the stack; or its number in the list that is there.
         self.kept: dict[str, int] = {}
         self.listed: dict[str, int] = {}
@@ -194,7 +196,10 @@ class _Weaver:
         # Now: what else is put in changes where jumps lead to.
         starts = line_starts(self.listing) if lines else {}
         cells = {number for number, is_cell in self.index.values() if is_cell}
-        plain = plain_cells(self.listing, cells, depth) if lines else {}
+        self.plain = plain_cells(self.listing, cells, depth) if lines else {}
+        if lines or ends:
+            given = range(len(self.parameters.names))
+            self.set = may_be_set(self.listing, given, len(self.code.co_varnames))
         handlers = {id(one.handler.target) for one in self.listing if one.handler is not None}
         self.judge = all_of(hook.judge or drop for hook in after if not hook.may_raise)
         if wants_timing:
@@ -220,7 +225,7 @@ class _Weaver:
                 self.judge,
             )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
-        self._weave_lines(lines, starts, handlers, depth, plain, woven)
+        self._weave_lines(lines, starts, handlers, depth, woven)
         if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
@@ -478,21 +483,19 @@ class _Weaver:
             emit.wait()
         emit.pop()
 
-    def _look(
-        self, emit: Emitter, hook: Hook, plain: frozenset[int] = frozenset()
-    ) -> None:
-        """Call a hook with the values that the frame's variables have now.
+    def _look(self, emit: Emitter, hook: Hook, at: Instruction | None) -> None:
+        """Call a hook with the values that the frame's variables have now, in front of ``at``."""
 
-        Args:
-            plain: the slots of cells that hold no cell there.
-        """
+        def push(out: Emitter, name: str) -> None:
+            self._variable(out, name, at)
+
         if hook.may_raise:
-            self._call_handler(emit, hook, lambda out, name: self._variable(out, name, plain))
+            self._call_handler(emit, hook, push)
             return
         with self.containment.passing(emit, hook.judge or drop):
-            self._call_hook(emit, hook, lambda out, name: self._variable(out, name, plain))
+            self._call_hook(emit, hook, push)
 
-    def _variable(self, emit: Emitter, name: str, plain: frozenset[int]) -> None:
+    def _variable(self, emit: Emitter, name: str, at: Instruction | None) -> None:
         if name == NOW:
             emit.read_clock()
             return
@@ -500,8 +503,12 @@ class _Weaver:
             message = f"the function has no variable {name!r}"
             raise ValueError(message)
         index, is_cell = self.index[name]
+        is_cell = is_cell and index not in self.plain.get(id(at), ())
         if name in self.parameters.names and not is_cell and index not in self.changed:
             emit.local(index, is_cell=False, is_sure=True)
+            return
+        if not is_cell and not self.set.get(id(at), -1) >> index & 1:
+            emit.constant(MISSING)
             return
         # What a missing value raises is taken by a stub, which pushes another one.
         around = emit.handler
@@ -510,7 +517,7 @@ class _Weaver:
         stub.constant(MISSING)
         self.stubs.append(stub)
         emit.handler = Handler(stub.out[0], emit.depth, keeps_place=False)
-        emit.local(index, is_cell=is_cell and index not in plain, is_sure=False)
+        emit.local(index, is_cell=is_cell, is_sure=False)
         emit.handler = around
         emit.land(stub.jump_back())
 
@@ -529,14 +536,14 @@ class _Weaver:
             with self.containment.passing(emit, self.judge) as stretch:
                 if self.timing is not None and by is not None:
                     self.timing.end_run(emit, by, None)
-                self._call_at_end(emit, stretch, quiet, ends, raised=by is None)
+                self._call_at_end(emit, stretch, quiet, ends, by)
         else:
             for hook in ends:
                 if not hook.may_raise:
-                    self._look(emit, hook)
+                    self._look(emit, hook, by)
         for hook in ends:
             if hook.may_raise:
-                self._look(emit, hook)
+                self._look(emit, hook, by)
         result = emit.depth - 1
 
         def push(out: Emitter, name: str) -> None:
@@ -557,9 +564,9 @@ class _Weaver:
         stretch: Stretch,
         after: Sequence[Hook],
         ends: Sequence[Hook],
-        *,
-        raised: bool,
+        by: Instruction | None,
     ) -> None:
+        raised = by is None
         over = Instruction(_NOP, 0, emit.location, emit.handler)
         if self.only is not None:
             self._push_kept(emit, _sifted(self.only))
@@ -605,7 +612,7 @@ class _Weaver:
 
         for hook in ends:
             if not hook.may_raise:
-                self._look(emit, hook)
+                self._look(emit, hook, by)
         for hook in after:
             # One alone: the stretch around all is its own.
             inner = (
@@ -715,7 +722,9 @@ class _Weaver:
                 place = id(handler), line
                 if place not in wrappers:
                     copy = self._copy(handler, self._at(line), kept, last())
-                    wrappers[place] = Handler(copy.out[0], handler.depth + kept, handler.keeps_place)
+                    wrappers[place] = Handler(
+                        copy.out[0], handler.depth + kept, handler.keeps_place
+                    )
                 one.handler = wrappers[place]
             elif kept:
                 moved = deeper.get(id(handler))
@@ -777,7 +786,6 @@ class _Weaver:
         starts: dict[int, list[Instruction]],
         handlers: set[int],
         depth: dict[int, int],
-        plain: Mapping[int, frozenset[int]],
         woven: dict[int, list[Instruction]],
     ) -> None:
         for line, hook in lines:
@@ -790,7 +798,7 @@ class _Weaver:
                 begin = depth[id(one)] + len(self.kept)
                 emit = Emitter(self.constants, begin, one.location, one.handler)
                 stub = emit.guard_error() if id(one) in handlers else None
-                self._look(emit, hook, plain.get(id(one), frozenset()))
+                self._look(emit, hook, one)
                 if stub is not None:
                     emit.end_guard(stub)
                     self.stubs.append(stub)
@@ -856,4 +864,3 @@ def _no_caller(error: BaseException) -> None:
 
 def _keywords(names: tuple[str, ...], values: tuple[object, ...], more: Any) -> dict[str, object]:
     return {**dict(zip(names, values, strict=True)), **dict(more)}
-

@@ -268,9 +268,7 @@ class _Writer:
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
         handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
-        return weaving.Hook(
-            handler, tuple(self.arguments), prelude, names, judge=plan.defect
-        )
+        return weaving.Hook(handler, tuple(self.arguments), prelude, names, judge=plan.defect)
 
     def last_words(self, is_last: str) -> list[ast.stmt]:
         """Statements for the end of a served hit."""
@@ -337,8 +335,7 @@ class _Writer:
             "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
         text = (
-            "try:\n pass\n"
-            "except C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
+            "try:\n pass\nexcept C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
         )
         if is_safe:
             whole, enter, own = _statements(text)[0], [], []
@@ -408,7 +405,9 @@ class _Writer:
             return ""
         # By identity: to compare types runs code of their metaclasses.
         self.constants |= {"str": str, "bool": bool, "bytes": bytes, "none": type(None)}
-        kinds = " or ".join(f"d·t is C·{kind}" for kind in ("float", "str", "bool", "none", "bytes"))
+        kinds = " or ".join(
+            f"d·t is C·{kind}" for kind in ("float", "str", "bool", "none", "bytes")
+        )
         check = f"((d·t := C·type({{0}})) is C·int or {kinds})"
         return " and ".join(map(check.format, sorted(when.names))) or "True"
 
