@@ -256,13 +256,14 @@ print(os.environ == before | {"PYTHONPATH": changed})
     assert (answer.stdout.splitlines(), answer.stderr) == (expected, "")
 
 
-def test_opentelemetry_instrument_hides_none(environment):
+def test_opentelemetry_instrument_hides_none():
     pytest.importorskip("opentelemetry.instrumentation.auto_instrumentation")
     nowhere = {f"OTEL_{what}_EXPORTER": "none" for what in ("TRACES", "METRICS", "LOGS")}
-    wrapper = Path(sys.executable).parent / "opentelemetry-instrument"
+    variables = {"PYTHONPATH": str(ROOT), "DIAGNOSE_PERIOD": "10", "WRAPPED": "0"} | nowhere
+    wrapper = "from opentelemetry.instrumentation import auto_instrumentation as its; its.run()"
     answer = run(
-        *(str(wrapper), sys.executable, "-c", THREE_GENERATIONS),
-        env=environment | {"DIAGNOSE_PERIOD": "10", "WRAPPED": "0"} | nowhere,
+        *(sys.executable, "-c", wrapper, sys.executable, "-c", THREE_GENERATIONS),
+        env=os.environ | variables,
     )
     assert answer.stdout.splitlines() == ["True 0"] * 3
 
