@@ -92,7 +92,7 @@ class Handlers:
         raise Limit("object")
 
     @staticmethod
-    def with_more(more, number, frame):
+    def with_more(more, *_):
         raise Limit(more)
 
     @classmethod
