@@ -1,7 +1,7 @@
 """A program whose own time limits fall due while its functions are probed.
 
-``python time_limited.py KIND probed|bare NUMBER`` lets NUMBER limits of one kind fall due at random
-moments, for each event and expression, and writes as JSON what became of them. See
+``python time_limited.py probed|bare NUMBER KIND …`` lets NUMBER limits of each kind fall due at
+random moments, for each event and expression, and writes as JSON what became of them. See
 test_time_limits.py, and limited_celery.py, which does likewise in Celery's child.
 """
 
@@ -317,22 +317,23 @@ class Storm:
         return wrong
 
 
-def main(kind, way, number):
+def main(way, number, *kinds):
     # Shorter than all that is done in one go.
     sys.setswitchinterval(1e-4)
-    chance = random.Random(kind)
     found = {}
+    for kind in kinds:
 
-    def storm():
-        limit = make_limit(kind)
-        found.update(Storm(limit, chance).blow_over_all(int(number), probed=way == "probed"))
+        def storm(kind=kind):
+            limit = make_limit(kind)
+            blown = Storm(limit, random.Random(kind))
+            found[kind] = blown.blow_over_all(int(number), probed=way == "probed")
 
-    if kind.endswith("a thread"):
-        thread = threading.Thread(target=storm)
-        thread.start()
-        thread.join()
-    else:
-        storm()
+        if kind.endswith("a thread"):
+            thread = threading.Thread(target=storm)
+            thread.start()
+            thread.join()
+        else:
+            storm()
     print(json.dumps(found))
 
 
