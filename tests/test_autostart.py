@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +181,168 @@ def test_a_broken_hidden_sitecustomize_is_as_broken_as_before(environment, tmp_p
     assert "no_such_module" in answer.stderr
 
 
+# What opentelemetry-instrument is: a program that puts a folder with a sitecustomize of its own in
+# front and becomes the command. The sitecustomize imports no other, and puts the folder in front
+# once more.
+WRAPPER = """
+import os, shutil, sys
+folder = os.path.dirname(os.path.abspath(__file__))
+os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ["PYTHONPATH"]
+program, arguments = shutil.which(sys.argv[1]), sys.argv[1:]
+BECOME
+"""
+ITS_SITECUSTOMIZE = """
+import os
+folder = os.path.dirname(os.path.abspath(__file__))
+others = os.environ["PYTHONPATH"].split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join([folder, *(each for each in others if each != folder)])
+os.environ["WRAPPED"] = str(int(os.environ.get("WRAPPED", "0")) + 1)
+"""
+STARTED = "'_diagnose_autostart' in sys.modules, os.environ['WRAPPED']"
+THREE_GENERATIONS = f"""
+import os, subprocess, sys
+print({STARTED}, flush=True)
+child = "import os, sys; print({STARTED})"
+subprocess.run([sys.executable, "-c", child], check=True)
+subprocess.run(f'"{{sys.executable}}" -c "{{child}}"', shell=True, check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "become",
+    [
+        "os.execl(program, *arguments)",
+        "os.execvp(sys.argv[1], arguments)",
+        "os.execve(program, arguments, os.environ)",
+        "os.execvpe(sys.argv[1], arguments, dict(os.environ))",
+    ],
+)
+def test_a_program_that_puts_its_own_sitecustomize_in_front_hides_none(
+    environment, tmp_path, become
+):
+    (tmp_path / "wrapper.py").write_text(WRAPPER.replace("BECOME", become))
+    (tmp_path / "sitecustomize.py").write_text(ITS_SITECUSTOMIZE)
+    (tmp_path / "program.py").write_text(THREE_GENERATIONS)
+    answer = run(
+        *(sys.executable, str(tmp_path / "wrapper.py")),
+        *(sys.executable, str(tmp_path / "program.py")),
+        env=environment | {"DIAGNOSE_PERIOD": "10"},
+    )
+    assert answer.stderr == ""
+    assert answer.stdout.splitlines() == ["True 1", "True 2", "True 2"]
+
+
+def test_a_program_that_becomes_another_is_told_what_is_wrong_as_ever(environment):
+    code = """
+import os
+before = dict(os.environ)
+os.environ["PYTHONPATH"] = changed = "/first" + os.pathsep + os.environ["PYTHONPATH"]
+for call in [
+    lambda: os.execv("/no/such", ["x"]),
+    lambda: os.execvpe("no-such", ["x"], {"PYTHONPATH": changed}),
+    lambda: os.execve("/bin/sh", ["x"], None),
+    lambda: os.execve("/bin/sh", ["x"], {"PYTHONPATH": 1}),
+    lambda: os.execve("/bin/sh", [], {}),
+    lambda: os.execv("/bin/sh"),
+]:
+    try:
+        call()
+    except Exception as exc:
+        print(type(exc).__name__)
+print(os.environ == before | {"PYTHONPATH": changed})
+"""
+    answer = run(sys.executable, "-c", code, env=environment | {"DIAGNOSE_PERIOD": "10"})
+    expected = ["FileNotFoundError"] * 2 + ["TypeError"] * 2 + ["ValueError", "TypeError", "True"]
+    assert (answer.stdout.splitlines(), answer.stderr) == (expected, "")
+
+
+def test_opentelemetry_instrument_hides_none():
+    pytest.importorskip("opentelemetry.instrumentation.auto_instrumentation")
+    nowhere = {f"OTEL_{what}_EXPORTER": "none" for what in ("TRACES", "METRICS", "LOGS")}
+    variables = {"PYTHONPATH": str(ROOT), "DIAGNOSE_PERIOD": "10", "WRAPPED": "0"} | nowhere
+    wrapper = "from opentelemetry.instrumentation import auto_instrumentation as its; its.run()"
+    answer = run(
+        *(sys.executable, "-c", wrapper, sys.executable, "-c", THREE_GENERATIONS),
+        env=os.environ | variables,
+    )
+    assert answer.stdout.splitlines() == ["True 0"] * 3
+
+
+ENDS = {
+    "pass": 0,
+    "sys.exit(3)": 3,
+    "raise ValueError('own')": 1,
+    "os._exit(4)": 4,
+    "os.kill(os.getpid(), signal.SIGTERM)": -signal.SIGTERM,
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); signal.raise_signal(15)": 5,
+    "signal.raise_signal(signal.SIGINT)": -signal.SIGINT,
+    "threading.Thread(target=time.sleep, args=(0.3,)).start()": 0,
+    "ThreadPoolExecutor(1).submit(time.sleep, 0.3)": 0,
+    "atexit.register(time.sleep, 0.3)": 0,
+}
+
+
+@pytest.mark.parametrize("turn", range(int(os.environ.get("DIAGNOSE_TEST_REPEATS", "1"))))
+def test_a_program_that_ends_at_any_moment_ends_as_it_would_and_says_nothing_of_ours(
+    environment, turn
+):
+    chance = random.Random(turn)
+    running = []
+    for end, status in ENDS.items():
+        # The manager is imported and started within the first second or so.
+        seconds = chance.uniform(0, 1.2)
+        code = f"""
+import atexit, os, signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+time.sleep({seconds})
+{end}
+"""
+        program = subprocess.Popen(
+            [*RUN, sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append((program, end, status, seconds))
+    for program, end, status, seconds in running:
+        with program:
+            out, err = program.communicate()
+        # Of a traceback's many lines only the last is that of the end itself.
+        said = err.splitlines()[-1:] if "raise" in end and status not in {0, 5} else [*err]
+        own = {1: ["ValueError: own"], -signal.SIGINT: ["KeyboardInterrupt"]}.get(status, [])
+        assert (program.returncode, out, said) == (status, "", own), (end, seconds, err)
+        assert "diagnose" not in err, (end, seconds, err)
+
+
+def test_what_fails_only_since_the_program_ends_is_not_said(environment):
+    # concurrent.futures can't be imported then, to name one.
+    code = """
+import threading
+start = next(each for each in threading.enumerate() if each.name == "diagnose-start")
+threading.Thread(target=start.join).start()
+"""
+    answer = run(sys.executable, "-c", code, env=environment | {"DIAGNOSE_PERIOD": "0.3"})
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "pass"])
+def test_texts_that_we_evaluate_while_a_program_ends_do_not_change_its_status(
+    environment, tmp_path, code
+):
+    # CPython forgets an interrupt as soon as any thread evaluates a text.
+    (tmp_path / "bson.py").write_text("eval('1')\nraise ImportError('no bson')\n")
+    (tmp_path / "program.py").write_text(
+        "import sys, threading, atexit\n"
+        "start = next(t for t in threading.enumerate() if t.name == 'diagnose-start')\n"
+        f"atexit.register(start.join)\n{code}\n"
+    )
+    changed = environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    answer = run(sys.executable, str(tmp_path / "program.py"), env=changed)
+    assert answer.returncode == (-signal.SIGINT if "raise" in code else 0)
+    assert "bson" not in answer.stderr
+
+
 def test_a_manager_of_the_programs_own_wins(environment, database):
     code = """
 import diagnose_mongo, os, threading
@@ -219,7 +383,9 @@ assert start_from_environment()._poller is None
 def test_a_setting_that_is_wrong_is_a_line_on_stderr(environment, variable, value):
     with Program("", environment | {variable: value}) as program:
         said = program.said()
-        assert said.startswith(f"diagnose: no probes in process {program.process.pid}: ")
+        begin = f"diagnose: no probes in process {program.process.pid}: "
+        kind = "StoreError" if "URI" in variable else "ConfigurationError|ValueError"
+        assert re.match(f"{begin}({kind}): ", said)
         assert (variable in said) or (variable.split("_")[1].lower() in said.lower())
         assert program.end() == ("", "")
 

@@ -15,6 +15,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 
 TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _start_new_thread = _thread.start_new_thread
 _importing = _allocate_lock()
 _holders: dict[int, bool] = {}  # threads that fork: whether they have the lock
 _is_over = False
+_busy_until = float("-inf")  # on the clock of time.monotonic; inf while it is
+_NARROW_SECONDS = 1.0
 
 
 class _Elsewhere:
@@ -99,10 +102,11 @@ def _wait(seconds: float) -> None:
 
 
 def _start(seconds: float) -> None:
-    global _is_over  # noqa: PLW0603 - of this process
+    global _is_over, _busy_until  # noqa: PLW0603 - of this process
     _wait(seconds)
     if _thread.start_new_thread is not _start_new_thread:
         _keep_out()
+    _busy_until = float("inf")
     try:
         with _importing:
             start = _import()
@@ -111,7 +115,20 @@ def _start(seconds: float) -> None:
             _is_over = True
     except Exception as exc:  # noqa: BLE001 - whatever it is, the program goes on
         _is_over = True
-        _say(" ".join(str(exc).split()))
+        if not _is_ending():
+            _say(" ".join(f"{type(exc).__name__}: {exc}".split()))
+    finally:
+        _busy_until = time.monotonic()
+
+
+def _is_ending() -> bool:
+    """Whether the program is: much fails then, for no other reason."""
+    # This flag is set before any of that, and has no public name.
+    return (
+        getattr(threading, "_SHUTTING_DOWN", False)
+        or not threading.main_thread().is_alive()
+        or sys.is_finalizing()
+    )
 
 
 def _keep_out() -> None:
@@ -207,13 +224,28 @@ def _hold() -> None:
         _holders[thread] = _importing.acquire(timeout=_LONGEST_HOLD_SECONDS)
 
 
+def _at_exit() -> None:
+    """Nothing of ours goes on behind the back of a program that ends, nor changes how it does."""
+    _hold()
+    # CPython ends a program by SIGINT if KeyboardInterrupt came out of the last text that it
+    # evaluated (`unhandled_keyboard_interrupt` in pythonrun.c), whichever thread did. Many modules
+    # evaluate some when they are imported.
+    was_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    if was_interrupted and time.monotonic() < _busy_until + _NARROW_SECONDS:
+        try:
+            exec("raise KeyboardInterrupt")  # this tells it again
+        except KeyboardInterrupt:
+            pass
+
+
 def _after_fork_in_parent() -> None:
     if _holders.pop(_get_ident(), False):
         _importing.release()
 
 
 def _after_fork_in_child() -> None:
-    global _importing  # noqa: PLW0603 - of this process
+    global _importing, _busy_until  # noqa: PLW0603 - of this process
+    _busy_until = float("-inf")
     has_whole_modules = _holders.get(_get_ident(), False)
     _importing = _allocate_lock()
     _holders.clear()
@@ -232,7 +264,7 @@ if not _is_run_for("resource_tracker"):
         after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
-    atexit.register(_hold)
+    atexit.register(_at_exit)
     # The fork server is no process that anybody meant; what it forks are.
     if not _is_run_for("forkserver"):
         _begin()

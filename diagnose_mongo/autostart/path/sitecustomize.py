@@ -3,6 +3,8 @@
 import os
 import sys
 
+import _diagnose_first
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 if sys.version_info >= (3, 11):
     import _diagnose_autostart  # noqa: F401 - it starts a thread
@@ -17,3 +19,6 @@ except ImportError as _error:
     if "sitecustomize" not in str(_error):
         raise
     sys.modules["sitecustomize"] = _mine
+finally:
+    # It may have put its own folder in front (again), for the programs that this one starts.
+    _diagnose_first.come_first()
