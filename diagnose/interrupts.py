@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import opcode
 import signal
 import sys
@@ -87,7 +88,7 @@ def belongs_to_program(error: BaseException) -> bool:
     codes = _codes_of_handlers()
     return any(
         entry.tb_frame.f_code in codes or _is_handler(entry.tb_frame) or _is_pause(before)
-        for before, entry in zip(entries, entries[1:], strict=False)
+        for before, entry in itertools.pairwise(entries)
     )
 
 
@@ -161,7 +162,7 @@ def _is_handler(frame: FrameType) -> bool:
     back, given = frame.f_back, _given(frame)
     return back is not None and any(
         second is back and type(first) is int and first in _signals
-        for first, second in zip(given, given[1:], strict=False)
+        for first, second in itertools.pairwise(given)
     )
 
 
@@ -170,5 +171,5 @@ def _is_tracer(frame: FrameType) -> bool:
     back, given = frame.f_back, _given(frame)
     return back is not None and any(
         first is back and type(second) is str and second in _events
-        for first, second in zip(given, given[1:], strict=False)
+        for first, second in itertools.pairwise(given)
     )

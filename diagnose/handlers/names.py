@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.bytecode import weaving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
 
     from diagnose.handlers.plans import Scope
@@ -25,13 +25,18 @@ class NamesSource:
     """What the names of calls are made of that are not handed over as they are.
 
     Args:
+        known: the names that are handed over.
         scope: what names mean.
         file: of the handler's code: it tells its frame from others.
+
+    Attributes:
+        places: by name, its place among those that are handed over.
     """
 
-    __slots__ = ("_file", "_scope")
+    __slots__ = ("_file", "_scope", "places")
 
-    def __init__(self, scope: Scope, file: str) -> None:
+    def __init__(self, known: Iterable[str], scope: Scope, file: str) -> None:
+        self.places = {name: place for place, name in enumerate(known)}
         self._scope = scope
         self._file = file
 
@@ -82,17 +87,13 @@ class Names(dict[str, Any]):
     A name that it has not is looked up in the manager's namespace, but is not listed.
 
     Args:
-        known: names.
-        values: theirs, in the same order; :data:`weaving.MISSING`: it has none.
-        source: gives those that are not among them.
+        values: of the source's names, in their order; :data:`weaving.MISSING`: it has none.
+        source: gives all other names.
     """
 
-    __slots__ = ("_known", "_source", "_values")
+    __slots__ = ("_source", "_values")
 
-    def __init__(
-        self, known: tuple[str, ...], values: tuple[object, ...], source: NamesSource
-    ) -> None:
-        self._known = known
+    def __init__(self, values: tuple[object, ...], source: NamesSource) -> None:
         self._values: tuple[object, ...] | None = values
         self._source = source
 
@@ -100,15 +101,20 @@ class Names(dict[str, Any]):
         """Make all entries, once."""
         values, self._values = self._values, None
         if values is not None:
-            for name, value in zip(self._known, values, strict=True):
+            for name, value in zip(self._source.places, values, strict=True):
                 if value is not weaving.MISSING:
                     dict.setdefault(self, name, value)
             self._source.add_to(self)
         return self
 
     def __missing__(self, name: str) -> Any:
-        if self._values is not None and name in self.fill():
-            return dict.__getitem__(self, name)
+        values = self._values
+        if values is not None:
+            place = self._source.places.get(name)
+            if place is not None and values[place] is not weaving.MISSING:
+                return values[place]
+            if name in self.fill():
+                return dict.__getitem__(self, name)
         return self._source.namespace[name]
 
     def everything(self) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 Every generated function has the same envelope::
 
-    every local that is its own = None
     try:
-        turn the hit away, enter the quiet state, serve the hit
+        turn the hit away
+        what leaving needs = None
+        try: enter the quiet state, serve the hit
+        finally: take note of the time, and then leave the quiet state
     except BaseException: the instrument's, or else raise it again (it belongs to the program)
-    finally: take note of the time, and then leave the quiet state
 
 So nothing of a handler stands outside of the ``try``; what gets past it all the same is contained
 by the woven code (:mod:`diagnose.bytecode.containment`). Nothing is compiled at a hit.
@@ -134,7 +135,7 @@ class _Writer:
         """Statements that give the expression's names their values."""
         statements: list[ast.stmt] = []
         for name in sorted(expression.names):
-            if name in fetched:
+            if name in fetched or name == self.number_name:
                 continue
             fetched.add(name)
             source = self.source(name)
@@ -335,19 +336,19 @@ class _Writer:
             "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
         text = (
-            "try:\n pass\nexcept C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
+            "try:\n pass\n"
+            "except C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
         )
-        if is_safe:
-            whole, enter, own = _statements(text)[0], [], []
-        else:
+        whole = _block(text)
+        if not is_safe:
             # The thread is asked for before anything is entered, and a call stands only in a try
             # whose end is to leave: there a signal handler may raise.
-            text += f"finally:\n if d·ident is not None:\n{self.leaving()}"
-            whole, (enter, own) = _statements(text)[0], self.entering()
-        if not isinstance(whole, ast.Try):
-            raise TypeError
-        whole.body = [*head, *ahead, *enter, *body]
-        return [*own, whole]
+            inner = _block(f"try:\n pass\nfinally:\n if d·ident is not None:\n{self.leaving()}")
+            enter, own = self.entering()
+            inner.body = [*enter, *body]
+            body = [*own, inner]
+        whole.body = [*head, *ahead, *body]
+        return [whole]
 
     def entering(self) -> tuple[list[ast.stmt], list[ast.stmt]]:
         """Statements that enter the quiet state, and those that set what leaving it needs."""
@@ -492,6 +493,26 @@ class _Writer:
             clocks.add("start")
         return clocks
 
+    @functools.cached_property
+    def number_name(self) -> str | None:
+        """The variable whose number is all that is wanted, so that it is looked at only once."""
+        value = self.plan.value
+        if not (self.scope.is_inside and self.is_safe()) or value is None:
+            return None
+        name = value.tree.id if isinstance(value.tree, ast.Name) else None
+        if name not in self.scope.names:
+            return None
+        self.argument(name)
+        number: Any = self.constants["number"]
+
+        def present(value: object) -> object:
+            if value is weaving.MISSING:
+                _absent_local(name)
+            return number(value)
+
+        self.constants["number"] = present
+        return name
+
     def number(self) -> ast.expr:
         """The value, made a number where it isn't sure to be one."""
         value = self.plan.value
@@ -513,10 +534,10 @@ class _Writer:
         for name in names:
             self.argument(name)
         known = tuple(name for name in names if name.isidentifier())
-        source = NamesSource(self.scope, self.name)
-        self.constants |= {"Names": Names, "known": known, "source": source}
+        source = NamesSource(known, self.scope, self.name)
+        self.constants |= {"Names": Names, "source": source}
         values = ", ".join(known) + ("," if known else "")
-        return _statements(f"d·all = C·Names(C·known, ({values}), C·source)")
+        return _statements(f"d·all = C·Names(({values}), C·source)")
 
     @property
     def cheap_names(self) -> set[str]:
@@ -542,6 +563,13 @@ class _Writer:
             raise ProbeError(message, code="expression") from error
         code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
         return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
+
+
+def _block(text: str) -> ast.Try:
+    (statement,) = _statements(text)
+    if not isinstance(statement, ast.Try):
+        raise TypeError
+    return statement
 
 
 def _absent_local(name: str) -> None:
