@@ -188,24 +188,25 @@ def write(
     _lay_out(listing)
     raw = bytearray()
     lines = bytearray()
-    line = code.co_firstlineno
+    line, place, begin = code.co_firstlineno, listing[0].location, 0
     for instruction in listing:
         operation, argument, prefixes = (
             instruction.opcode,
             instruction.argument,
             instruction.prefixes,
         )
+        if instruction.location != place:
+            line = _write_location(lines, line, place, instruction.start - begin)
+            place, begin = instruction.location, instruction.start
         if prefixes:
             for number in range(prefixes, 0, -1):
                 raw.append(_EXTENDED_ARG)
                 raw.append(argument >> 8 * number & 0xFF)
         raw.append(operation)
         raw.append(argument & 0xFF)
-        units = prefixes + 1
         if instruction.caches:
-            units += instruction.caches
             raw += bytes(2 * instruction.caches)
-        line = _write_location(lines, line, instruction.location, units)
+    _write_location(lines, line, place, (len(raw) >> 1) - begin)
     return code.replace(
         co_code=bytes(raw),
         co_consts=(*code.co_consts, *constants),

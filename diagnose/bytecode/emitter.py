@@ -109,9 +109,12 @@ class Emitter:
     def add(self, operation: int, argument: int = 0, change: int = 0) -> Instruction:
         """One instruction that changes the stack's depth by ``change``."""
         one = Instruction(operation, argument, self.location, self.handler)
-        self.place(one)
+        self.out.append(one)
+        if self._landing:
+            self.end(one)
         self.depth += change
-        self.deepest = max(self.deepest, self.depth)
+        if self.depth > self.deepest:
+            self.deepest = self.depth
         return one
 
     def place(self, one: Instruction) -> None:
@@ -125,10 +128,9 @@ class Emitter:
 
     def end(self, following: Instruction) -> None:
         """Say what comes next."""
-        if self._landing:
-            for jump in self._landing:
-                jump.target = following
-            self._landing.clear()
+        for jump in self._landing:
+            jump.target = following
+        self._landing.clear()
 
     def constant(self, value: object) -> None:
         """Push an object, as it is."""
