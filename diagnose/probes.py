@@ -52,8 +52,8 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_hits_at_resume", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
-        "timer", "was_slow",
+        "_claim", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "suspended", "timer",
     )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
@@ -63,8 +63,6 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self.meter: Meter | None = None
-        self.was_slow = False
-        self._hits_at_resume = 0
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
             self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
@@ -102,32 +100,30 @@ class _Attachment:
                 _call_hook(self.instrument, "handle_error", self.probe)
         self._leave_later()
 
-    def too_slow(self, seconds: float) -> None:
+    def too_slow(self, seconds: float, is_last: bool) -> None:  # noqa: FBT001
         """Be taken off after a hit that took too long; called in the program's thread.
 
-        It is tried again: a process that gets no processor for a while (a container at its
-        quota) looks the same. The second time is the last, unless many hits between were fast.
+        It is tried again until the meter is sure that the hits are to blame themselves.
         """
         instrument, status = self.instrument, self.instrument.status
-        is_first = not self.was_slow or status.hits - self._hits_at_resume >= FORGIVING_HITS
-        self.was_slow = True
         with handlers.Quiet():
             text = (
                 f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
                 "what it may hold up the program: let it look at less "
             )
-            if is_first:
-                text += f"(it is disarmed, and tried once more after {SLOW_PAUSE_SECONDS:g} s)"
+            if is_last:
+                text += f"({_REARM})"
+                if not self._give_up("too-slow", text):
+                    return
+            else:
+                text += f"(it is disarmed, and tried again after {SLOW_PAUSE_SECONDS:g} s)"
                 if not self._disarm():
                     return
                 self.suspended = True
                 status.state, status.code, status.error = "suspended", "too-slow", text
                 timers.after(SLOW_PAUSE_SECONDS, self.resume)
-            else:
-                text += f"({_REARM})"
-                if not self._give_up("too-slow", text):
-                    return
-            log.error("%r on %r: %s", instrument, self.probe.target, text)
+        level = logging.ERROR if is_last else logging.WARNING
+        timers.after(0, lambda: log.log(level, "%r on %r: %s", instrument, self.probe.target, text))
         self._leave_later()
 
     def done(self) -> None:
@@ -163,7 +159,6 @@ class _Attachment:
             if not self.suspended or not self.probe.holds(self):
                 return
             status = self.instrument.status
-            self._hits_at_resume = status.hits
             try:
                 self.arm()
                 _update(self.site, self)
@@ -212,7 +207,6 @@ class _Attachment:
 
 
 SLOW_PAUSE_SECONDS = 1.0
-FORGIVING_HITS = 100
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 

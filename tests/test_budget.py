@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
 import time
 import types
 
 import pytest
-from stage import Stage, attached, timers_ran
+from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
+from waiting import in_child
 
 from diagnose import LogInstrument, attach_to, probes
-from diagnose.budget import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Budget, Meter
+from diagnose import budget as budgets
+from diagnose.budget import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    MOST_RESUMED_AT_ONCE,
+    STRIKES,
+    SUSPICIOUS_HITS,
+    UNSURE_STRIKES,
+    Budget,
+    Meter,
+    Reading,
+    blame,
+)
 from diagnose.instruments import Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 
@@ -98,6 +114,70 @@ def test_the_costliest_is_suspended_and_tried_again_with_longer_pauses():
     assert "limits.rate" in costly.reasons[0]
 
 
+def test_one_look_suspends_as_many_as_cost_too_much(monkeypatch):
+    budget, clock = make()
+    items = [Item() for _ in range(10)]
+    for item in items:
+        budget.add(item)
+    for number, item in enumerate(items):
+        item.hits += 1000 * 2**number  # 0.02 % to 10 %
+    second(budget, clock)
+    # 1.28 % and less remain; 2.56 % and more are above 2 % each.
+    assert [item.armed for item in items] == [True] * 6 + [False] * 4
+
+
+def test_those_whose_pause_is_over_come_back_as_far_as_they_fit_in():
+    budget, clock = make()
+    items = [Item() for _ in range(8)]
+    for item in items:
+        budget.add(item)
+    for item in items[:6]:
+        item.hits += 40_000  # 0.8 %
+    for item in items[6:]:
+        item.hits += 200_000  # 4 %
+    second(budget, clock)
+    assert [item.armed for item in items] == [False] * 4 + [True] * 2 + [False] * 2
+
+    def armed():
+        return sum(item.armed for item in items[:6]), sum(item.armed for item in items[6:])
+
+    while armed() == (2, 0):
+        for item in items[:6]:
+            item.hits += 40_000 * item.armed
+        second(budget, clock)
+    # 1.6 % are in use. One is tried in any case, and costs what it did before.
+    assert armed() == (3, 0)
+    for item in items[:6]:
+        item.hits += 40_000 * item.armed
+    second(budget, clock)
+    assert armed() == (2, 0)
+    # Now they cost nothing, and all come back, the cheap ones first.
+    second(budget, clock)
+    assert armed() == (4, 0)
+    for _ in range(40):
+        second(budget, clock)
+    assert armed() == (6, 2)
+
+
+def test_not_too_many_come_back_at_once():
+    budget, clock = make()
+    items = [Item() for _ in range(3 * MOST_RESUMED_AT_ONCE)]
+    for item in items:
+        budget.add(item)
+        item.hits += 10_000
+    big = Item()
+    budget.add(big)
+    budget.share = 0.0
+    second(budget, clock)
+    budget.share = 1.0
+    before = 0
+    while before < len(items):
+        second(budget, clock)
+        now = sum(item.armed for item in items)
+        assert now - before <= MOST_RESUMED_AT_ONCE
+        before = now
+
+
 def test_who_behaves_for_long_enough_begins_anew():
     budget, clock = make()
     item = Item()
@@ -114,22 +194,85 @@ def test_who_behaves_for_long_enough_begins_anew():
     assert "suspended for 10 s" in item.reasons[-1]
 
 
-def test_the_cost_of_a_hit_is_measured_on_a_sample():
+class Now:
+    """The clocks and counters of one thread, as a test sets them."""
+
+    def __init__(self, monkeypatch):
+        self.thread = self.process = 100.0
+        self.waits = self.losses = self.collections = 0
+        self.others = 0
+        self.handles_signals = False
+        monkeypatch.setattr(budgets, "_thread_time", lambda: self.thread)
+        monkeypatch.setattr(budgets, "_CLOCK_SECONDS", 0.0)
+        monkeypatch.setattr(budgets, "_read", self.read)
+        monkeypatch.setattr(budgets, "_other_threads", lambda: self.others)
+        monkeypatch.setattr(budgets, "_may_have_served_signals", lambda: self.handles_signals)
+
+    def read(self):
+        return Reading(self.thread, self.process, self.waits, self.losses, self.collections)
+
+    def hit(self, meter, seconds, computed=0.0, *, others=0.0, waits=0, losses=0, collections=0):
+        """One as handlers make them: measured if the meter wants that."""
+        begun = meter.begin() if meter.pending else None
+        self.thread += computed
+        self.process += computed + others
+        self.waits += waits
+        self.losses += losses
+        self.collections += collections
+        if begun or seconds > meter.longest_seconds:
+            meter.note(seconds, begun)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    return Now(monkeypatch)
+
+
+class Judged(Meter):
+    """A meter that keeps its verdicts."""
+
+    def __init__(self, longest_seconds=0.05):
+        super().__init__(longest_seconds, lambda *verdict: self.verdicts.append(verdict))
+        self.verdicts = []
+
+    __slots__ = ("verdicts",)
+
+
+def test_the_cost_of_a_hit_is_measured_on_a_sample_of_them(now):
     budget, clock = make()
-    meter = Meter(1.0, lambda seconds: None)
+    meter = Judged(1.0)
     item = Item(meter)
     budget.add(item)
     asked = len(meter.pending)
     assert 1 <= asked <= 20
     for _ in range(asked):
-        meter.note(0.001)
+        now.hit(meter, 0.5, 0.001)
     assert not meter.pending
+    now.hit(meter, 0.5, 0.1)
     item.hits += 15  # of 1 ms: 1.5 %
     second(budget, clock)
     assert item.armed
     item.hits += 25
     second(budget, clock)
     assert "1e+03 µs each" in item.reasons[0]
+
+
+def test_time_without_the_processor_costs_nothing(stage):
+    # A hit that waits for 20 ms, as it would for a processor, and computes next to nothing.
+    class Waiting(Instrument):
+        def emit(self, name, value, tags):
+            time.sleep(0.02)
+
+    def work(x):
+        return x
+
+    with attached(stage.place(work), Waiting("n", "x")) as probe:
+        (attachment,) = probe._attachments.values()
+        assert attachment.meter.sample() is None
+        for _ in range(8):
+            work(1)
+        assert attachment.meter.pending == []
+        assert 0 < attachment.meter.sample() < 0.01
 
 
 def test_rejected_hits_cost_something_too():
@@ -253,6 +396,15 @@ class Slow(Instrument):
         time.sleep(value)
 
 
+@pytest.fixture
+def sure(monkeypatch):
+    """The program has no handlers for signals, and nothing is taken from its threads."""
+    read = budgets._read
+    monkeypatch.setattr(budgets, "_read", lambda: read()._replace(losses=0, collections=0))
+    monkeypatch.setattr(budgets, "_may_have_served_signals", lambda: False)
+
+
+@pytest.mark.usefixtures("sure")
 def test_a_hit_that_takes_too_long_is_the_last_but_for_one_more_try(stage, caplog):
     def work(x):
         return x
@@ -279,7 +431,7 @@ def test_a_hit_that_takes_too_long_is_the_last_but_for_one_more_try(stage, caplo
     first = entry()
     assert (first["state"], first["code"]) == ("suspended", "too-slow")
     assert "one hit took 2" in first["err"]
-    assert "tried once more after 1 s" in first["err"]
+    assert "tried again after 1 s" in first["err"]
     account.item.resume()
     assert work.__code__ is not code
     work(0.2)
@@ -308,11 +460,12 @@ def test_what_is_taken_off_while_it_proves_too_slow_does_not_come_back(stage, mo
         return result
 
     monkeypatch.setattr(type(attachment), "_disarm", disarm_and_lose)
-    attachment.too_slow(1.0)
+    attachment.too_slow(1.0, False)
     attachment.resume()
     assert subject.__code__ is code
 
 
+@pytest.mark.usefixtures("sure")
 def test_a_slow_hit_among_many_fast_ones_is_forgiven(stage):
     def work(x):
         return x
@@ -326,7 +479,7 @@ def test_a_slow_hit_among_many_fast_ones_is_forgiven(stage):
         work(0.2)
         assert instrument.status.state == "suspended"
         attachment.resume()
-        for _ in range(200):
+        for _ in range(SUSPICIOUS_HITS):
             work(0)
     assert instrument.status.state == "emitting"
     work(0.2)
@@ -337,22 +490,172 @@ def test_a_slow_hit_among_many_fast_ones_is_forgiven(stage):
     probe.detach("k")
 
 
-def test_waiting_for_other_threads_is_not_slow():
-    told = []
-    meter = Meter(0.05, told.append)
+def test_a_process_that_gets_no_processor_keeps_its_instruments(stage):
+    # In a child that runs only when nothing else does, on a processor that has something to do.
+    class Busy(Instrument):
+        def emit(self, name, value, tags):
+            for _ in range(20_000):
+                pass
+
+    def work(x):
+        return x
+
+    instrument = Busy("n", "x")
+
+    def starve():
+        processor = min(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processor})
+        hog = os.fork()
+        if hog == 0:
+            while True:
+                pass
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            with attached(stage.place(work), instrument) as probe:
+                (attachment,) = probe._attachments.values()
+                judged = []
+                judge = type(attachment.meter)._judge
+
+                class Judging(Meter):
+                    __slots__ = ()
+
+                    def _judge(self, seconds, passed):
+                        judged.append(seconds)
+                        judge(self, seconds, passed)
+
+                attachment.meter.__class__ = Judging
+                deadline = time.monotonic() + DEADLINE_SECONDS
+                while len(judged) < 3:
+                    assert time.monotonic() < deadline
+                    work(1)
+                    if instrument.status.state == "suspended":
+                        attachment.resume()
+                return instrument.status.state
+        finally:
+            os.kill(hog, signal.SIGKILL)
+            os.waitpid(hog, 0)
+
+    assert in_child(starve) == "emitting"
+
+
+# --- who is to blame for a long hit -----------------------------------------------------------
+
+SWITCH = 0.005
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "passed", "own", "is_sure"),
+    [
+        ("it computed", 0.06, (0.06, 0.06, 0, 0, 0), 0.06, True),
+        ("it slept", 0.06, (0.0, 0.0, 1, 0, 0), 0.06, True),
+        ("it slept while others computed", 0.2, (0.0, 0.2, 1, 0, 0), 0.195, True),
+        ("others had the interpreter", 0.06, (0.005, 0.06, 11, 0, 0), 0.005, True),
+        ("others had the processor", 0.06, (0.005, 0.005, 0, 1, 0), 0.005, True),
+        ("both", 0.06, (0.005, 0.03, 5, 2, 0), 0.035, False),
+        ("it computed, and lost the processor", 0.09, (0.06, 0.06, 0, 3, 0), 0.06, True),
+        ("garbage was collected", 0.06, (0.06, 0.06, 0, 0, 1), 0.06, False),
+        ("there are no counters", 0.06, (0.005, 0.05, 0, 0, 0), 0.015, True),
+    ],
+)
+def test_a_hit_is_to_blame_for_what_it_computed_and_waited_for(
+    words, seconds, passed, own, is_sure
+):
+    blamed, sure = blame(seconds, Reading(*passed), SWITCH)
+    assert (round(blamed, 6), sure) == (own, is_sure), words
+
+
+def test_a_reading_is_of_this_thread_and_of_the_process():
+    before = budgets._read()
+    time.sleep(0.03)
+    slept = budgets._read().since(before)
+    assert slept.thread < 0.03
+    assert slept.waits >= 1
+    before = budgets._read()
+    while budgets._read().since(before).thread < 0.005:
+        pass
+    assert in_thread(lambda: budgets._read().thread) < budgets._read().thread
+    gc.collect()
+    passed = budgets._read().since(before)
+    assert passed.process >= passed.thread >= 0.005
+    assert passed.collections >= 1
+
+
+def test_the_first_long_hit_makes_the_meter_suspicious_and_the_second_is_the_last(now):
+    meter = Judged()
+    now.hit(meter, 0.06)
+    assert meter.verdicts == [(0.06, False)]
+    now.hit(meter, 0.06, waits=1)
+    assert meter.verdicts[1:] == [(0.06, True)]
+
+
+def test_long_hits_that_are_not_to_blame_do_not_count(now):
+    meter = Judged()
+    now.hit(meter, 0.06)
+    for _ in range(3):
+        now.hit(meter, 0.06, 0.001, others=0.06, waits=13)
+        now.hit(meter, 0.06, 0.001, losses=1)
+    assert len(meter.verdicts) == 1
+
+
+@pytest.mark.parametrize("doubt", ["losses", "collections", "signals"])
+def test_where_there_is_doubt_it_takes_more_of_them(now, doubt):
+    meter = Judged()
+    now.handles_signals = doubt == "signals"
+    more = {} if doubt == "signals" else {doubt: 1}
+    for _ in range(UNSURE_STRIKES):
+        now.hit(meter, 0.06, waits=1, **more)
+    assert [is_last for _, is_last in meter.verdicts] == [False, False, False, True]
+    assert STRIKES < UNSURE_STRIKES
+
+
+def test_short_hits_make_long_ones_forgotten(now):
+    meter = Judged()
+    for _ in range(3):
+        now.hit(meter, 0.06, waits=1)
+        for _ in range(SUSPICIOUS_HITS):
+            assert meter.pending
+            now.hit(meter, 0.001)
+        assert not meter.pending
+    assert [is_last for _, is_last in meter.verdicts] == [False] * 3
+
+
+def test_waiting_for_other_threads_makes_only_suspicious(now):
+    meter = Judged()
+    now.others = 20  # each may have had the interpreter for 5 ms
+    now.hit(meter, 0.1)
+    assert meter.verdicts == []
+    now.hit(meter, 0.1, 0.001, others=0.1, waits=20)
+    assert meter.verdicts == []
+    # Not suspended yet: with the first one that is known to be at fault it only has to pause.
+    now.hit(meter, 0.1, 0.1)
+    assert meter.verdicts == [(0.1, False)]
+    now.hit(meter, 0.1, 0.1)
+    assert meter.verdicts[1:] == [(0.1, True)]
+
+
+def test_threads_are_counted_without_a_lock():
     done = threading.Event()
-    others = [threading.Thread(target=done.wait) for _ in range(20)]
+    before = budgets._other_threads()
+    others = [threading.Thread(target=done.wait) for _ in range(3)]
     for each in others:
         each.start()
     try:
-        meter.note(0.1)
-        assert told == []
-        meter.note(0.5)
-        assert told == [0.5]
+        with threading._active_limbo_lock:
+            assert budgets._other_threads() == before + 3
     finally:
         done.set()
         for each in others:
             each.join()
+
+
+def test_only_the_main_thread_of_a_program_with_handlers_may_have_served_a_signal(monkeypatch):
+    handlers = dict.fromkeys(signal.valid_signals(), signal.SIG_DFL)
+    handlers[signal.SIGINT] = signal.default_int_handler
+    monkeypatch.setattr(signal, "getsignal", handlers.__getitem__)
+    assert not budgets._may_have_served_signals()
+    handlers[signal.SIGALRM] = lambda *_: None
+    assert budgets._may_have_served_signals()
+    assert not in_thread(budgets._may_have_served_signals)
 
 
 def test_who_sets_no_limit_may_take_any_time(stage):

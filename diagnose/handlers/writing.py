@@ -326,14 +326,21 @@ class _Writer:
         watch = self.plan.watch
         if watch is not None:
             self.constants |= {"clock": _clock, "note": watch.note, "pending": watch.pending}
-            self.constants["longest"] = watch.longest_seconds
+            self.constants |= {"measure": watch.begin, "longest": watch.longest_seconds}
+            # Both calls while no probe fires here: what they use may itself be probed.
+            text = "d·begun = None\n" + text.replace(
+                " C·enter(d·ident)\n",
+                " C·enter(d·ident)\n if (d·pending := C·pending):\n  d·begun = C·measure()\n",
+            )
             if weaving.NOW not in self.arguments:
                 text = "d·began = C·clock()\n" + text
-            text += (
-                " d·spent = C·clock() - d·began\n"
-                " if d·spent > C·longest or (d·pending := C·pending):\n"
-                "  try:\n   C·note(d·spent)\n  except C·Exception:\n   pass\n"
+            note = (
+                "finally:\n try:\n  d·spent = C·clock() - d·began\n"
+                "  if d·begun or d·spent > C·longest:\n"
+                "   C·note(d·spent, d·begun)\n except C·Exception:\n  pass\n"
+                " finally:\n  C·leave(d·ident)\n"
             )
+            text = text.replace("finally:\n C·leave(d·ident)\n", note)
         return [*head, *_statements(text)]
 
     @functools.cached_property
