@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from diagnose.clockwork import Clockwork
 
-__all__ = ["LONGEST_SECONDS", "Budget", "Meter"]
+__all__ = ["LONGEST_SECONDS", "Budget", "LongHit", "Meter", "Pause"]
 
 log = logging.getLogger(__name__)
 
@@ -141,18 +141,32 @@ def _may_have_served_signals() -> bool:
     )
 
 
+class LongHit(NamedTuple):
+    """One that held up the program for too long.
+
+    Attributes:
+        seconds: for how long it is itself to blame; all of its time if nothing is known.
+        is_known: whether it was measured in full.
+        is_sure: whether nothing else can have held it up that is not reckoned.
+    """
+
+    seconds: float
+    is_known: bool = False
+    is_sure: bool = False
+
+
 class Meter:
     """Is told how long hits of one instrument took; see :class:`diagnose.handlers.Watch`.
 
     It reckons what they cost from a sample, and judges those that held up the program. Of a hit
     nothing but its time is known at first: the process may have got no processor, or another
-    thread had the interpreter. So the first long one only makes it suspicious, and if it was
-    much too long, the instrument has to pause. Then hits are measured in full, and one that is
-    found to be itself to blame for a long time (see :func:`blame`) is a strike. With the second
-    the instrument is at its end; with the fourth where there is doubt: its thread lost the
-    processor, all garbage was collected meanwhile (which may be the program's), or the program
-    has a handler for some signal, which may have run in the middle of it. After
-    :data:`SUSPICIOUS_HITS` that were short all is forgiven.
+    thread had the interpreter. So after the first long one the instrument pauses, and then hits
+    are measured in full. One that is found to be itself to blame for a long time (see
+    :func:`blame`) is a strike, unless the :class:`Pause` after it was disturbed for as long.
+    With the second strike the instrument is at its end; with the fourth where there is doubt: its
+    thread lost the processor, all garbage was collected meanwhile (which may be the program's),
+    or the program has a handler for some signal, which may have run in the middle of the hit.
+    After :data:`SUSPICIOUS_HITS` that were short all is forgiven.
 
     What nobody can tell: a hit that sleeps from one in which the process was stopped (by
     ``SIGSTOP``, a debugger, ``docker pause``); one that computes from one in which a handler for
@@ -160,15 +174,14 @@ class Meter:
 
     Args:
         longest_seconds: what a hit may take.
-        too_slow: called, in the program's thread, with the seconds of one that took longer, and
-            whether it is to be the last.
+        too_slow: called, in the program's thread, with one that took longer.
     """
 
     __slots__ = (
         "_count", "_seconds", "_strikes", "_suspicious", "longest_seconds", "pending", "too_slow",
     )  # fmt: skip
 
-    def __init__(self, longest_seconds: float, too_slow: Callable[[float, bool], None]) -> None:
+    def __init__(self, longest_seconds: float, too_slow: Callable[[LongHit], None]) -> None:
         self.longest_seconds = longest_seconds
         self.too_slow = too_slow
         self.pending: list[None] = _Pending()
@@ -209,21 +222,33 @@ class Meter:
         self._measure_all()
         # Each of the other threads may have had the interpreter once, and as long as that.
         if seconds > self.longest_seconds + _other_threads() * sys.getswitchinterval():
-            self._strikes = max(self._strikes, 1)
-            self.too_slow(seconds, False)
+            self.too_slow(LongHit(seconds))
 
     def _judge(self, seconds: float, passed: Reading) -> None:
-        seconds, is_sure = blame(seconds, passed, sys.getswitchinterval())
-        if seconds <= self.longest_seconds:
-            return
-        self._measure_all()
-        self._strikes += 1
-        most = STRIKES if is_sure and not _may_have_served_signals() else UNSURE_STRIKES
-        self.too_slow(seconds, self._strikes >= most)
+        own, is_sure = blame(seconds, passed, sys.getswitchinterval())
+        if own > self.longest_seconds:
+            self._measure_all()
+            is_sure = is_sure and not _may_have_served_signals()
+            self.too_slow(LongHit(own, is_known=True, is_sure=is_sure))
 
     def _measure_all(self) -> None:
         self._suspicious = SUSPICIOUS_HITS
         self.pending.extend([None] * (SUSPICIOUS_HITS - len(self.pending)))
+
+    def is_last(self, hit: LongHit, late: float) -> bool:
+        """Whether there are to be no more hits after this one.
+
+        Args:
+            hit: what `too_slow` was called with; each may be asked for once.
+            late: see :class:`Pause`; the hit may have been held up as long by the same.
+        """
+        if hit.seconds - late <= self.longest_seconds:
+            return False
+        if not hit.is_known:
+            self._strikes = max(self._strikes, 1)
+            return False
+        self._strikes += 1
+        return self._strikes >= (STRIKES if hit.is_sure else UNSURE_STRIKES)
 
     def sample(self) -> float | None:
         """What a hit cost that it was told of, in CPU seconds on average; it asks for more.
@@ -235,6 +260,49 @@ class Meter:
         self._count, self._seconds = self._count / 2, self._seconds / 2
         self.pending.extend([None] * (_SAMPLED_HITS - len(self.pending)))
         return mean
+
+
+class Pause:
+    """A second in which an instrument does nothing, and which is measured itself.
+
+    A thread that does nothing but wake up ten times says how long threads of this process are
+    held up just now: by others that have the processor (a container at its quota, a busy
+    machine) or the interpreter.
+
+    Args:
+        timers: in whose thread.
+        ended: called there at the end, with how many seconds it woke up too late at worst.
+        clock: seconds, monotonic.
+    """
+
+    SECONDS = 1.0
+    TICKS = 10
+
+    def __init__(
+        self,
+        timers: Clockwork,
+        ended: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timers = timers
+        self._ended = ended
+        self._clock = clock
+        self._left = self.TICKS
+        self._late = 0.0
+        self._wait()
+
+    def _wait(self) -> None:
+        seconds = self.SECONDS / self.TICKS
+        self._due = self._clock() + seconds
+        self._timers.after(seconds, self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._late = max(self._late, self._clock() - self._due)
+        self._left -= 1
+        if self._left:
+            self._wait()
+        else:
+            self._ended(self._late)
 
 
 class Metered(Protocol):
@@ -367,9 +435,7 @@ class Budget:
         if account.pause and now - account.resumed_at > 2 * account.pause:
             account.pause = 0.0  # it behaved for long enough
 
-    def _resume(
-        self, accounts: Sequence[_Account], total: float, most: float, now: float
-    ) -> None:
+    def _resume(self, accounts: Sequence[_Account], total: float, most: float, now: float) -> None:
         """Try those again whose pause is over: as many as fit in, by what they cost before.
 
         One of them in any case: it may cost less by now. What does not fit has to wait for

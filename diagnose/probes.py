@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import handlers, targets
-from diagnose.budget import Meter
+from diagnose.budget import Meter, Pause
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError, TargetKindError
 from diagnose.instruments import base
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
     from datetime import timedelta
 
+    from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
     from diagnose.clockwork import Timer
     from diagnose.instruments import Instrument
@@ -100,31 +101,38 @@ class _Attachment:
                 _call_hook(self.instrument, "handle_error", self.probe)
         self._leave_later()
 
-    def too_slow(self, seconds: float, is_last: bool) -> None:  # noqa: FBT001
-        """Be taken off after a hit that took too long; called in the program's thread.
-
-        It is tried again until the meter is sure that the hits are to blame themselves.
-        """
-        instrument, status = self.instrument, self.instrument.status
+    def too_slow(self, hit: LongHit) -> None:
+        """Pause after a hit that took too long; called in the program's thread."""
         with handlers.Quiet():
-            text = (
-                f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
-                "what it may hold up the program: let it look at less "
-            )
-            if is_last:
-                text += f"({_REARM})"
-                if not self._give_up("too-slow", text):
-                    return
-            else:
-                text += f"(it is disarmed, and tried again after {SLOW_PAUSE_SECONDS:g} s)"
-                if not self._disarm():
-                    return
-                self.suspended = True
-                status.state, status.code, status.error = "suspended", "too-slow", text
-                timers.after(SLOW_PAUSE_SECONDS, self.resume)
-        level = logging.ERROR if is_last else logging.WARNING
-        timers.after(0, lambda: log.log(level, "%r on %r: %s", instrument, self.probe.target, text))
+            if not self._disarm():
+                return
+            text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
+            self.suspended = True
+            status = self.instrument.status
+            status.state, status.code, status.error = "suspended", "too-slow", text
+            Pause(timers, lambda late: self._judge(hit, late))
         self._leave_later()
+
+    def _judge(self, hit: LongHit, late: float) -> None:
+        """Be tried again, unless the meter is sure that the hits themselves are to blame."""
+        if self.meter is None or not self.meter.is_last(hit, late):
+            log.warning("%r on %r: %s", self.instrument, self.probe.target, self._too_long(hit))
+            self.resume()
+            return
+        text = f"{self._too_long(hit)} ({_REARM})"
+        with handlers.Quiet(), _lock:
+            if not self.suspended or not self.probe.holds(self):
+                return
+            self.suspended = False
+            status = self.instrument.status
+            status.code, status.error, status.state = "too-slow", text, "error"
+        log.error("%r on %r: %s", self.instrument, self.probe.target, text)
+
+    def _too_long(self, hit: LongHit) -> str:
+        return (
+            f"one hit took {hit.seconds * 1e3:.0f} ms, and {self.instrument.longest_seconds or 0:g} "
+            "s is what it may hold up the program: let it look at less"
+        )
 
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
@@ -206,7 +214,6 @@ class _Attachment:
             _update(self.site)
 
 
-SLOW_PAUSE_SECONDS = 1.0
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
