@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import signal
@@ -26,8 +27,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 try:
     from resource import RUSAGE_THREAD, getrusage
-except ImportError:  # not on Linux or FreeBSD
-    RUSAGE_THREAD = None
+except ImportError:  # neither Linux nor FreeBSD
+
+    def _switches() -> tuple[int, int]:
+        return 0, 0
+
+else:
+
+    def _switches() -> tuple[int, int]:
+        usage = getrusage(RUSAGE_THREAD)
+        return usage.ru_nvcsw, usage.ru_nivcsw
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +77,7 @@ _garbage = gc.get_stats
 def _clock_seconds() -> float:
     """What two readings of the thread's clock, one after the other, are apart: a system call."""
     readings = [_thread_time() for _ in range(20)]
-    return min(after - before for before, after in zip(readings, readings[1:], strict=False))
+    return min(after - before for before, after in itertools.pairwise(readings))
 
 
 _CLOCK_SECONDS = _clock_seconds()
@@ -98,14 +108,17 @@ class Reading(NamedTuple):
 
     def since(self, before: Reading) -> Reading:
         """How far they went on."""
-        return Reading(*(now - then for now, then in zip(self, before, strict=True)))
+        return Reading(
+            self.thread - before.thread,
+            self.process - before.process,
+            self.waits - before.waits,
+            self.losses - before.losses,
+            self.collections - before.collections,
+        )
 
 
 def _read() -> Reading:
-    waits = losses = 0
-    if RUSAGE_THREAD is not None:
-        usage = getrusage(RUSAGE_THREAD)
-        waits, losses = usage.ru_nvcsw, usage.ru_nivcsw
+    waits, losses = _switches()
     collections = _garbage()[-1]["collections"]
     return Reading(_thread_time(), _process_time(), waits, losses, collections)
 
