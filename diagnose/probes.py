@@ -554,7 +554,9 @@ class Changes:
             for each in lost:
                 each.turn_back()
             if any(each.error is None for each in lost):  # an interrupt
-                olds = (each.attachment.probe._attachments.get(each.attachment.key) for each in lost)
+                olds = (
+                    each.attachment.probe._attachments.get(each.attachment.key) for each in lost
+                )
                 _update(site, [old for old in olds if old and old.armed and old.site is site])
 
     def _settle(self, newcomer: _Newcomer) -> None:
@@ -634,9 +636,7 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
             else:
                 _on_site.pop(id(site), None)
             raise
-        if not isinstance(error, DiagnoseError):
-            raise
-        # Only where somebody else replaced the code: what was to go is disarmed anyway.
+        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
         log.warning("%r could not be brought up to date: %s", site, error)
     if kept:
         _on_site[id(site)] = (site, kept)
@@ -705,7 +705,7 @@ def _finish(gone: Sequence[_Attachment]) -> None:
         if attachment.instrument.status.attachments:
             continue  # it is on another function too, or was put on again
         with handlers.Quiet():
-            attachment.instrument.detached()
+            _call_hook(attachment.instrument, "detached")
             _call_hook(attachment.instrument, "finish")
 
 

@@ -343,6 +343,7 @@ def test_a_spec_that_costs_too_much_is_suspended_and_comes_back(stage):
     instrument.flush()
     clock.now += 0.01
     manager.budget.look()
+    timers_ran()
     # As if it were not there.
     assert work.__code__ is code
     manager.apply()
@@ -380,6 +381,7 @@ def test_a_suspended_spec_that_is_removed_or_expires_does_not_come_back(stage):
     manager.apply()
     (account,) = manager.budget._accounts.values()
     account.item.suspend("why")
+    timers_ran()
     assert work.__code__ is code
     del manager.specs["hot"]
     manager.apply()
