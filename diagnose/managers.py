@@ -299,6 +299,8 @@ class InstrumentManager:
             return record
         if record is not None:
             slot, probe = record.slot, record.probe
+            if record.coming is not None:  # left behind by an interrupt
+                probe = record.coming.probe
             if record.appointment is not None and (kept := record.appointment.cancel()) is not None:
                 probe = kept.probe
         else:

@@ -713,6 +713,30 @@ def test_short_hits_make_long_ones_forgotten(now):
     assert [is_last for _, is_last in meter.verdicts] == [False] * 3
 
 
+def test_forgiven_strikes_do_not_count_any_more(now):
+    meter = Judged()
+    for _ in range(2):
+        for _ in range(UNSURE_STRIKES - 1):
+            now.hit(meter, 0.06, waits=1, losses=1)
+        for _ in range(SUSPICIOUS_HITS):
+            now.hit(meter, 0.001)
+    assert not any(is_last for _, is_last in meter.verdicts)
+    assert len(meter.verdicts) == 2 * (UNSURE_STRIKES - 1)
+
+
+def test_each_strike_makes_the_meter_suspicious_anew(now):
+    meter = Judged()
+    now.hit(meter, 0.06)
+    for _ in range(SUSPICIOUS_HITS - 10):
+        now.hit(meter, 0.001)
+    now.hit(meter, 0.06, waits=1, losses=1)
+    for _ in range(SUSPICIOUS_HITS - 10):
+        now.hit(meter, 0.001)
+    now.hit(meter, 0.06, waits=1, losses=1)
+    now.hit(meter, 0.06, waits=1, losses=1)
+    assert [is_last for _, is_last in meter.verdicts] == [False, False, False, True]
+
+
 def test_waiting_for_other_threads_makes_only_suspicious(now):
     meter = Judged()
     now.others = 20  # each may have had the interpreter for 5 ms

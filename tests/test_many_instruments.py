@@ -149,6 +149,7 @@ def test_a_redefined_function_gets_its_code_once(shop, manager, woven):
     assert serving(shop.work) == list("abcdef")
     assert serving(old) == []
     assert old.__code__ is not code
+    assert len(manager.places._counts) == 1
 
 
 def test_start_and_stop_make_the_code_once(shop, woven):
@@ -312,17 +313,22 @@ def test_changes_that_an_exception_ends_put_nothing_on_and_take_all_off(shop):
     old, new = Seen("old", "x"), Seen("new", "x")
     probe.attach("old", old)
 
+    noted = []
+
     def change():
         with probes.Changes() as changes:
             changes.attach(probe, "new", new)
             changes.detach(probe, "old")
             assert serving(shop.work) == []
+            (newcomer,) = changes._coming.values()
+            noted.append(newcomer.attachment)
             raise LookupError
 
     with pytest.raises(LookupError):
         change()
     assert shop.work.__code__ is code
     assert (old.status.state, new.status.state) == ("stopped", "new")
+    assert not noted[0].armed
     assert probes.active_probes == {}
 
 
@@ -404,6 +410,35 @@ def test_an_interrupted_apply_is_made_good_by_the_next(shop, manager, monkeypatc
     assert probes._on_site == {}
 
 
+def test_what_an_interrupt_kept_from_being_armed_is_not_said_to_be(shop, manager, monkeypatch):
+    put(manager, shop, "a", target="late")
+    for _ in range(3):  # it is tried ever more rarely
+        manager.apply()
+    shop.late = shop.other
+
+    def interrupt(function, code):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sites, "_exchange", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            manager.apply()
+    manager.apply()
+    assert serving(shop.other) == (["a"] if states(manager)["a"] == "installed" else [])
+
+
+def test_a_version_that_an_interrupt_left_behind_goes_with_the_next(shop, manager, monkeypatch):
+    put(manager, shop, "a")
+    monkeypatch.setattr(manager, "_welcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.apply()
+    monkeypatch.undo()
+    put(manager, shop, "a", target="other")
+    manager.apply()
+    assert serving(shop.work) == []
+    assert serving(shop.other) == ["a"]
+
+
 # --- limits -----------------------------------------------------------------------------------
 
 
@@ -439,6 +474,12 @@ def test_one_more_than_a_process_may_have_waits_until_another_goes(shop):
     put(manager, shop, "cd", target="other")
     manager.apply()
     assert states(manager) == {"a": "installed", "b": "installed", "c": "too-many", "d": "too-many"}
+    made = []
+    manager.instrument_classes["seen"] = lambda *args, **options: made.append(args)
+    for _ in range(3):
+        manager.apply()
+    assert made == []  # those that wait cost nothing
+    manager.instrument_classes["seen"] = Seen
     assert "2 specs are armed in this process" in manager.specs["c"]["applied"]["me"]["err"]
     manager.specs["a"]["enabled"] = False
     manager.apply()
