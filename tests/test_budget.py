@@ -161,6 +161,21 @@ def test_those_whose_pause_is_over_come_back_as_far_as_they_fit_in():
     assert armed() == (6, 2)
 
 
+def test_of_those_that_are_due_the_cheapest_come_first():
+    budget, clock = make()
+    items = [Item() for _ in range(3)]
+    for item in items:
+        budget.add(item)
+    for item, hits in zip(items, (400_000, 150_000, 120_000), strict=True):
+        item.hits += hits  # 8 %, 3 % and 2.4 %
+    second(budget, clock)
+    order = []
+    while len(order) < len(items):
+        second(budget, clock)
+        order += [item for item in items if item.armed and item not in order]
+    assert order == items[::-1]
+
+
 def test_not_too_many_come_back_at_once():
     budget, clock = make()
     items = [Item() for _ in range(3 * MOST_RESUMED_AT_ONCE)]
@@ -261,6 +276,14 @@ def test_the_cost_of_a_hit_is_measured_on_a_sample_of_them(now):
     item.hits += 25
     second(budget, clock)
     assert "1e+03 µs each" in item.reasons[0]
+
+
+def test_what_reading_the_clock_takes_is_not_the_instruments_cost(now, monkeypatch):
+    monkeypatch.setattr(budgets, "_CLOCK_SECONDS", 0.0004)
+    meter = Judged(1.0)
+    meter.sample()
+    now.hit(meter, 0.5, 0.001)
+    assert meter.sample() == pytest.approx(0.0006)
 
 
 def test_time_without_the_processor_costs_nothing(stage):
