@@ -10,11 +10,10 @@ import os
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
-from diagnose.budget import Meter
+from diagnose.budget import Meter, Pause
 from diagnose.bytecode.containment import LostError
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError
@@ -24,16 +23,27 @@ from diagnose.interrupts import belongs_to_program
 from diagnose.sites import Armed, site_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
     from datetime import timedelta
+    from types import TracebackType
 
+    from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
     from diagnose.clockwork import Timer
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
     from diagnose.targets import Target
 
-__all__ = ["FunctionProbe", "Hooked", "active_probes", "attach_to", "sensor", "start_all"]
+__all__ = [
+    "Arrival",
+    "Changes",
+    "FunctionProbe",
+    "Hooked",
+    "active_probes",
+    "attach_to",
+    "sensor",
+    "start_all",
+]
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +65,8 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_hits_at_resume", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
-        "timer", "was_slow",
+        "_claim", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "suspended", "timer",
     )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
@@ -66,8 +76,6 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self.meter: Meter | None = None
-        self.was_slow = False
-        self._hits_at_resume = 0
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
             self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
@@ -94,7 +102,7 @@ class _Attachment:
                 return
             before, self.hook = self.hook, handlers.parsing(self._write)
             try:
-                _update(self.site, self)
+                _update(self.site, [self])
             except DiagnoseError:
                 self.hook = before
                 raise
@@ -157,33 +165,38 @@ class _Attachment:
                 _set_traceback(error, before)
         self._leave_site()
 
-    def too_slow(self, seconds: float) -> None:
-        """Be taken off after a hit that took too long; called in the program's thread.
-
-        It is tried again: a process that gets no processor for a while (a container at its
-        quota) looks the same. The second time is the last, unless many hits between were fast.
-        """
-        instrument, status = self.instrument, self.instrument.status
-        is_first = not self.was_slow or status.hits - self._hits_at_resume >= FORGIVING_HITS
-        self.was_slow = True
+    def too_slow(self, hit: LongHit) -> None:
+        """Pause after a hit that took too long; called in the program's thread."""
         with handlers.Quiet():
-            text = (
-                f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
-                "what it may hold up the program: let it look at less "
-            )
-            if is_first:
-                text += f"(it is disarmed, and tried once more after {SLOW_PAUSE_SECONDS:g} s)"
-                if not self._disarm():
-                    return
-                self.suspended = True
-                status.state, status.code, status.error = "suspended", "too-slow", text
-                timers.after(SLOW_PAUSE_SECONDS, self.resume)
-            else:
-                text += f"({_REARM})"
-                if not self._give_up("too-slow", text):
-                    return
-            log.error("%r on %r: %s", instrument, self.probe.target, text)
+            if not self._disarm():
+                return
+            text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
+            self.suspended = True
+            status = self.instrument.status
+            status.state, status.code, status.error = "suspended", "too-slow", text
+            Pause(timers, lambda late: self._judge(hit, late))
         self._leave_later()
+
+    def _judge(self, hit: LongHit, late: float) -> None:
+        """Be tried again, unless the meter is sure that the hits themselves are to blame."""
+        if self.meter is None or not self.meter.is_last(hit, late):
+            log.warning("%r on %r: %s", self.instrument, self.probe.target, self._too_long(hit))
+            self.resume()
+            return
+        text = f"{self._too_long(hit)} ({_REARM})"
+        with handlers.Quiet(), _lock:
+            if not self.suspended or not self.probe.holds(self):
+                return
+            self.suspended = False
+            status = self.instrument.status
+            status.code, status.error, status.state = "too-slow", text, "error"
+        log.error("%r on %r: %s", self.instrument, self.probe.target, text)
+
+    def _too_long(self, hit: LongHit) -> str:
+        return (
+            f"one hit took {hit.seconds * 1e3:.0f} ms, and {self.instrument.longest_seconds or 0:g} "
+            "s is what it may hold up the program: let it look at less"
+        )
 
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
@@ -206,7 +219,8 @@ class _Attachment:
             self.suspended = True
             status = self.instrument.status
             status.state, status.code, status.error = "suspended", "cpu-budget", reason
-            _update(self.site)
+        # Later, when all that are to be suspended are: the first one makes the code for them all.
+        self._leave_later()
         log.warning("%r on %r: %s", self.instrument, self.probe.target, reason)
 
     def resume(self) -> None:
@@ -216,10 +230,9 @@ class _Attachment:
             if not self.suspended or not self.probe.holds(self):
                 return
             status = self.instrument.status
-            self._hits_at_resume = status.hits
             try:
                 self.arm()
-                _update(self.site, self)
+                _update(self.site, [self])
             except DiagnoseError as error:  # the code is another one by now
                 self.armed = self.suspended = False
                 status.state, status.code, status.error = "error", error.code, error.message
@@ -264,8 +277,6 @@ class _Attachment:
             _update(self.site)
 
 
-SLOW_PAUSE_SECONDS = 1.0
-FORGIVING_HITS = 100
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
@@ -355,21 +366,23 @@ class FunctionProbe:
             active_probes.setdefault(self.target, self)
             waiting = [key for key in self.instruments if key not in self._attachments]
         try:
-            for key in waiting:
-                self.attach(key, self.instruments[key])
+            with Changes() as changes:
+                arrivals = [changes.attach(self, key, self.instruments[key]) for key in waiting]
+            for arrival in arrivals:
+                arrival.check()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
-        with handlers.Quiet(), _lock:
+        with Changes() as changes, handlers.Quiet(), _lock:
             self.started = False
-            gone = self._take_off(list(self._attachments), "stopped")
+            for key in list(self._attachments):
+                changes.take_off(self, key, "stopped")
             self._resolved = None
             if active_probes.get(self.target) is self:
                 del active_probes[self.target]
-        _finish(gone)
 
     def attach(
         self,
@@ -395,22 +408,9 @@ class FunctionProbe:
         Raises:
             DiagnoseError: it can't be armed; then everything is as it was.
         """
-        seconds = None if lifespan is None else lifespan.total_seconds()
-        if seconds is None and instrument.expires is not None:
-            seconds = base.remaining_seconds(instrument.expires)
-        if seconds is not None and seconds <= 0:
-            instrument.status.state = "expired"
-            self.detach(key)
-            return
-        held = self._resolved
-        try:
-            found = target or held or targets.resolve(self.target, import_modules=False)
-            with handlers.Quiet(), _lock:
-                gone = self._put_on(key, instrument, target or self._resolved or found, seconds)
-        except DiagnoseError:
-            self._leave_if_empty()
-            raise
-        _finish(gone)
+        with Changes() as changes:
+            arrival = changes.attach(self, key, instrument, lifespan=lifespan, target=target)
+        arrival.check()
 
     def holds(self, attachment: _Attachment) -> bool:
         """Whether it is attached, suspended or not."""
@@ -418,57 +418,17 @@ class FunctionProbe:
 
     def detach(self, key: str) -> None:
         """Disarm what is under ``key``, if anything is; the last one puts the code back."""
-        with handlers.Quiet(), _lock:
-            gone = self._take_off([key], "stopped")
-            self._items.pop(key, None)
-            if not self.started:
-                self._leave_if_empty()
-        _finish(gone)
-
-    def _put_on(
-        self, key: str, instrument: Instrument, target: Target, seconds: float | None
-    ) -> list[_Attachment]:
-        site = site_of(target)
-        new = _Attachment(self, key, instrument, site)
-        old = self._attachments.get(key)
-        status = instrument.status
-        was = status.state, status.code, status.error
-        # Before it is armed: the first hit may fail at once, and what it says has to stay.
-        status.state, status.code, status.error = "installed", None, None
-        try:
-            _update(site, new)
-        except DiagnoseError:
-            status.state, status.code, status.error = was
-            # Code objects take no part in garbage collection: this breaks the cycle.
-            new.disarm()
-            raise
-        self._resolved = target
-        self._attachments[key] = new
-        self._items[key] = instrument
-        active_probes.setdefault(self.target, self)
-        status.attachments += 1
-        instrument._rewrites[new] = new.rewrite
-        gone = [] if old is None else [old]
-        for one in gone:
-            _retire(one, "stopped")
-            _update(one.site)
-        instrument.attached()
-        if instrument.budget is not None:
-            instrument.budget.add(new)
-        if seconds is not None:
-            new.timer = timers.after(seconds, lambda: self._expire(new))
-        return gone
+        with Changes() as changes:
+            changes.detach(self, key)
 
     def _expire(self, attachment: _Attachment) -> None:
-        with handlers.Quiet(), _lock:
+        with Changes() as changes, handlers.Quiet(), _lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
-            gone = self._take_off([attachment.key], "expired")
+            changes.take_off(self, attachment.key, "expired")
             self._items.pop(attachment.key, None)
             if not self._items:
                 self.started = False
-            self._leave_if_empty()
-        _finish(gone)
 
     def _leave_if_empty(self) -> None:
         with _lock:
@@ -482,13 +442,197 @@ class FunctionProbe:
     def _items(self) -> dict[str, Instrument]:
         return self.instruments.items_by_key
 
-    def _take_off(self, keys: list[str], state: str) -> list[_Attachment]:
-        gone = [self._attachments.pop(key) for key in keys if key in self._attachments]
-        for attachment in gone:
+
+class Arrival:
+    """What comes of an instrument that is to be put on; see :class:`Changes`.
+
+    Attributes:
+        error: why it could not be, once the changes are made.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def check(self) -> None:
+        """See that it was put on, once the changes are made.
+
+        Raises:
+            DiagnoseError: it could not be; what was there before goes on.
+        """
+        if self.error is not None:
+            raise self.error
+
+
+class _Newcomer(Arrival):
+    """One that does not serve hits yet."""
+
+    __slots__ = ("attachment", "seconds", "status", "target")
+
+    def __init__(self, attachment: _Attachment, target: Target, seconds: float | None) -> None:
+        super().__init__()
+        self.attachment = attachment
+        self.target = target
+        self.seconds = seconds
+        status = attachment.instrument.status
+        self.status = status.state, status.code, status.error
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its probe has it by now."""
+        return self.attachment.probe.holds(self.attachment)
+
+    def announce(self) -> None:
+        """Say that it is there.
+
+        Just before it is: the first hit may fail at once, and what it says has to stay.
+        """
+        status = self.attachment.instrument.status
+        self.status = status.state, status.code, status.error
+        status.state, status.code, status.error = "installed", None, None
+
+    def turn_back(self) -> None:
+        """Be as if it had never come."""
+        self.attachment.armed = False
+        # Code objects take no part in garbage collection: this breaks the cycle.
+        self.attachment.disarm()
+        status = self.attachment.instrument.status
+        status.state, status.code, status.error = self.status
+
+
+class Changes:
+    """Instruments that are put on and taken off together: each function's code is made once.
+
+    A context. What is noted in it takes effect at its end, one function after the other; what
+    is taken off serves no hit from that moment on. If an exception ends it, nothing is put on.
+    It is for one thread; others may have their own at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._coming: dict[tuple[FunctionProbe, str], _Newcomer] = {}
+        self._gone: list[_Attachment] = []
+        self._probes: dict[FunctionProbe, None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        groups: dict[int, list[_Newcomer]] = {}
+        for newcomer in self._coming.values():
+            groups.setdefault(id(newcomer.target.subject), []).append(newcomer)
+        try:
+            while groups and kind is None:
+                with handlers.Quiet(), _lock:
+                    self._put_on(groups.pop(next(iter(groups))))
+        finally:
+            for newcomer in (each for group in groups.values() for each in group):
+                newcomer.turn_back()
+            for site in {id(one.site): one.site for one in self._gone}.values():
+                with handlers.Quiet(), _lock:
+                    _update(site)
+            for probe in self._probes:
+                probe._leave_if_empty()
+        _finish(self._gone)
+
+    def attach(
+        self,
+        probe: FunctionProbe,
+        key: str,
+        instrument: Instrument,
+        *,
+        lifespan: timedelta | None = None,
+        target: Target | None = None,
+    ) -> Arrival:
+        """Have an instrument put on; see :meth:`FunctionProbe.attach`.
+
+        Returns:
+            What says in the end whether it could be.
+
+        Raises:
+            DiagnoseError: it can't be, that much is known at once.
+        """
+        self._probes[probe] = None
+        self._turn_back(probe, key)
+        seconds = None if lifespan is None else lifespan.total_seconds()
+        if seconds is None and instrument.expires is not None:
+            seconds = base.remaining_seconds(instrument.expires)
+        if seconds is not None and seconds <= 0:
+            instrument.status.state = "expired"
+            self.detach(probe, key)
+            return Arrival()
+        found = target or probe._resolved or targets.resolve(probe.target, import_modules=False)
+        with handlers.Quiet(), _lock:
+            found = target or probe._resolved or found
+            attachment = _Attachment(probe, key, instrument, site_of(found))
+        newcomer = self._coming[probe, key] = _Newcomer(attachment, found, seconds)
+        return newcomer
+
+    def detach(self, probe: FunctionProbe, key: str) -> None:
+        """Take off what is under ``key``, if anything is, and forget it."""
+        self._turn_back(probe, key)
+        with handlers.Quiet(), _lock:
+            self.take_off(probe, key, "stopped")
+            probe._items.pop(key, None)
+
+    def take_off(self, probe: FunctionProbe, key: str, state: str) -> None:
+        """Take off what is under ``key``, if anything is; it stays listed. The lock is held."""
+        self._probes[probe] = None
+        attachment = probe._attachments.get(key)
+        if attachment is not None:
+            self._gone.append(attachment)
             _retire(attachment, state)
-        for site in {id(one.site): one.site for one in gone}.values():
-            _update(site)
-        return gone
+            del probe._attachments[key]
+
+    def _turn_back(self, probe: FunctionProbe, key: str) -> None:
+        newcomer = self._coming.pop((probe, key), None)
+        if newcomer is not None:
+            newcomer.turn_back()
+
+    def _put_on(self, group: list[_Newcomer]) -> None:
+        """Put instruments on one function, as many of them as can be."""
+        # Anew: somebody else may have put something on the function meanwhile.
+        site = site_of(group[0].target)
+        for each in group:
+            each.attachment.site = site
+            each.announce()
+        try:
+            errors = _place(site, [each.attachment for each in group])
+            for each in group:
+                each.error = errors.get(each.attachment)
+                if each.error is None:
+                    self._settle(each)
+        finally:
+            lost = [each for each in group if not each.is_in_place]
+            for each in lost:
+                each.turn_back()
+            if any(each.error is None for each in lost):  # an interrupt
+                olds = (
+                    each.attachment.probe._attachments.get(each.attachment.key) for each in lost
+                )
+                _update(site, [old for old in olds if old and old.armed and old.site is site])
+
+    def _settle(self, newcomer: _Newcomer) -> None:
+        new = newcomer.attachment
+        probe, key, instrument = new.probe, new.key, new.instrument
+        old = probe._attachments.get(key)
+        probe._attachments[key] = new
+        probe._items[key] = instrument
+        probe._resolved = newcomer.target
+        active_probes.setdefault(probe.target, probe)
+        instrument.status.attachments += 1
+        instrument._rewrites[new] = new.rewrite
+        if old is not None:
+            self._gone.append(old)
+            _retire(old, "stopped")
+        if instrument.budget is not None:
+            instrument.budget.add(new)
+        if newcomer.seconds is not None:
+            new.timer = timers.after(newcomer.seconds, lambda: probe._expire(new))
+        try:
+            instrument.attached()
+        except Exception as error:  # noqa: BLE001  (it is a matter of this instrument alone)
+            newcomer.error = error
 
 
 # --- sites: which hooks are on which function ------------------------------------------
@@ -512,30 +656,41 @@ class _Placed(Protocol):
 _on_site: dict[int, tuple[Site, list[_Placed]]] = {}
 
 
-def _update(site: Site, new: _Placed | None = None) -> None:
+def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Exception]:
+    """Bring what is new to a site, all at once; what can't be there, with the reason."""
+    try:
+        _update(site, news)
+    except Exception as error:  # noqa: BLE001  (it is told as the outcome of one of them)
+        if len(news) == 1:
+            return {news[0]: error}
+    else:
+        return {}
+    # One of them is to blame: the others are not to suffer for it.
+    middle = len(news) // 2
+    return _place(site, news[:middle]) | _place(site, news[middle:])
+
+
+def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
     _, attachments = _on_site.get(id(site), (site, []))
-    kept = [one for one in attachments if one.armed]
-    if new is not None:
-        kept = [one for one in kept if one.place != new.place]
-        kept.append(new)
-    elif len(kept) == len(attachments):
+    places = {new.place for new in news}
+    kept = [one for one in attachments if one.armed and one.place not in places]
+    if not news and len(kept) == len(attachments):
         return
-    if new is not None:
+    kept += news
+    if news:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
         _on_site[id(site)] = (site, kept)
     try:
         site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
-        if new is not None:
+        if news:
             if attachments:
                 _on_site[id(site)] = (site, attachments)
             else:
                 _on_site.pop(id(site), None)
             raise
-        if not isinstance(error, DiagnoseError):
-            raise
-        # Only where somebody else replaced the code: what was to go is disarmed anyway.
+        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
         log.warning("%r could not be brought up to date: %s", site, error)
     if kept:
         _on_site[id(site)] = (site, kept)
@@ -571,7 +726,7 @@ class Hooked:
         """
         self.armed = True
         with handlers.Quiet(), _lock:
-            _update(self._site, self)
+            _update(self._site, [self])
 
     @property
     def place(self) -> Hashable:
@@ -600,12 +755,12 @@ def _retire(attachment: _Attachment, state: str) -> None:
         status.state = state
 
 
-def _finish(gone: list[_Attachment]) -> None:
+def _finish(gone: Sequence[_Attachment]) -> None:
     for attachment in gone:
         if attachment.instrument.status.attachments:
             continue  # it is on another function too, or was put on again
         with handlers.Quiet():
-            attachment.instrument.detached()
+            _call_hook(attachment.instrument, "detached")
 
 
 def _call_hook(instrument: Instrument, name: str, *args: object) -> None:

@@ -161,6 +161,7 @@ class CodeSite:
         if not armed:
             self._restore()
             return
+        self._see_interrupt()
         base = self._base
         if self._ours is None or self._function.__code__ is not self._ours:
             # New here, or somebody else put code over ours: theirs is the base now.
@@ -194,9 +195,13 @@ class CodeSite:
         _exchange(self._function, code)
         self._ours = code
 
-    def _restore(self) -> None:
+    def _see_interrupt(self) -> None:
+        """Take note of an exchange that an interrupt kept from being noted."""
         if self._coming is not None and self._function.__code__ is self._coming:
             self._ours = self._coming
+
+    def _restore(self) -> None:
+        self._see_interrupt()
         if self._ours is not None:
             if self._function.__code__ is self._ours:
                 _exchange(self._function, self._base)

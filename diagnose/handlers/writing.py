@@ -54,7 +54,7 @@ __all__ = ["disarm", "write"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
-_clock, _cpu_clock, _getframe = time.perf_counter, time.thread_time, sys._getframe
+_clock, _getframe = time.perf_counter, sys._getframe
 _random = random.Random()  # not the program's, which would see that numbers are drawn
 os.register_at_fork(after_in_child=_random.seed)
 
@@ -355,10 +355,10 @@ class _Writer:
         text, own = "d·ident = C·ident()\nC·enter(d·ident)", "d·ident = "
         watch = self.plan.watch
         if watch is not None:
-            self.constants |= {"clock": _clock, "cpu_clock": _cpu_clock, "note": watch.note}
+            self.constants |= {"clock": _clock, "note": watch.note, "measure": watch.begin}
             self.constants |= {"pending": watch.pending, "longest": watch.longest_seconds}
-            text = f"if (d·pending := C·pending):\n d·cpu = C·cpu_clock()\n{text}"
-            own += "d·cpu = "
+            text += "\nif (d·pending := C·pending):\n d·begun = C·measure()"
+            own += "d·begun = "
             if not self.is_given_the_time:
                 text = "d·began = C·clock()\n" + text
         return _statements(text), _statements(f"{own}None")
@@ -370,10 +370,8 @@ class _Writer:
         return (
             "  try:\n"
             "   d·spent = C·clock() - d·began\n"
-            "   if d·cpu is not None:\n"
-            "    C·note(d·spent, C·cpu_clock() - d·cpu)\n"
-            "   elif d·spent > C·longest:\n"
-            "    C·note(d·spent, None)\n"
+            "   if d·begun or d·spent > C·longest:\n"
+            "    C·note(d·spent, d·begun)\n"
             "  finally:\n"
             "   C·leave(d·ident)\n"
         )
