@@ -779,7 +779,7 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
     except BaseException as later:  # its own __str__
         if _is_theirs(later):
             raise
-    return f"{instrument.value!r:.200} raised {text:.1000}{_place(error)}"
+    return f"{instrument.value!r:.200} raised {text:.1000}{_where(error)}"
 
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
@@ -810,7 +810,7 @@ def _entries(error: BaseException) -> list[TracebackType]:
     return entries
 
 
-def _place(error: BaseException) -> str:
+def _where(error: BaseException) -> str:
     """Where an error came up, if that is in code that an expression called."""
     entries = _entries(error)
     if not entries or entries[-1].tb_frame.f_code.co_filename.startswith("<probe "):

@@ -34,12 +34,14 @@ from diagnose.guards import Limits
 from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
 from diagnose.handlers.quiet import BUSY
 from diagnose.handlers.templates import (
+    _HERE,
     _PLAIN_CHECK,
     _PLAIN_SIFT,
     _filled,
     _Filler,
     _is_plain,
     _item,
+    _name,
     _statements,
 )
 
@@ -148,7 +150,7 @@ class _Writer:
 
     def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
         """Statements for one name; what its mapping lacks at a hit is called by its name."""
-        assignment = ast.Assign([ast.Name(name, ast.Store())], source)
+        assignment = ast.Assign([_name(name, ast.Store())], source, **_HERE)
         if not isinstance(source, ast.Subscript):
             return [assignment]
         self.constants |= {"KeyError": KeyError, "absent": _absent_keyword}
@@ -299,7 +301,8 @@ class _Writer:
             condition += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
             if self.plain_condition:
                 ahead += _statements(_PLAIN_CHECK.replace("P·plain", self.plain_condition))
-                first = ast.If(ast.parse("not d·passed", mode="eval").body, condition, [])
+                (first,) = _statements("if not d·passed:\n pass")
+                first.body = condition  # type: ignore[attr-defined]
                 condition = [first]
             body += condition + self.guards()
         for expression in (plan.value, plan.tags):
@@ -519,7 +522,7 @@ class _Writer:
             is_clock = isinstance(tree, ast.Name) and tree.id in self.clocks()
             is_literal = isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
             if is_clock or is_literal:
-                return ast.Name("E·value", ast.Load())
+                return _name("E·value")
         text = (
             "d·value if C·type(d·value := E·value) is C·float or C·type(d·value) is C·int "
             "else C·number(d·value)"
@@ -549,11 +552,11 @@ class _Writer:
         definition = ast.parse("def handler(): pass").body[0]
         if not isinstance(definition, ast.FunctionDef):
             raise TypeError
-        definition.args.args = [ast.arg(name) for name in parameters]
+        definition.args.args = [ast.arg(name, **_HERE) for name in parameters]
         filler = _Filler(self)
         definition.body = statements
         definition = filler.visit(definition)
-        module = ast.fix_missing_locations(ast.Module([definition], []))
+        module = ast.Module([definition], [])
         try:
             compiled = compile(module, self.name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError) as error:
