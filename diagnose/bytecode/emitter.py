@@ -43,6 +43,8 @@ _POP_EXCEPT, _PUSH_EXC_INFO = _op["POP_EXCEPT"], _op["PUSH_EXC_INFO"]
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
 _BUILD_TUPLE, _IS_OP = _op["BUILD_TUPLE"], _op["IS_OP"]
+_UNPACK, _RAISE_VARARGS = _op["UNPACK_SEQUENCE"], _op["RAISE_VARARGS"]
+_STORE_FAST, _STORE_DEREF = _op["STORE_FAST"], _op["STORE_DEREF"]
 _GET_LEN = _op["GET_LEN"]
 _GET_AWAITABLE, _SEND, _END_SEND = _op["GET_AWAITABLE"], _op["SEND"], _op.get("END_SEND")
 _YIELD, _RESUME = _op["YIELD_VALUE"], _op["RESUME"]
@@ -159,6 +161,22 @@ class Emitter:
     def swap(self, place: int = 2) -> None:
         """Let the topmost value and the one at ``place``, counted from it, change places."""
         self.add(_SWAP, place)
+
+    def unpack(self, count: int) -> None:
+        """Replace the topmost value, a tuple, by its items; the first becomes the topmost."""
+        self.add(_UNPACK, count, count - 1)
+
+    def store(self, index: int, *, is_cell: bool) -> None:
+        """Give a variable the topmost value."""
+        self.add(_STORE_DEREF if is_cell else _STORE_FAST, index, -1)
+
+    def raise_it(self) -> None:
+        """Raise the topmost value."""
+        self.add(_RAISE_VARARGS, 1, -1)
+
+    def go(self, target: Instruction) -> None:
+        """Go on at ``target``, further on."""
+        self.add(_JUMP_FORWARD).target = target
 
     def begin_call(self, function: object) -> None:
         """Begin to call ``function``; its arguments are pushed next."""

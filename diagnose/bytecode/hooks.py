@@ -62,6 +62,10 @@ class Hook:
         judge: called with what one of its functions raised; True: it goes no further, False: it
             belongs to the program, and is raised. None: all that does not belong to the program
             is dropped.
+        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a tuple of
+            what is to be raised or None, and of new values for these parameters.
+        replaces: for ``return``: ``handler`` returns None, or a pair of whether it is to be raised,
+            and what the function returns or raises.
         may_raise: what ``handler`` raises is raised by the function, where it is called; and it
             is called also where there is no room for it. Such a hook has no ``prelude`` and
             no ``sift``, and is called behind all others.
@@ -76,6 +80,8 @@ class Hook:
     quick: tuple[Callable[[Any], object], str | float] | None = None
     sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
     judge: Callable[[BaseException], bool] | None = None
+    sets: tuple[str, ...] | None = None
+    replaces: bool = False
     may_raise: bool = False
     awaits: bool = False
 

@@ -82,6 +82,7 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
     _op.get("RETURN_CONST"),
     _op["LOAD_CONST"],
 )
+_POP_TOP = _op["POP_TOP"]
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
 _BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
@@ -208,6 +209,8 @@ class _Weaver:
             self.only = after[0]
         entry = Emitter(self.constants, 0, self._at(self._first_line()))
         self.keeps = bool(after or ends)
+        # Instruments that watch see what the caller gave.
+        self.changed |= {self.index[name][0] for hook in before for name in hook.sets or ()}
         self._enter(entry, before, after)
         entry.end(self.body[0])
         leaving: list[Emitter] = []
@@ -298,9 +301,11 @@ class _Weaver:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self._keep(emit, _sifted(hook))
-        for hook in sorted(before, key=_raises):
+        for hook in sorted(before, key=_rank):
             if hook.may_raise:
                 self._call_handler(emit, hook, self._entry_value)
+            elif hook.sets is not None:
+                self._set_parameters(emit, hook, hook.sets)
             else:
                 with self.containment.passing(emit, hook.judge or drop) as stretch:
                     self._need(emit, stretch, hook.names)
@@ -316,6 +321,38 @@ class _Weaver:
             self._keep(emit, "@began")
         if self.timing is not None:
             self._enter_timing(emit, self.timing)
+
+    def _set_parameters(self, emit: Emitter, hook: Hook, names: Sequence[str]) -> None:
+        """Call a hook and do what it says: raise, or give parameters other values."""
+        nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        self._push_outcome(emit, hook, self._entry_value, nothing)
+        emit.unpack(len(names) + 1)
+        goes_on = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        emit.copy(emit.depth - 1)
+        emit.jump_if_is(None, goes_on)
+        emit.raise_it()
+        emit.place(goes_on)
+        for name in names:
+            index, is_cell = self.index[name]
+            emit.store(index, is_cell=is_cell)
+        # Behind it is what pops the None.
+        emit.constant(None)
+        emit.place(nothing)
+        emit.depth -= 1
+
+    def _push_outcome(
+        self,
+        emit: Emitter,
+        hook: Hook,
+        push: Callable[[Emitter, str], None],
+        nothing: Instruction,
+    ) -> None:
+        """Push what a hook returns, but go on at ``nothing`` if that is None."""
+        with self.containment.pushing(emit, None, hook.judge or drop) as stretch:
+            self._need(emit, stretch, hook.names)
+            self._call_handler(emit, hook, push, drops=False)
+        emit.copy(emit.depth - 1)
+        emit.jump_if_is(None, nothing)
 
     def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
         position = self.kept["hotspots"] = emit.depth
@@ -469,7 +506,12 @@ class _Weaver:
         emit.choose(quick, handled)
 
     def _call_handler(
-        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
+        self,
+        emit: Emitter,
+        hook: Hook,
+        push: Callable[[Emitter, str], None],
+        *,
+        drops: bool = True,
     ) -> None:
         emit.begin_call(hook.handler)
         count = len(hook.names)
@@ -481,7 +523,8 @@ class _Weaver:
         emit.end_call(count)
         if hook.awaits and self.code.co_flags & _CAN_AWAIT:
             emit.wait()
-        emit.pop()
+        if drops:
+            emit.pop()
 
     def _look(self, emit: Emitter, hook: Hook, at: Instruction | None) -> None:
         """Call a hook with the values that the frame's variables have now, in front of ``at``."""
@@ -531,7 +574,7 @@ class _Weaver:
         by: Instruction | None = None,
     ) -> None:
         """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
-        quiet = [hook for hook in after if not hook.may_raise]
+        quiet = [hook for hook in after if not hook.may_raise and not hook.replaces]
         if quiet or self.timing is not None:
             with self.containment.passing(emit, self.judge) as stretch:
                 if self.timing is not None and by is not None:
@@ -555,8 +598,41 @@ class _Weaver:
                 self._entry_value(out, name)
 
         for hook in after:
+            if hook.replaces:
+                self._replace_result(emit, hook, push, raised=by is None)
+        for hook in after:
             if hook.may_raise:
                 self._call_handler(emit, hook, push)
+
+    def _replace_result(
+        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None], *, raised: bool
+    ) -> None:
+        """Call a hook and do what it says: raise, or let the function return something else."""
+        nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        self._push_outcome(emit, hook, push, nothing)
+        emit.unpack(2)
+        raises = Instruction(_NOP, 0, emit.location, emit.handler)
+        emit.jump_if(raises, is_bool=True)
+        if raised:
+            # On the stack: what is kept, the place that raised, the exception before, this one.
+            returning = Emitter(self.constants, emit.depth, emit.location)
+            returning.drop_second()
+            returning.swap()
+            returning.add(_POP_EXCEPT, 0, -1)
+            for _ in range(len(self.kept) + 1):
+                returning.drop_second()
+            if self.hidden and _BEGINS_BEFORE_RETURN:
+                self._show(returning)
+            returning.add(_RETURN, 0, -1)
+            emit.out += returning.out
+        else:
+            emit.drop_second()
+            emit.constant(None)
+            emit.go(nothing)
+        # As deep as there: each of both ways has one value more than in the end.
+        emit.place(raises)
+        emit.raise_it()
+        emit.place(nothing)
 
     def _call_at_end(
         self,
@@ -837,8 +913,9 @@ def _is_wrapped(one: Instruction) -> bool:
     )
 
 
-def _raises(hook: Hook) -> bool:
-    return hook.may_raise
+def _rank(hook: Hook) -> int:
+    """Those that watch come first, then those that act, then those that stop."""
+    return 2 if hook.may_raise else hook.sets is not None
 
 
 def _prelude(hook: Hook) -> str:

@@ -61,6 +61,8 @@ class Plan:
         defect: the same for what gets past a handler's own ``try``.
         done: called after the last hit.
         finish: called after each served hit, if given.
+        act: if given, ``deliver`` ends by calling ``C·act(E·value, D·locals)`` for ``d·outcome``:
+            what the function is to do, see :mod:`diagnose.handlers.acting`.
     """
 
     deliver: str
@@ -78,6 +80,7 @@ class Plan:
     watch: Watch | None = None
     span: Span | None = None
     defect: Callable[[BaseException], bool] | None = None
+    act: Callable[[Any, Mapping[str, Any]], object] | None = None
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
 

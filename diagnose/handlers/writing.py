@@ -31,6 +31,7 @@ from diagnose.bytecode import weaving
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
+from diagnose.handlers import acting
 from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
 from diagnose.handlers.quiet import BUSY
 from diagnose.handlers.templates import (
@@ -219,6 +220,7 @@ class _Writer:
             self.constants["check"] = check
             body = _statements("return C·check(args, kwargs)")
             prelude = self.function(["args", "kwargs"], self.envelope(body))
+        acts = self.plan.act is not None
         return weaving.Hook(
             handler,
             tuple(self.arguments),
@@ -227,7 +229,14 @@ class _Writer:
             self.quick(),
             self.sift(),
             self.plan.defect,
+            sets=self.settable if acts and self.scope.event == "call" else None,
+            replaces=acts and self.scope.event == "return",
         )
+
+    @property
+    def settable(self) -> tuple[str, ...]:
+        """The parameters that an instrument which acts can give other values."""
+        return self.scope.names if self.plan.act is not None else ()
 
     def span_hook(self, span: Span) -> weaving.Hook:
         """One that decides at the begin of a call, and is served at its end."""
@@ -289,6 +298,10 @@ class _Writer:
         plan = self.plan
         fetched: set[str] = set()
         ahead, body = [], []
+        if plan.act is not None:
+            is_call = self.scope.event == "call"
+            act = acting.on_call(plan.act, self.settable) if is_call else acting.on_return(plan.act)
+            self.constants["act"] = act
         if has_verdict:
             ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
         elif plan.check is not None:
@@ -309,6 +322,8 @@ class _Writer:
             if expression is not None:
                 body += self.fetch(expression, fetched)
         body += _statements(plan.deliver) + self.last_words("not d·more")
+        if plan.act is not None:
+            body += _statements("return d·outcome")
         if self.wants_all or "D·locals" in plan.deliver:
             body[:0] = self.all_names()
         if self.is_given_the_time:
@@ -339,8 +354,7 @@ class _Writer:
             "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
         text = (
-            "try:\n pass\n"
-            "except C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
+            "try:\n pass\nexcept C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
         )
         whole = _block(text)
         if not is_safe:

@@ -37,6 +37,11 @@ EVENTS = ("call", "return", "end")
 its frame, just before it returns or raises. Also ``line:N`` and ``line:+K``: just before a line
 of the file runs, by its number, or counted from the line of the ``def``."""
 
+ACTING_EVENTS = ("call", "return")
+"""Those on which an instrument may act."""
+
+ACTS = "it acts: it may change what the function is given, returns or raises"
+
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
 REASONS = ("condition", "sample", "rate", "hits", "fleet", "reentrant", "check", "error")
@@ -154,6 +159,8 @@ class Instrument:
     """
 
     quick: ClassVar[bool] = False
+    acts: ClassVar[bool] = False
+    """Whether :meth:`act` is called: then it may change what the function gets, returns, raises."""
     longest_seconds: ClassVar[float | None] = LONGEST_SECONDS
     """What serving one hit may take; then the instrument is taken off. None: any time."""
     budget: Budget | None = None
@@ -187,6 +194,12 @@ class Instrument:
             if not isinstance(given, kind):
                 message = f"an instrument's {field} has to be {words}, not {given!r:.200}"
                 raise InstrumentError(message)
+        if self.acts and event not in ACTING_EVENTS:
+            message = (
+                f"{type(self).__name__} acts, which it can do on 'call' and on 'return', not on "
+                f"{event!r}"
+            )
+            raise InstrumentError(message, code="unknown-event")
         if event not in EVENTS and not _LINE_EVENT.fullmatch(event):
             message = (
                 f"there is no event {event!r}{expressions.suggest(event, EVENTS)}; "
@@ -264,7 +277,7 @@ class Instrument:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know although nothing failed."""
-        return ()
+        return (ACTS,) if self.acts else ()
 
     # --- to be overridden ---
 
@@ -280,6 +293,21 @@ class Instrument:
 
     def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
         """Pass a value on; the base class has nowhere to pass it to."""
+
+    def act(self, value: Any, names: Mapping[str, Any]) -> object:
+        """Say what the function is to do; called at each hit of a class that has :attr:`acts`.
+
+        Args:
+            value: of the expression.
+            names: all names of the call; a mapping that is made when it is looked at.
+
+        Returns:
+            None: go on as if nothing were there. On ``call``, before the body: a dict of
+            parameters and the values that they are to have. On ``return``, also after an
+            exception: ``Result(value)``. On both: ``Raise(error)``. What it *raises* is an error
+            of the instrument, as everywhere, and changes nothing.
+        """
+        return None
 
     def evaluate(self, value: str, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> Any:
         """Evaluate an expression under this instrument's policy.
@@ -366,7 +394,10 @@ class Instrument:
         if not _is_ours(self.mgr.get_tags):
             constants["get_tags"] = self.mgr.get_tags
             tags = f"{{**C·get_tags(), **{tags}}}"
-        if self._wants_everything():
+        act = self.act if self.acts else None
+        if act is not None:
+            deliver = "C·hit()\nd·outcome = C·act(E·value, D·locals)"
+        elif self._wants_everything():
             deliver = "C·hit()\nC·fire(D·globals, D·locals)"
             constants["fire"] = self.fire
         else:
@@ -384,6 +415,7 @@ class Instrument:
             allotment=self.allotment,
             check=self._check(probe),
             finish=None if _is_own(self, "finish") else self.finish,
+            act=act,
             watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
