@@ -65,7 +65,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "_claim", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
         "suspended", "timer",
     )  # fmt: skip
 
@@ -75,6 +75,7 @@ class _Attachment:
         self.instrument = instrument
         self.site = site
         self.timer: Timer | None = None
+        self._spent: dict[str, Any] = {}
         self.meter: Meter | None = None
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
@@ -93,7 +94,7 @@ class _Attachment:
         plan = dataclasses.replace(plan, defect=self.defect)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
-        return handlers.write(plan, scope, f"<probe {instrument.name}>")
+        return handlers.write(plan, scope, f"<probe {instrument.name}>", self._spent)
 
     def rewrite(self) -> None:
         """Make the functions that serve hits anew, since what the instrument does has changed."""
@@ -784,6 +785,7 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
+_OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
 
@@ -816,6 +818,8 @@ def _where(error: BaseException) -> str:
     if not entries or entries[-1].tb_frame.f_code.co_filename.startswith("<probe "):
         return ""
     code = entries[-1].tb_frame.f_code
+    if code.co_filename.startswith(_OWN_FOLDER):
+        return ""
     return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
 
 

@@ -86,6 +86,8 @@ _POP_TOP = _op["POP_TOP"]
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
 _BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
+_MOST_COPIES = 400
+"""Calls of hooks where exceptions leave, over all lines; if there would be more, all are on one."""
 _MOST_KEPT, _LIST = 4, "@list"
 _CHANGES = frozenset(
     number
@@ -779,7 +781,9 @@ class _Weaver:
         leaving: dict[int | None, tuple[Emitter, Handler]] = {}
         deeper: dict[int, Handler] = {}
         wrappers: dict[tuple[int, int | None], Handler] = {}
-        line = self.prologue[-1].location[0]
+        line = self._first_line()
+        lines = {one.location[0] for one in self.body}
+        is_per_line = not self.hidden and len(lines) * len((*after, *ends)) <= _MOST_COPIES
         targets = {id(one.handler.target) for one in self.body if _is_wrapped(one)}
 
         def last() -> Handler:
@@ -789,7 +793,7 @@ class _Weaver:
             return leaving[line][1]
 
         for one in self.body:
-            if not self.hidden:
+            if is_per_line:
                 line = one.location[0] or line
             handler = one.handler
             if handler is None:

@@ -62,13 +62,17 @@ _random = random.Random()  # not the program's, which would see that numbers are
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
+def write(
+    plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = None
+) -> weaving.Hook:
     """Write the handler of ``plan`` for hits in ``scope``.
 
     Args:
         plan: what to evaluate and where to hand it.
         scope: what names mean.
         name: shown as the file in tracebacks out of expressions.
+        spent: what is left of the limits; of a handler that takes the place of another, the dict
+            that was given for that one.
 
     Returns:
         A hook for :func:`diagnose.bytecode.weaving.weave`.
@@ -76,7 +80,7 @@ def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
     Raises:
         UnknownNameError: an expression uses a name that means nothing there.
     """
-    return _Writer(plan, scope, name).hook()
+    return _Writer(plan, scope, name, {} if spent is None else spent).hook()
 
 
 def disarm(hook: weaving.Hook) -> None:
@@ -102,7 +106,8 @@ def _nothing(count: int) -> CodeType:
 class _Writer:
     """Writes the functions of one hook."""
 
-    def __init__(self, plan: Plan, scope: Scope, name: str) -> None:
+    def __init__(self, plan: Plan, scope: Scope, name: str, spent: dict[str, Any]) -> None:
+        self.spent = spent
         self.plan = plan
         self.scope = scope
         self.name = name
@@ -275,8 +280,9 @@ class _Writer:
         for expression in (plan.value, plan.tags):
             if expression is not None:
                 body += self.fetch(expression, fetched)
-        body += _statements(plan.deliver) if "D·locals" not in plan.deliver else []
-        body += self.last_words("d·verdict.is_last")
+        body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
+        if self.wants_all or "D·locals" in plan.deliver:
+            body[:0] = self.all_names(span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
         handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
@@ -330,7 +336,10 @@ class _Writer:
             self.argument(weaving.NOW)
         parameters = ["d·verdict"] if has_verdict else []
         parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
-        return self.function(parameters, self.envelope(body, ahead, is_safe=self.is_safe()))
+        statements = self.envelope(
+            body, ahead, is_safe=self.is_safe(), is_given_the_time=self.is_given_the_time
+        )
+        return self.function(parameters, statements)
 
     def envelope(
         self,
@@ -339,6 +348,7 @@ class _Writer:
         *,
         first: str = "",
         is_safe: bool = False,
+        is_given_the_time: bool = False,
     ) -> list[ast.stmt]:
         """What stands around a body: see the module.
 
@@ -347,6 +357,7 @@ class _Writer:
             ahead: statements that run no code of the program, before the quiet state.
             first: what is done whether the hit is turned away or not.
             is_safe: the body runs no code of the program either.
+            is_given_the_time: ``d·began`` is an argument.
         """
         # Bound to a name first: the truth of a constant is decided by the compiler.
         head = _statements(
@@ -361,13 +372,13 @@ class _Writer:
             # The thread is asked for before anything is entered, and a call stands only in a try
             # whose end is to leave: there a signal handler may raise.
             inner = _block(f"try:\n pass\nfinally:\n if d·ident is not None:\n{self.leaving()}")
-            enter, own = self.entering()
+            enter, own = self.entering(is_given_the_time=is_given_the_time)
             inner.body = [*enter, *body]
             body = [*own, inner]
         whole.body = [*head, *ahead, *body]
         return [whole]
 
-    def entering(self) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    def entering(self, *, is_given_the_time: bool) -> tuple[list[ast.stmt], list[ast.stmt]]:
         """Statements that enter the quiet state, and those that set what leaving it needs."""
         text, own = "d·ident = C·ident()\nC·enter(d·ident)", "d·ident = "
         watch = self.plan.watch
@@ -376,7 +387,7 @@ class _Writer:
             self.constants |= {"pending": watch.pending, "longest": watch.longest_seconds}
             text += "\nif (d·pending := C·pending):\n d·begun = C·measure()"
             own += "d·begun = "
-            if not self.is_given_the_time:
+            if not is_given_the_time:
                 text = "d·began = C·clock()\n" + text
         return _statements(text), _statements(f"{own}None")
 
@@ -469,13 +480,14 @@ class _Writer:
             texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
-            self.constants.setdefault("rate", guards.Rate(limits.rate))
+            self.constants["rate"] = self.spent.setdefault("rate", guards.Rate(limits.rate))
             now = "d·began" if self.is_given_the_time else "C·clock()"
             texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·next(C·reject_rate)\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
-            self.constants.setdefault("tokens", guards.hit_tokens(limits.hits))
+            tokens = self.spent.setdefault("tokens", guards.hit_tokens(limits.hits))
+            self.constants["tokens"] = tokens
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·next(C·reject_hits)\n return")
         if self.plan.allotment is not None:
@@ -543,12 +555,16 @@ class _Writer:
         )
         return ast.parse(text, mode="eval").body
 
-    def all_names(self) -> list[ast.stmt]:
-        """Statements that give ``d·all`` a mapping of all names of the call."""
-        names = sorted({*self.scope.names, *self.cheap_names})
+    def all_names(self, made: str | None = None) -> list[ast.stmt]:
+        """Statements that give ``d·all`` a mapping of all names of the call.
+
+        Args:
+            made: one more, which has its value already.
+        """
+        names = sorted({*self.scope.names, *self.cheap_names} - {made})
         for name in names:
             self.argument(name)
-        known = tuple(name for name in names if name.isidentifier())
+        known = tuple(name for name in (*names, *filter(None, [made])) if name.isidentifier())
         source = NamesSource(known, self.scope, self.name)
         self.constants |= {"Names": Names, "source": source}
         values = ", ".join(known) + ("," if known else "")
