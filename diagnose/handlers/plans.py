@@ -61,6 +61,7 @@ class Plan:
         defect: the same for what gets past a handler's own ``try``.
         done: called after the last hit.
         finish: called after each served hit, if given.
+        whole: ``deliver`` needs ``D·locals``, and neither ``E·value`` nor ``E·tags``.
         act: if given, ``deliver`` ends by calling ``C·act(E·value, D·locals)`` for ``d·outcome``:
             what the function is to do, see :mod:`diagnose.handlers.acting`.
     """
@@ -81,6 +82,7 @@ class Plan:
     span: Span | None = None
     defect: Callable[[BaseException], bool] | None = None
     act: Callable[[Any, Mapping[str, Any]], object] | None = None
+    whole: bool = False
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
 

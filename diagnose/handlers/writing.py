@@ -154,6 +154,14 @@ class _Writer:
                 statements += _statements(f"if {name} is C·MISSING:\n C·absent({name!r})")
         return statements
 
+    def fetch_delivered(self, fetched: set[str]) -> list[ast.stmt]:
+        """Statements that give the names of what is delivered their values."""
+        plan = self.plan
+        given = () if plan.whole else (plan.value, plan.tags)
+        return [
+            statement for each in given if each is not None for statement in self.fetch(each, fetched)
+        ]
+
     def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
         """Statements for one name; what its mapping lacks at a hit is called by its name."""
         assignment = ast.Assign([_name(name, ast.Store())], source, **_HERE)
@@ -277,11 +285,9 @@ class _Writer:
         names, self.arguments = tuple(self.arguments), []
 
         body, fetched = [], {span.name}
-        for expression in (plan.value, plan.tags):
-            if expression is not None:
-                body += self.fetch(expression, fetched)
+        body += self.fetch_delivered(fetched)
         body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
-        if self.wants_all or "D·locals" in plan.deliver:
+        if self.wants_all or plan.whole:
             body[:0] = self.all_names(span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
@@ -324,13 +330,11 @@ class _Writer:
                 first.body = condition  # type: ignore[attr-defined]
                 condition = [first]
             body += condition + self.guards()
-        for expression in (plan.value, plan.tags):
-            if expression is not None:
-                body += self.fetch(expression, fetched)
+        body += self.fetch_delivered(fetched)
         body += _statements(plan.deliver) + self.last_words("not d·more")
         if plan.act is not None:
             body += _statements("return d·outcome")
-        if self.wants_all or "D·locals" in plan.deliver:
+        if self.wants_all or plan.whole or plan.act is not None:
             body[:0] = self.all_names()
         if self.is_given_the_time:
             self.argument(weaving.NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import logging
 import re
@@ -316,19 +317,21 @@ class Instrument:
             ExpressionError: it does not parse or is not admitted; besides, whatever
                 evaluating it raises.
         """
-        if value not in self._compiled:
-            tree = self._parse(value, "value")
-            code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), value, "eval")
-            # What is nested in it sees globals alone.
-            is_flat = not any(isinstance(node, _NESTING) for node in ast.walk(tree.tree))
-            self._compiled[value] = tree, code, is_flat
-        expression, code, is_flat = self._compiled[value]
+        expression, code, is_flat = self._compiled.get(value) or self._compile(value)
         if is_flat and type(_globals) is dict:
             names = {**_locals, **expression.constants} if expression.constants else _locals
             return eval(code, _globals, names)  # noqa: S307  (the policy admitted it)
         if type(_locals) is Names:
             return eval(code, {**_locals.everything(), **expression.constants})  # noqa: S307
         return eval(code, {**_globals, **_locals, **expression.constants})  # noqa: S307
+
+    def _compile(self, text: str) -> tuple[Expression, CodeType, bool]:
+        tree = self._parse(text, "value")
+        code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), text, "eval")
+        # What is nested in it sees globals alone.
+        is_flat = not any(isinstance(node, _NESTING) for node in ast.walk(tree.tree))
+        self._compiled[text] = tree, code, is_flat
+        return self._compiled[text]
 
     def merge_tags(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> dict[str, Any]:
         """The manager's tags, overlaid by those of ``custom["tags"]``."""
@@ -395,17 +398,18 @@ class Instrument:
             constants["get_tags"] = self.mgr.get_tags
             tags = f"{{**C·get_tags(), **{tags}}}"
         act = self.act if self.acts else None
+        whole = act is None and self._wants_everything()
         if act is not None:
             deliver = "C·hit()\nd·outcome = C·act(E·value, D·locals)"
-        elif self._wants_everything():
+        elif whole:
             deliver = "C·hit()\nC·fire(D·globals, D·locals)"
             constants["fire"] = self.fire
         else:
             deliver = self._deliver(tags, constants)
         return Plan(
             deliver=deliver,
-            value=self._parse(self.value, "value"),
-            tags=self._parse(own_tags, "custom.tags") if own_tags else None,
+            value=self._expression(self.value, "value", is_used=not whole),
+            tags=self._expression(own_tags, "custom.tags", is_used=not whole) if own_tags else None,
             when=None if self.when is None else self._parse(self.when, "when"),
             constants=constants,
             fail=fail,
@@ -416,9 +420,19 @@ class Instrument:
             check=self._check(probe),
             finish=None if _is_own(self, "finish") else self.finish,
             act=act,
+            whole=whole,
             watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
+
+    def _expression(self, text: str, field: str, *, is_used: bool) -> Expression | None:
+        """Parse an expression; one that only :meth:`fire` may use need not be one."""
+        if is_used or (_is_own(self, "fire") and _is_own(self, "evaluate")):
+            return self._parse(text, field)
+        # Now, so that nothing is compiled at a hit.
+        with contextlib.suppress(ExpressionError):
+            return self._compile(text)[0]
+        return None
 
     def _own_limits(self) -> Limits:
         limits = self.limits.over(self.default_limits)
