@@ -80,7 +80,7 @@ class Clockwork:
 
     Args:
         name: of the thread, as a debugger shows it.
-        inside: makes the context in which the thread does all its work.
+        inside: makes the context in which each callback is called.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Clockwork:
     @property
     def thread(self) -> threading.Thread | None:
         """The one that calls; None while nothing is due and nobody holds it."""
-        return self._thread
+        return self._thread if self._stands else None
 
     def soon(self, callback: Callable[[], object]) -> None:
         """Run ``callback`` at once, in the thread; for those who may wait for nothing.
@@ -187,8 +187,8 @@ class Clockwork:
         if not self._stand(me):
             return
         try:
-            with self._inside():
-                while (timer := self._next_due()) is not None:
+            while (timer := self._next_due()) is not None:
+                with self._inside():
                     timer.run()
         finally:
             # Not so, if it was ended from outside (PyThreadState_SetAsyncExc).

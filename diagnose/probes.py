@@ -16,7 +16,7 @@ from diagnose import handlers, targets
 from diagnose.budget import Meter
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError, TargetKindError
-from diagnose.instruments import base
+from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.sites import Armed, site_of
 from diagnose.targets import Target, TargetKind
@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 active_probes: dict[str, FunctionProbe] = {}
 """The probes that are attached or were asked for, by target path."""
 
-timers = Clockwork("diagnose-timers")
-"""What calls at deadlines: lifespans, budgets."""
+timers = Clockwork("diagnose-timers", handlers.Quiet)
+"""What calls at deadlines: lifespans, budgets. It has a thread as long as anything is attached,
+since a hit, which must not start one, may want something done."""
 # Guards every change of what is probed. Held for microseconds, never while user code or
 # the network is waited for (so probes are silent in its holder, who may itself call what is
 # probed); a fork waits for it, so that a child finds no half-made probe.
@@ -199,6 +200,7 @@ class _Attachment:
     def disarm(self) -> None:
         """Serve no hit from now on, also of calls that are inside."""
         handlers.disarm(self.hook)
+        self.instrument.disarmed(self.hook)
         if self._span is not None:
             self._span.abandon()
 
@@ -350,12 +352,19 @@ class FunctionProbe:
             self.detach(key)
             return
         held = self._resolved
+        # Before it is armed, for the first hit may fail; and without the lock, for a new thread
+        # is waited for.
+        timers.hold()
+        before = self._attachments.get(key)
         try:
             found = target or held or targets.resolve(self.target, import_modules=False)
             with handlers.Quiet(), _lock:
                 gone = self._put_on(key, instrument, target or self._resolved or found, seconds)
-        except DiagnoseError:
-            self._leave_if_empty()
+        except BaseException as error:
+            if self._attachments.get(key) is before:
+                timers.release()
+            if isinstance(error, DiagnoseError):
+                self._leave_if_empty()
             raise
         _finish(gone)
 
@@ -414,7 +423,7 @@ class FunctionProbe:
             if not self._items:
                 self.started = False
             self._leave_if_empty()
-        _finish(gone)
+        _finish(gone, waits=False)  # other deadlines may be due
 
     def _leave_if_empty(self) -> None:
         with _lock:
@@ -535,6 +544,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
     attachment.disarm()
+    timers.release()
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
@@ -545,13 +555,16 @@ def _retire(attachment: _Attachment, state: str) -> None:
         status.state = state
 
 
-def _finish(gone: list[_Attachment]) -> None:
-    for attachment in gone:
-        if attachment.instrument.status.attachments:
-            continue  # it is on another function too, or was put on again
-        with handlers.Quiet():
-            attachment.instrument.detached()
-            _call_hook(attachment.instrument, "finish")
+def _finish(gone: list[_Attachment], *, waits: bool = True) -> None:
+    # Those that are on another function too, or were put on again, go on.
+    off = [one.instrument for one in gone if not one.instrument.status.attachments]
+    with handlers.Quiet():
+        for instrument in off:
+            _call_hook(instrument, "detached")
+        if off and waits:
+            metrics.settle()
+        for instrument in off:
+            _call_hook(instrument, "finish")
 
 
 def _call_hook(instrument: Instrument, name: str, *args: object) -> None:

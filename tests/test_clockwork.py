@@ -315,7 +315,7 @@ def test_threads_that_start_it_at_once_get_one():
             clock.release()
 
 
-def test_its_thread_works_inside_what_it_was_given():
+def test_callbacks_are_called_inside_what_it_was_given():
     inside = []
 
     @contextlib.contextmanager
@@ -327,6 +327,9 @@ def test_its_thread_works_inside_what_it_was_given():
     clock, seen = Clockwork("test", context), queue.SimpleQueue()
     clock.hold()
     thread = clock.thread
+    clock.soon(lambda: seen.put(list(inside)))
+    assert seen.get(timeout=DEADLINE_SECONDS) == [thread.ident]
+    clock.soon(lambda: 1 // 0)
     clock.soon(lambda: seen.put(list(inside)))
     assert seen.get(timeout=DEADLINE_SECONDS) == [thread.ident]
     clock.release()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import sys
@@ -235,11 +236,25 @@ def test_an_instrument_on_two_functions_is_drained_until_the_last_is_left(stage,
     assert sorted(value for _, _, values, _ in sink.got for value in values) == [1, 2, 3]
 
 
+@contextlib.contextmanager
+def drain_that_waits():
+    """Nothing is drained or sent inside of it."""
+    waits, leave = threading.Event(), threading.Event()
+    metrics._clockwork.hold()
+    metrics._clockwork.soon(lambda: (waits.set(), leave.wait(DEADLINE_SECONDS)))
+    assert waits.wait(DEADLINE_SECONDS)
+    try:
+        yield
+    finally:
+        leave.set()
+        metrics._clockwork.release()
+
+
 def test_more_values_than_a_buffer_holds_are_lost_with_a_warning(shop, manager, sink, monkeypatch):
     monkeypatch.setattr(metrics, "BUFFERED_VALUES", 10)
     metric = HistogramInstrument("h", "x", mgr=manager)
     with attached(shop.path, metric):
-        with metric._flushing:  # the drain waits meanwhile
+        with drain_that_waits():
             for number in range(25):
                 shop.same(number)
         metric.flush()
