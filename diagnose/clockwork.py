@@ -37,6 +37,7 @@ SWEEP_AT_LEAST = 64
 # Taken now: a program may probe or replace them, and then its modules have something else.
 _clock = time.monotonic
 _Thread, _current_thread = threading.Thread, threading.current_thread
+_ident, _make_lock = threading.get_ident, threading.Lock
 
 _all: weakref.WeakSet[Clockwork] = weakref.WeakSet()
 _is_resuming_after_forks = False
@@ -67,7 +68,7 @@ class Timer:
             return
         try:
             callback()
-        except BaseException:  # noqa: BLE001  (SystemExit too: whoever else waits is still to be served)
+        except BaseException:
             # A handler or a filter of the application's may raise as well: nobody is left to tell.
             with contextlib.suppress(BaseException):
                 log.exception("%r failed", callback)
@@ -146,6 +147,31 @@ class Clockwork:
             self._holds -= 1
         self._wake.put(None)
 
+    def settle(self, seconds: float, done: Callable[[], object]) -> bool:
+        """Wait until what was asked for before this is done, for so long at most.
+
+        Args:
+            seconds: how long.
+            done: is called then, in the thread, maybe long after this has returned.
+
+        Returns:
+            Whether it is done. In the thread itself nothing is waited for.
+        """
+        thread = self.thread
+        if thread is None or thread.ident == _ident():
+            return True
+        waited = _make_lock()
+        waited.acquire()
+
+        def settled() -> None:
+            try:
+                done()
+            finally:
+                waited.release()
+
+        self.after(0, settled)
+        return waited.acquire(timeout=seconds)
+
     def _push(self, timer: Timer) -> None:
         heapq.heappush(self._heap, (timer.deadline, next(self._order), timer))
 
@@ -159,14 +185,14 @@ class Clockwork:
     def _ensure_thread(self) -> None:
         _resume_after_forks()
         with self._lock:
-            if self._stands or not (self._holds or self._heap or self._at_once):
+            if not self._wants_thread():
                 return
         # Without the lock: what a thread does before it comes here is Python's, and may be
         # probed. Of several that are made at once one is wanted; so it is if a start was
         # interrupted by a signal handler.
         thread = _Thread(target=self._run, name=self._name, daemon=True)
         with self._lock:
-            if self._stands:
+            if not self._wants_thread():
                 return
             self._thread = thread
         try:
@@ -174,6 +200,9 @@ class Clockwork:
         except RuntimeError:  # no more threads, or a program that ends
             return
         self._stand(thread)
+
+    def _wants_thread(self) -> bool:
+        return not self._stands and bool(self._holds or self._heap or self._at_once)
 
     def _stand(self, thread: threading.Thread) -> bool:
         """Note that a thread has begun; whether it is the one that is wanted."""

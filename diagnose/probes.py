@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
@@ -18,11 +21,12 @@ from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError, TargetKindError
 from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
+from diagnose.sinks.standard import STANDARD_OUTPUT
 from diagnose.sites import Armed, site_of
 from diagnose.targets import Target, TargetKind
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
     from datetime import timedelta
 
     from diagnose.bytecode.weaving import Hook
@@ -313,12 +317,16 @@ class FunctionProbe:
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
         with handlers.Quiet(), _lock:
-            self.started = False
-            gone = self._take_off(list(self._attachments), "stopped")
-            self._resolved = None
-            if active_probes.get(self.target) is self:
-                del active_probes[self.target]
+            gone = self._leave()
         _finish(gone)
+
+    def _leave(self) -> list[_Attachment]:
+        self.started = False
+        gone = self._take_off(list(self._attachments), "stopped")
+        self._resolved = None
+        if active_probes.get(self.target) is self:
+            del active_probes[self.target]
+        return gone
 
     def attach(
         self,
@@ -465,10 +473,13 @@ class _Placed(Protocol):
 
 
 _on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_has_ended = False
 
 
 def _update(site: Site, new: _Placed | None = None) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
+    if _has_ended and new is not None:
+        return  # a background thread still applies what it knows; the code stays as it is
     _, attachments = _on_site.get(id(site), (site, []))
     kept = [one for one in attachments if one.armed]
     if new is not None:
@@ -667,8 +678,72 @@ def _decorate(instrument: Instrument, function: Any) -> None:
 base._Defaults.attach = staticmethod(_decorate)
 
 
+# --- the end of the program -------------------------------------------------------------
+
+
+def _end() -> None:
+    """Take everything off, so that the program comes apart as if nothing had been there.
+
+    Code that calls handlers keeps alive what these refer to, and the collector can't see it, as
+    code takes no part in collection: files would not be flushed, finalizers not run.
+    """
+    global _has_ended  # noqa: PLW0603
+    # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
+    # to be seen: the program has done all that it had to do.
+    with contextlib.suppress(BaseException), handlers.Quiet():
+        gone: list[_Attachment] = []
+        if not _lock.acquire(timeout=_END_WAIT_SECONDS):
+            return
+        try:
+            _has_ended = True
+            placed = [one for _, each in list(_on_site.values()) for one in each]
+            on = {one.probe for one in placed if isinstance(one, _Attachment)}
+            for probe in on.union(active_probes.values()):
+                with contextlib.suppress(Exception):
+                    gone += probe._leave()
+            for site, each in list(_on_site.values()):
+                for one in each:
+                    one.armed = False
+                with contextlib.suppress(Exception):
+                    _update(site)
+        finally:
+            _lock.release()
+        _finish(gone)
+        STANDARD_OUTPUT.settle()
+
+
+_END_WAIT_SECONDS = 1.0
+_LAST_PRIORITY = -2000  # behind managers, which say good-bye to their server
+_is_following = False
+# It is called after what the program registered since this was imported.
+atexit.register(_end)
+
+
+def _follow_multiprocessing() -> None:
+    """See to it that all is taken off at the end of multiprocessing's children.
+
+    These end by ``os._exit``, so not with what `atexit` knows, but with finalizers; they begin by
+    forgetting their parent's, and then do what is to be done after a fork.
+    """
+    global _is_following  # noqa: PLW0603 - of the program, children included
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and hasattr(util, "register_after_fork") and not _is_following:
+        _is_following = True
+        util.register_after_fork(_end, _end_with_finalizers)
+
+
+def _end_with_finalizers(end: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, end, exitpriority=_LAST_PRIORITY)
+
+
+def _before_fork() -> None:
+    with contextlib.suppress(Exception):  # this is somebody else's module
+        _follow_multiprocessing()
+    _lock.acquire()
+
+
 os.register_at_fork(
-    before=_lock.acquire,
+    before=_before_fork,
     # In the child too: its only thread is the one that took it.
     after_in_parent=_lock.release,
     after_in_child=_lock.release,

@@ -106,7 +106,9 @@ def test_what_a_callback_raises_is_logged_and_the_next_runs(caplog):
     assert "ValueError: broken callback" in caplog.text
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
 def test_whatever_a_callback_raises_the_same_thread_goes_on(error, caplog):
     clock, threads = Clockwork("test"), []
 
@@ -152,7 +154,9 @@ def test_a_thread_that_is_ended_from_outside_is_replaced():
     assert begun.wait(DEADLINE_SECONDS)
     first = clock.thread
     # It is raised somewhere in the clockwork or in the callback, as it comes.
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(first.ident), ctypes.py_object(SystemExit))
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(first.ident), ctypes.py_object(SystemExit)
+    )
     gate.set()
     for _ in range(3):
         ran = queue.SimpleQueue()

@@ -9,7 +9,6 @@ the status says so.
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
 import threading
@@ -46,7 +45,7 @@ HANGS_AFTER_SECONDS = 5.0
 _clockwork = Clockwork("diagnose-metrics", Quiet)
 
 # Taken now: they may themselves be probed, and then their modules have stand-ins for them.
-_ident, _clock, _make_lock = threading.get_ident, time.monotonic, _thread.allocate_lock
+_ident, _clock = threading.get_ident, time.monotonic
 _schedule = _clockwork.after
 
 
@@ -114,17 +113,13 @@ class _Drain:
     def settle(self) -> None:
         """Wait until what was handed over is sent, for a short time at most."""
         # Who waited in vain has said so, and until that is over nobody else waits.
-        if not self._left or self._is_stuck or self.is_here() or _clockwork.thread is None:
+        if not self._left or self._is_stuck:
             return
-        done = _make_lock()
-        done.acquire()
 
         def settled() -> None:
             self._is_stuck = False
-            done.release()
 
-        _schedule(0, settled)
-        if not done.acquire(timeout=SETTLE_SECONDS):
+        if not _clockwork.settle(SETTLE_SECONDS, settled):
             self._is_stuck = True
             log.warning(
                 "a metric sink has not come to an end within %g s: %d values of instruments that "
@@ -158,7 +153,7 @@ class _Drain:
             try:
                 for tags, batch in groups.items():
                     instrument.send_group(sink, batch, dict(tags))
-            except BaseException:  # noqa: BLE001  (SystemExit too: it would end what serves all)
+            except BaseException:
                 instrument.broken.add(id(sink))
                 if id(sink) not in self._broken:
                     self._broken[id(sink)] = sink
