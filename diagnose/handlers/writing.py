@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+import opcode
 import random
 import sys
 import threading
@@ -508,7 +509,21 @@ class _Writer:
             message = f"the expression can't be used with this function: {error}"
             raise ProbeError(message, code="expression") from error
         code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
-        return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
+        globals_ = self.scope.globals_ if _uses_globals(code) else {}
+        return FunctionType(_filled(code, filler.used), globals_, "handler")
+
+
+_LOAD_GLOBAL = opcode.opmap["LOAD_GLOBAL"]
+
+
+def _uses_globals(code: CodeType) -> bool:
+    """Whether it looks up any: if not, it must not keep a module's alive.
+
+    A generator that is suspended keeps the code that it began with, so the handlers in it, also
+    past the end of the probe; and the collector does not see what code refers to.
+    """
+    inner = (value for value in code.co_consts if isinstance(value, CodeType))
+    return _LOAD_GLOBAL in code.co_code[::2] or any(map(_uses_globals, inner))
 
 
 def _absent_local(name: str) -> None:
