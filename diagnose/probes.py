@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -491,7 +492,7 @@ def _update(site: Site, new: _Placed | None = None) -> None:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
         _on_site[id(site)] = (site, kept)
     try:
-        site.update([Armed(one.event, one.hook) for one in kept])
+        said = site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
         if new is not None:
             if attachments:
@@ -502,7 +503,10 @@ def _update(site: Site, new: _Placed | None = None) -> None:
         if not isinstance(error, DiagnoseError):
             raise
         # Only where somebody else replaced the code: what was to go is disarmed anyway.
-        log.warning("%r could not be brought up to date: %s", site, error)
+        said = f"{site!r} could not be brought up to date: {error}"
+    if said is not None:
+        # Not here: a thread that waits for our lock may hold that of a log handler.
+        timers.after(0, functools.partial(log.warning, "%s", said))
     if kept:
         _on_site[id(site)] = (site, kept)
     else:

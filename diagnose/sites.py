@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
-import logging
 import re
 import sys
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from diagnose.targets import Target
 
 __all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "site_of"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +54,12 @@ class Site(Protocol):
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """What names mean for expressions on ``event`` here."""
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """Make exactly these hooks be called; none of them: put everything back.
+
+        Returns:
+            What an operator should know about it. It is not logged here: whoever calls holds a
+            lock that a thread inside of a log handler may be waiting for.
 
         Raises:
             ProbeError: it can't be done; then nothing has changed.
@@ -142,11 +143,10 @@ class CodeSite:
             keywords=parameters.double_star,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
-            self._restore()
-            return
+            return self._restore()
         base = self._base
         if self._ours is None or self._function.__code__ is not self._ours:
             # New here, or somebody else put code over ours: theirs is the base now.
@@ -178,8 +178,10 @@ class CodeSite:
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
+        return None
 
-    def _restore(self) -> None:
+    def _restore(self) -> str | None:
+        said = None
         if self._coming is not None and self._function.__code__ is self._coming:
             self._ours = self._coming
         if self._ours is not None:
@@ -188,14 +190,14 @@ class CodeSite:
             elif self._function.__code__ is self._base:
                 pass  # an interrupt came before the exchange, or after it was undone
             else:
-                log.warning(
-                    "the code of %r was replaced by somebody else while it was probed; it is "
-                    "left as it is, and may go on calling handlers that do nothing",
-                    self._function,
+                said = (
+                    f"the code of {self._function!r} was replaced by somebody else while it was "
+                    "probed; it is left as it is, and may go on calling handlers that do nothing"
                 )
         self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
             del _sites[id(self._function)]
+        return said
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -412,14 +414,14 @@ class ReferenceSite:
             has_frame=False,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
             self._replace(self._standin, self._found)
             self._placed = False
             _sites.pop(id(self._found), None)
             self._call.__code__ = self._plain
-            return
+            return None
         self._call.__code__ = weaving.weave(
             self._plain,
             before=_select(armed, "call"),
@@ -437,6 +439,7 @@ class ReferenceSite:
             self._placed = True
             _sites[id(self._found)] = self
             self._replace(self._found, self._standin)
+        return None
 
     def _replace(self, old: object, new: object) -> None:
         """Replace every reference that a loaded module or a class in one holds."""

@@ -211,23 +211,25 @@ def program(end, *, probed):
 OURS = re.compile(r"Probe \(\w+\)\[tags=\{\}\] = .*\n")
 
 
-def run(folder, text, *, shell="exec {python} -B -W ignore x.py"):
+def run(folder, text, *, shell="exec {python} -B -W ignore x.py", pass_fds=()):
     """Run a program in a folder: its status, what it wrote to its streams and its files."""
     (folder / "x.py").write_text(text)
     done = subprocess.run(
         ["sh", "-c", shell.format(python=sys.executable)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONHASHSEED": "0"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": ROOT, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
+        pass_fds=tuple(pass_fds),
         check=False,
     )
     files = {path.name: path.read_text() for path in folder.glob("*.txt")}
     # In which order the interpreter finalizes is its own affair; the rest is the program's.
     lines = done.stderr.splitlines()
     finalized = sorted(line for line in lines if line.startswith("finalized"))
-    rest = [re.sub("line [0-9]+", "line", line) for line in lines if line not in finalized]
+    text = "\n".join(line for line in lines if line not in finalized)
+    rest = re.sub("line [0-9]+", "line", text.replace(str(folder), "")).splitlines()
     return {
         "status": done.returncode,
         "stdout": OURS.sub("", done.stdout),
@@ -256,3 +258,152 @@ def test_a_program_ends_as_without_probes(end, tmp_path):
             }
             assert not wrong
         assert with_probes[what] == expected, what
+
+
+# --- standard output ------------------------------------------------------------------------------
+
+CHATTY = """
+    import os, sys
+    def work(x): return x
+    {probes}
+    def go():
+        for number in range(2000): work("x" * 100)
+    {program}
+    """
+CHATTY_PROBES = """
+    from diagnose import *
+    from diagnose.guards import Limits
+    import logging; logging.getLogger("diagnose").addHandler(logging.NullHandler())
+    logging.getLogger("diagnose").propagate = False  # of hits that took too long on a busy machine
+    for event in ("call", "end"):
+        log = LogInstrument("n", "x", event, limits=Limits(rate=1e9))
+        attach_to("__main__.work").attach(event, log)
+    """
+OUTPUTS = {
+    "closed": ">&-",
+    "full": ">/dev/full",
+    "a pipe without a reader": ">&{without_reader}",
+    "a pipe that is full": ">&{full}",
+}
+PROGRAMS = {
+    "says nothing": "go()",
+    "speaks before": "print('said', flush=True) if sys.stdout else 0; go()",
+    "speaks after": "go(); print('said')",
+    "speaks in between": "print('said'); go(); print('said'); go()",
+    "exits": "go(); sys.exit(3)",
+    "lets the system end it": "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); go()",
+    "closes it": "go(); sys.stdout and os.dup2(os.open(os.devnull, os.O_WRONLY), 1); go()",
+}
+
+
+@pytest.fixture
+def pipes():
+    """Write ends of pipes: of one that nobody reads, and of one that is full but for a line."""
+    ends = {}
+    reader, ends["without_reader"] = os.pipe()
+    os.close(reader)
+    reader, ends["full"] = os.pipe()
+    os.set_blocking(ends["full"], False)
+    try:
+        while True:
+            os.write(ends["full"], b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(ends["full"], True)
+    os.read(reader, 4096)
+    yield ends
+    for end in (reader, *ends.values()):
+        os.close(end)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("does", PROGRAMS)
+def test_an_output_that_fails_changes_neither_status_nor_what_is_said(output, does, tmp_path, pipes):
+    if output == "a pipe that is full" and does.startswith("speaks"):
+        pytest.skip("then the program itself waits")
+    seen = []
+    for probes in ("", CHATTY_PROBES):
+        folder = tmp_path / f"probed {bool(probes)}"
+        folder.mkdir()
+        text = CHATTY.replace("{probes}", probes).replace("{program}", PROGRAMS[does])
+        shell = "exec {python} -B x.py " + OUTPUTS[output].format(**pipes)
+        seen.append(run(folder, textwrap.dedent(text), shell=shell, pass_fds=pipes.values()))
+    assert "sh:" not in "".join(seen[0]["stderr"])
+    assert seen[1] == seen[0]
+
+
+def test_a_hit_amid_a_write_to_standard_output_destroys_nothing(tmp_path):
+    # The signal comes while the interpreter waits in a write of its own: whoever writes to the
+    # same stream in the handler gets a RuntimeError, and what was in its buffer is lost.
+    text = """
+        import os, signal, sys, threading, time
+        lines = []
+        def handler(*_): lines.append(1)
+        {probes}
+        signal.signal(signal.SIGALRM, handler)
+        reader, writer = os.pipe()
+        saved = os.dup(1)
+        os.dup2(writer, 1); os.close(writer)
+        read = []
+        def slow():
+            while not lines: time.sleep(0.001)
+            while piece := os.read(reader, 65536): read.append(piece)
+        thread = threading.Thread(target=slow); thread.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        for number in range(40_000): print("line", number)
+        sys.stdout.flush()
+        os.dup2(saved, 1); thread.join()
+        text = b"".join(read).decode()
+        text = "".join(text.split("Probe (n)[tags={{}}] = 1\\n"))
+        print(text == "".join(f"line {{number}}\\n" for number in range(40_000)), len(lines))
+        """
+    probes = "from diagnose import *; attach_to('__main__.handler').attach('n', LogInstrument('n', '1', 'call'))"
+    for put in ("", probes):
+        done = run(tmp_path, textwrap.dedent(text).format(probes=put))
+        assert (done["stdout"], done["stderr"], done["status"]) == ("True 1\n", [], 0)
+
+
+# --- sinks ----------------------------------------------------------------------------------------
+
+SINKS = """
+    import diagnose, os, sys, time
+    def work(): return 1
+    class Sink:
+        def histogram(self, name, values, tags):
+            if {hangs}: time.sleep(1000)
+            os.write(2, f"{{name}} {{list(values)}}\\n".encode())
+        def counter(self, name, total, tags): self.histogram(name, [total], tags)
+    diagnose.manager.sinks.append(Sink())
+    for number in range(20):
+        made = diagnose.IncrementInstrument(f"n{{number}}", "1")
+        diagnose.attach_to("__main__.work").attach(number, made)
+    work()
+    {end}
+    """
+
+
+def test_what_was_measured_last_is_sent_as_the_program_ends(tmp_path):
+    text = textwrap.dedent(SINKS).format(hangs=False, end="")
+    done = run(tmp_path, text)
+    assert sorted(done["stderr"]) == sorted(f"n{number} [1]" for number in range(20))
+
+
+def test_what_was_measured_last_in_a_child_of_multiprocessing_is_sent(tmp_path):
+    end = """
+import multiprocessing
+diagnose.attach_to("__main__.work").stop()
+diagnose.attach_to("__main__.work").attach("n", diagnose.HistogramInstrument("n", "2"))
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start(); child.join()
+os._exit(0)
+"""
+    done = run(tmp_path, textwrap.dedent(SINKS).format(hangs=False, end=end))
+    assert done["stderr"].count("n [2]") == 1
+
+
+@pytest.mark.parametrize("end", ["", "diagnose.attach_to('__main__.work').stop()", "sys.exit(3)"])
+def test_a_sink_that_hangs_is_waited_for_once_and_it_is_said_what_is_lost(end, tmp_path):
+    done = run(tmp_path, textwrap.dedent(SINKS).format(hangs=True, end=end))
+    assert done["status"] == (3 if "exit" in end else 0)
+    (said,) = done["stderr"]
+    assert "a metric sink has not come to an end within 1 s" in said
+    assert re.search(r"(19|20) values", said)
