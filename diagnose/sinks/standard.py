@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["STANDARD_OUTPUT", "StandardOutput"]
 
 MAX_LINES = 10_000
-TERMINAL_SECONDS = 0.02
-"""How long a line for a terminal is waited for, so that it stands where it belongs between what
-the program writes."""
+IN_ORDER_SECONDS = 0.02
+"""How long a line is waited for where the program's own text is not held in a buffer (a terminal,
+``PYTHONUNBUFFERED``), so that it stands where it belongs."""
 SETTLE_SECONDS = 1.0
 
 _clockwork = Clockwork("diagnose-output", Quiet)
@@ -72,8 +72,8 @@ class StandardOutput:
             self._work()
             return
         _clockwork.soon(self._work_alone)
-        if not self._is_stuck and out.isatty():
-            self._wait(TERMINAL_SECONDS)
+        if not self._is_stuck and (getattr(out, "write_through", False) or out.isatty()):
+            self._wait(IN_ORDER_SECONDS)
 
     def begin(self, user: object) -> None:
         """Have a thread, for the sake of ``user``, until :meth:`end`."""
