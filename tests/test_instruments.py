@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from diagnose.instruments import (
 )
 from diagnose.instruments.base import remaining_seconds
 from diagnose.managers import InstrumentManager
+from diagnose.sinks import standard
 
 
 class ListSink:
@@ -756,3 +758,91 @@ def test_the_time_that_is_left_counts_from_now():
     assert 59 < remaining_seconds(now + timedelta(seconds=60)) <= 60
     assert 59 < remaining_seconds((now + timedelta(seconds=60)).replace(tzinfo=None)) <= 60
     assert remaining_seconds(datetime(2001, 1, 1)) < 0
+
+
+# --- standard output --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe_of(monkeypatch):
+    """Called in a test, it gives a real standard output: what is written to it can be read."""
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w") as real:
+
+        def begin():  # not before: pytest puts its own in place as the test begins
+            monkeypatch.setattr(sys, "stdout", real)
+            monkeypatch.setattr(sys, "__stdout__", real)
+            monkeypatch.setattr(standard.STANDARD_OUTPUT, "lost", False)
+            return reader
+
+        yield begin
+
+
+def test_lines_for_the_real_standard_output_pass_its_stream_in_order(shop, pipe_of):
+    pipe = pipe_of()
+    with attached(shop.path, LogInstrument("a", "x")):
+        sys.stdout.write("the program's own, kept in its buffer\n")
+        for number in range(50):
+            shop.same(number)
+        lines = [pipe.readline() for _ in range(50)]
+    assert lines == [f"Probe (a)[tags={{}}] = {number}\n" for number in range(50)]
+    sys.stdout.flush()
+    assert pipe.readline() == "the program's own, kept in its buffer\n"
+
+
+def test_lines_stand_where_they_belong_if_the_program_keeps_no_buffer(shop, pipe_of):
+    pipe = pipe_of()
+    sys.stdout.reconfigure(write_through=True)
+    with attached(shop.path, LogInstrument("a", "x")):
+        for number in range(5):
+            shop.same(number)
+            print(number, flush=True)
+        lines = [pipe.readline() for _ in range(10)]
+    expected = [(f"Probe (a)[tags={{}}] = {number}\n", f"{number}\n") for number in range(5)]
+    assert lines == [line for pair in expected for line in pair]
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(shop, pipe_of):
+    pipe = pipe_of()
+    sys.stdout.reconfigure(encoding="ascii")
+    with attached(shop.path, LogInstrument("a", "x")):
+        shop.same("é\udc80")
+        assert pipe.readline() == "Probe (a)[tags={}] = \\xe9\\udc80\n"
+
+
+@pytest.mark.parametrize("how", ["close", "none"])
+def test_without_a_standard_output_lines_are_lost_with_a_warning(shop, pipe_of, how, monkeypatch):
+    pipe_of()
+    log = LogInstrument("a", "x")
+    with attached(shop.path, log):
+        assert log.warnings == ()
+        if how == "close":
+            sys.stdout.close()
+        else:
+            monkeypatch.setattr(sys, "stdout", None)
+        assert shop.same(1) == 1
+    assert log.status.state != "error"
+    assert log.status.hits == 1
+    assert "lines were lost" in log.warnings[0]
+
+
+def test_a_childs_lines_are_its_own(shop, pipe_of):
+    pipe = pipe_of()
+    with attached(shop.path, LogInstrument("a", "x")):
+        shop.same("parent")
+
+        def child():
+            shop.same("child")
+            standard.STANDARD_OUTPUT.settle()
+
+        in_child(child)
+        lines = sorted(pipe.readline() for _ in range(2))
+    assert lines == [f"Probe (a)[tags={{}}] = {who}\n" for who in ("child", "parent")]
+    sys.stdout.close()
+    assert pipe.read() == ""
+
+
+def test_a_log_without_a_probe_writes_too(pipe_of):
+    pipe = pipe_of()
+    LogInstrument("a", "x").emit("a", 1, {})
+    assert pipe.readline() == "Probe (a)[tags={}] = 1\n"

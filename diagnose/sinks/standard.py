@@ -10,7 +10,6 @@ the program's text stays as it is, and its thread waits for nobody.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["STANDARD_OUTPUT", "StandardOutput"]
 
 MAX_LINES = 10_000
+LINES_AT_ONCE = 100
 IN_ORDER_SECONDS = 0.02
 """How long a line is waited for where the program's own text is not held in a buffer (a terminal,
 ``PYTHONUNBUFFERED``), so that it stands where it belongs."""
@@ -52,7 +52,9 @@ class StandardOutput:
         self.lost = False
         self._lines: deque[tuple[TextIO, bytes]] = deque(maxlen=MAX_LINES)
         self._users: set[int] = set()
-        self._is_stuck = False
+        self._is_stuck = self._is_asked = False
+        self._known: TextIO | None = None
+        self._keeps_order = False
 
     def write(self, text: str) -> int:
         """Write text; what a stream in the place of the real one raises is raised."""
@@ -71,8 +73,14 @@ class StandardOutput:
         if _clockwork.thread is None:
             self._work()
             return
-        _clockwork.soon(self._work_alone)
-        if not self._is_stuck and (getattr(out, "write_through", False) or out.isatty()):
+        if not self._is_asked:
+            self._is_asked = True
+            _clockwork.soon(self._work_alone)
+        if out is not self._known:
+            # Once only: asking gives other threads the chance to take the interpreter.
+            self._keeps_order = bool(getattr(out, "write_through", False)) or out.isatty()
+            self._known = out
+        if self._keeps_order and not self._is_stuck:
             self._wait(IN_ORDER_SECONDS)
 
     def begin(self, user: object) -> None:
@@ -89,7 +97,7 @@ class StandardOutput:
 
     def settle(self) -> None:
         """Wait until all is written, for a second at most."""
-        if self._lines and not self._is_stuck:
+        if not self._is_stuck:
             self._wait(SETTLE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
@@ -105,31 +113,40 @@ class StandardOutput:
         self._work()
 
     def _work(self) -> None:
-        while self._lines:
-            out, line = self._lines[0]
+        self._is_asked = False  # first: what comes from now on may come too late
+        pieces: list[bytes] = []
+        before: TextIO | None = None
+        while True:
             try:
-                self._send(out, line)
-            except (OSError, ValueError):
-                self.lost = True
-            # Not so in a forked child, whose parent writes it.
-            with contextlib.suppress(IndexError):
-                self._lines.popleft()
+                out, line = self._lines.popleft()
+            except IndexError:
+                break
+            if pieces and (out is not before or len(pieces) == LINES_AT_ONCE):
+                self._send(before, b"".join(pieces))
+                pieces = []
+            before = out
+            pieces.append(line)
+        if pieces:
+            self._send(before, b"".join(pieces))
 
-    def _send(self, out: TextIO, line: bytes) -> None:
-        number = out.fileno()
-        while line:
-            try:
-                line = line[_write(number, line) :]
-            except BlockingIOError:
-                poll = _poll()
-                poll.register(number, select.POLLOUT)
-                if not poll.poll(SETTLE_SECONDS * 1000):
-                    raise
+    def _send(self, out: TextIO | None, text: bytes) -> None:
+        try:
+            number = -1 if out is None else out.fileno()
+            while text:
+                try:
+                    text = text[_write(number, text) :]
+                except BlockingIOError:
+                    poll = _poll()
+                    poll.register(number, select.POLLOUT)
+                    if not poll.poll(SETTLE_SECONDS * 1000):
+                        raise
+        except (OSError, ValueError):
+            self.lost = True
 
     def after_fork_in_child(self) -> None:
         """Forget what is the parent's to write."""
         self._lines.clear()
-        self._is_stuck = False
+        self._is_stuck = self._is_asked = False
 
 
 STANDARD_OUTPUT = StandardOutput()
