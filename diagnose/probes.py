@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
@@ -14,16 +18,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
 from diagnose.budget import Meter, Pause
-from diagnose.bytecode.containment import LostError
+from diagnose.bytecode.containment import LostError, drop
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError
-from diagnose.instruments import base
+from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.interrupts import belongs_to_program
+from diagnose.sinks.standard import STANDARD_OUTPUT
 from diagnose.sites import Armed, site_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -50,12 +55,30 @@ log = logging.getLogger(__name__)
 active_probes: dict[str, FunctionProbe] = {}
 """The probes that are attached or were asked for, by target path."""
 
-timers = Clockwork("diagnose-timers")
-"""What calls at deadlines: lifespans, budgets."""
+timers = Clockwork("diagnose-timers", handlers.Quiet)
+"""What calls at deadlines: lifespans, budgets. It has a thread as long as anything is attached,
+since a hit, which must not start one, may want something done."""
 # Guards every change of what is probed. Held for microseconds, never while user code or
 # the network is waited for (so probes are silent in its holder, who may itself call what is
 # probed); a fork waits for it, so that a child finds no half-made probe.
 _lock = threading.RLock()
+
+
+class _Judge:
+    """Asks an attachment about an error, as long as it is armed.
+
+    Code that suspended generators still have refers to it, for ever maybe; so it refers to the
+    attachment, and by that to the function and its module, only until then.
+    """
+
+    __slots__ = ("attachment",)
+
+    def __init__(self, attachment: _Attachment) -> None:
+        self.attachment: _Attachment | None = attachment
+
+    def __call__(self, error: BaseException) -> bool:
+        attachment = self.attachment
+        return drop(error) if attachment is None else attachment.defect(error)
 
 
 class _Attachment:
@@ -65,7 +88,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "_claim", "_holds_timers", "_judged", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
         "suspended", "timer",
     )  # fmt: skip
 
@@ -76,6 +99,7 @@ class _Attachment:
         self.site = site
         self.timer: Timer | None = None
         self._spent: dict[str, Any] = {}
+        self._holds_timers = True
         self.meter: Meter | None = None
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
@@ -91,7 +115,8 @@ class _Attachment:
     def _write(self) -> Hook:
         instrument = self.instrument
         plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
-        plan = dataclasses.replace(plan, defect=self.defect)
+        self._judged = _Judge(self)
+        plan = dataclasses.replace(plan, defect=self._judged)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
         return handlers.write(plan, scope, f"<probe {instrument.name}>", self._spent)
@@ -101,13 +126,15 @@ class _Attachment:
         with handlers.Quiet(), _lock:
             if not self.armed or not self.probe.holds(self):
                 return
-            before, self.hook = self.hook, handlers.parsing(self._write)
+            before, judged = self.hook, self._judged
+            self.hook = handlers.parsing(self._write)
             try:
                 _update(self.site, [self])
             except DiagnoseError:
-                self.hook = before
+                self.hook, self._judged = before, judged
                 raise
             handlers.disarm(before)
+            judged.attachment = None
 
     @property
     def event(self) -> str:
@@ -118,6 +145,12 @@ class _Attachment:
     def place(self) -> Hashable:
         """See :class:`_Placed`."""
         return self.probe, self.key
+
+    def let_go(self) -> None:
+        """Need the timers' thread no more."""
+        if self._holds_timers:
+            self._holds_timers = False
+            timers.release()
 
     # --- what handlers call, in the program's thread: it takes no lock, writes no log, starts no
     # --- thread; all of that is done by the timers' thread
@@ -154,7 +187,7 @@ class _Attachment:
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
         before = _restore_traceback(error)
         if self._give_up(code, text):
-            timers.after(0, lambda: self._tell(error, before))
+            timers.soon(lambda: self._tell(error, before))
 
     def _tell(self, error: BaseException, before: TracebackType | None) -> None:
         with handlers.Quiet():
@@ -168,15 +201,17 @@ class _Attachment:
 
     def too_slow(self, hit: LongHit) -> None:
         """Pause after a hit that took too long; called in the program's thread."""
-        with handlers.Quiet():
-            if not self._disarm():
-                return
-            text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
-            self.suspended = True
-            status = self.instrument.status
-            status.state, status.code, status.error = "suspended", "too-slow", text
-            Pause(timers, lambda late: self._judge(hit, late))
-        self._leave_later()
+        if not self._disarm():
+            return
+        text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
+        self.suspended = True
+        status = self.instrument.status
+        status.state, status.code, status.error = "suspended", "too-slow", text
+        timers.soon(lambda: self._pause(hit))
+
+    def _pause(self, hit: LongHit) -> None:
+        self._leave_site()
+        Pause(timers, lambda late: self._judge(hit, late))
 
     def _judge(self, hit: LongHit, late: float) -> None:
         """Be tried again, unless the meter is sure that the hits themselves are to blame."""
@@ -266,12 +301,14 @@ class _Attachment:
     def disarm(self) -> None:
         """Serve no hit from now on, also of calls that are inside."""
         handlers.disarm(self.hook)
+        self._judged.attachment = None
+        self.instrument.disarmed(self.hook)
         if self._span is not None:
             self._span.abandon()
 
     def _leave_later(self) -> None:
         # The code is made anew elsewhere: this thread has a program to go on with.
-        timers.after(0, self._leave_site)
+        timers.soon(self._leave_site)
 
     def _leave_site(self) -> None:
         with handlers.Quiet(), _lock:
@@ -378,12 +415,15 @@ class FunctionProbe:
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
         with Changes() as changes, handlers.Quiet(), _lock:
-            self.started = False
-            for key in list(self._attachments):
-                changes.take_off(self, key, "stopped")
-            self._resolved = None
-            if active_probes.get(self.target) is self:
-                del active_probes[self.target]
+            self._leave(changes)
+
+    def _leave(self, changes: Changes) -> None:
+        self.started = False
+        for key in list(self._attachments):
+            changes.take_off(self, key, "stopped")
+        self._resolved = None
+        if active_probes.get(self.target) is self:
+            del active_probes[self.target]
 
     def attach(
         self,
@@ -423,7 +463,8 @@ class FunctionProbe:
             changes.detach(self, key)
 
     def _expire(self, attachment: _Attachment) -> None:
-        with Changes() as changes, handlers.Quiet(), _lock:
+        # Other deadlines may be due: what is still to be sent is not waited for.
+        with Changes(waits=False) as changes, handlers.Quiet(), _lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
             changes.take_off(self, attachment.key, "expired")
@@ -498,6 +539,7 @@ class _Newcomer(Arrival):
         self.attachment.armed = False
         # Code objects take no part in garbage collection: this breaks the cycle.
         self.attachment.disarm()
+        self.attachment.let_go()
         status = self.attachment.instrument.status
         status.state, status.code, status.error = self.status
 
@@ -508,9 +550,13 @@ class Changes:
     A context. What is noted in it takes effect at its end, one function after the other; what
     is taken off serves no hit from that moment on. If an exception ends it, nothing is put on.
     It is for one thread; others may have their own at the same time.
+
+    Args:
+        waits: at its end, for a moment, for what is still to be sent of what was taken off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: bool = True) -> None:
+        self._waits = waits
         self._coming: dict[tuple[FunctionProbe, str], _Newcomer] = {}
         self._gone: list[_Attachment] = []
         self._probes: dict[FunctionProbe, None] = {}
@@ -534,7 +580,7 @@ class Changes:
                     _update(site)
             for probe in self._probes:
                 probe._leave_if_empty()
-        _finish(self._gone)
+        _finish(self._gone, waits=self._waits)
 
     def attach(
         self,
@@ -563,9 +609,16 @@ class Changes:
             self.detach(probe, key)
             return Arrival()
         found = target or probe._resolved or targets.resolve(probe.target, import_modules=False)
-        with handlers.Quiet(), _lock:
-            found = target or probe._resolved or found
-            attachment = _Attachment(probe, key, instrument, site_of(found))
+        # Before it is armed, for the first hit may fail; and without the lock, for a new thread
+        # is waited for.
+        timers.hold()
+        try:
+            with handlers.Quiet(), _lock:
+                found = target or probe._resolved or found
+                attachment = _Attachment(probe, key, instrument, site_of(found))
+        except BaseException:
+            timers.release()
+            raise
         newcomer = self._coming[probe, key] = _Newcomer(attachment, found, seconds)
         return newcomer
 
@@ -655,6 +708,7 @@ class _Placed(Protocol):
 
 
 _on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_has_ended = False
 
 
 def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Exception]:
@@ -673,6 +727,8 @@ def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Excepti
 
 def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
+    if _has_ended and news:
+        return  # a background thread still applies what it knows; the code stays as it is
     _, attachments = _on_site.get(id(site), (site, []))
     places = {new.place for new in news}
     kept = [one for one in attachments if one.armed and one.place not in places]
@@ -683,7 +739,7 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
         _on_site[id(site)] = (site, kept)
     try:
-        site.update([Armed(one.event, one.hook) for one in kept])
+        said = site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
         if news:
             if attachments:
@@ -692,7 +748,10 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
                 _on_site.pop(id(site), None)
             raise
         # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
-        log.warning("%r could not be brought up to date: %s", site, error)
+        said = f"{site!r} could not be brought up to date: {error}"
+    if said is not None:
+        # Not here: a thread that waits for our lock may hold that of a log handler.
+        timers.after(0, functools.partial(log.warning, "%s", said))
     if kept:
         _on_site[id(site)] = (site, kept)
     else:
@@ -745,7 +804,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
     attachment.disarm()
-    attachment.instrument._rewrites.pop(attachment, None)
+    attachment.let_go()
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
@@ -756,12 +815,14 @@ def _retire(attachment: _Attachment, state: str) -> None:
         status.state = state
 
 
-def _finish(gone: Sequence[_Attachment]) -> None:
-    for attachment in gone:
-        if attachment.instrument.status.attachments:
-            continue  # it is on another function too, or was put on again
-        with handlers.Quiet():
-            _call_hook(attachment.instrument, "detached")
+def _finish(gone: Sequence[_Attachment], *, waits: bool = True) -> None:
+    # Those that are on another function too, or were put on again, go on.
+    off = [one.instrument for one in gone if not one.instrument.status.attachments]
+    with handlers.Quiet():
+        for instrument in off:
+            _call_hook(instrument, "detached")
+        if off and waits:
+            metrics.settle()
 
 
 def _call_hook(instrument: Instrument, name: str, *args: object) -> None:
@@ -908,8 +969,71 @@ def _decorate(instrument: Instrument, function: Any) -> None:
 base._Defaults.attach = staticmethod(_decorate)
 
 
+# --- the end of the program -------------------------------------------------------------
+
+
+def _end() -> None:
+    """Take everything off, so that the program comes apart as if nothing had been there.
+
+    Code that calls handlers keeps alive what these refer to, and the collector can't see it, as
+    code takes no part in collection: files would not be flushed, finalizers not run.
+    """
+    global _has_ended  # noqa: PLW0603
+    # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
+    # to be seen: the program has done all that it had to do.
+    with contextlib.suppress(BaseException), handlers.Quiet():
+        if not _lock.acquire(timeout=_END_WAIT_SECONDS):
+            return
+        try:
+            _has_ended = True
+            placed = [one for _, each in list(_on_site.values()) for one in each]
+            on = {one.probe for one in placed if isinstance(one, _Attachment)}
+            with Changes() as changes:
+                for probe in on.union(active_probes.values()):
+                    with contextlib.suppress(Exception):
+                        probe._leave(changes)
+            for site, each in list(_on_site.values()):
+                for one in each:
+                    one.armed = False
+                with contextlib.suppress(Exception):
+                    _update(site)
+        finally:
+            _lock.release()
+        STANDARD_OUTPUT.settle()
+
+
+_END_WAIT_SECONDS = 1.0
+_LAST_PRIORITY = -2000  # behind managers, which say good-bye to their server
+_is_following = False
+# It is called after what the program registered since this was imported.
+atexit.register(_end)
+
+
+def _follow_multiprocessing() -> None:
+    """See to it that all is taken off at the end of multiprocessing's children.
+
+    These end by ``os._exit``, so not with what `atexit` knows, but with finalizers; they begin by
+    forgetting their parent's, and then do what is to be done after a fork.
+    """
+    global _is_following  # noqa: PLW0603 - of the program, children included
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and hasattr(util, "register_after_fork") and not _is_following:
+        _is_following = True
+        util.register_after_fork(_end, _end_with_finalizers)
+
+
+def _end_with_finalizers(end: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, end, exitpriority=_LAST_PRIORITY)
+
+
+def _before_fork() -> None:
+    with contextlib.suppress(Exception):  # this is somebody else's module
+        _follow_multiprocessing()
+    _lock.acquire()
+
+
 os.register_at_fork(
-    before=_lock.acquire,
+    before=_before_fork,
     # In the child too: its only thread is the one that took it.
     after_in_parent=_lock.release,
     after_in_child=_lock.release,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
-import logging
 import re
 import sys
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from diagnose.targets import Target
 
 __all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "site_of"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +54,12 @@ class Site(Protocol):
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """What names mean for expressions on ``event`` here."""
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """Make exactly these hooks be called; none of them: put everything back.
+
+        Returns:
+            What an operator should know about it. It is not logged here: whoever calls holds a
+            lock that a thread inside of a log handler may be waiting for.
 
         Raises:
             ProbeError: it can't be done; then nothing has changed.
@@ -156,11 +157,10 @@ class CodeSite:
             parameters=None if is_inside else parameters,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
-            self._restore()
-            return
+            return self._restore()
         self._see_interrupt()
         base = self._base
         if self._ours is None or self._function.__code__ is not self._ours:
@@ -194,13 +194,15 @@ class CodeSite:
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
+        return None
 
     def _see_interrupt(self) -> None:
         """Take note of an exchange that an interrupt kept from being noted."""
         if self._coming is not None and self._function.__code__ is self._coming:
             self._ours = self._coming
 
-    def _restore(self) -> None:
+    def _restore(self) -> str | None:
+        said = None
         self._see_interrupt()
         if self._ours is not None:
             if self._function.__code__ is self._ours:
@@ -208,14 +210,14 @@ class CodeSite:
             elif self._function.__code__ is self._base:
                 pass  # an interrupt came before the exchange, or after it was undone
             else:
-                log.warning(
-                    "the code of %r was replaced by somebody else while it was probed; it is "
-                    "left as it is, and may go on calling handlers that do nothing",
-                    self._function,
+                said = (
+                    f"the code of {self._function!r} was replaced by somebody else while it was "
+                    "probed; it is left as it is, and may go on calling handlers that do nothing"
                 )
         self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
             _remove(self._function)
+        return said
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -432,14 +434,14 @@ class ReferenceSite:
             has_frame=False,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
             self._replace(self._standin, self._found)
             self._placed = False
             _remove(self._found)
             self._call.__code__ = self._plain
-            return
+            return None
         woven = weaving.weave(
             self._plain,
             before=_select(armed, "call"),
@@ -458,6 +460,7 @@ class ReferenceSite:
             self._placed = True
             _enter(self._found, self)
             self._replace(self._found, self._standin)
+        return None
 
     def _replace(self, old: object, new: object) -> None:
         """Replace every reference that a loaded module or a class in one holds."""

@@ -13,7 +13,16 @@ import threading
 import types
 
 import pytest
-from stage import DEADLINE_SECONDS, EVENTS, Stage, events, outcome, picture, probed
+from stage import (
+    DEADLINE_SECONDS,
+    EVENTS,
+    Stage,
+    events,
+    outcome,
+    picture,
+    probed,
+    timers_ran,
+)
 from waiting import wait_until
 
 from diagnose import sites
@@ -1025,6 +1034,7 @@ def test_code_that_somebody_else_put_in_meanwhile_is_left_alone(place, caplog):
         assert f(2) == 200
     assert f.__code__ is theirs
     assert seen.results == [1]
+    timers_ran()
     assert "replaced by somebody else" in caplog.text
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+import opcode
 import os
 import random
 import sys
@@ -62,9 +63,7 @@ _random = random.Random()  # not the program's, which would see that numbers are
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def write(
-    plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = None
-) -> weaving.Hook:
+def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = None) -> weaving.Hook:
     """Write the handler of ``plan`` for hits in ``scope``.
 
     Args:
@@ -159,7 +158,10 @@ class _Writer:
         plan = self.plan
         given = () if plan.whole else (plan.value, plan.tags)
         return [
-            statement for each in given if each is not None for statement in self.fetch(each, fetched)
+            statement
+            for each in given
+            if each is not None
+            for statement in self.fetch(each, fetched)
         ]
 
     def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
@@ -597,7 +599,22 @@ class _Writer:
             message = f"the expression can't be used with this function: {error}"
             raise ProbeError(message, code="expression") from error
         code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
-        return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
+        has_use = self.plan.whole or _uses_globals(code)
+        globals_ = self.scope.globals_ if has_use else {}
+        return FunctionType(_filled(code, filler.used), globals_, "handler")
+
+
+_LOAD_GLOBAL = opcode.opmap["LOAD_GLOBAL"]
+
+
+def _uses_globals(code: CodeType) -> bool:
+    """Whether it looks up any: if not, it must not keep a module's alive.
+
+    A generator that is suspended keeps the code that it began with, so the handlers in it, also
+    past the end of the probe; and the collector does not see what code refers to.
+    """
+    inner = (value for value in code.co_consts if isinstance(value, CodeType))
+    return _LOAD_GLOBAL in code.co_code[::2] or any(map(_uses_globals, inner))
 
 
 def _block(text: str) -> ast.Try:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from diagnose.budget import Budget
+    from diagnose.bytecode.weaving import Hook
     from diagnose.expressions import Expression, Policy
     from diagnose.guards import Allotment
     from diagnose.handlers import Watch
@@ -365,6 +366,9 @@ class Instrument:
 
     def attached(self) -> None:
         """Called by a probe after arming."""
+
+    def disarmed(self, hook: Hook) -> None:
+        """Called when a hook that :meth:`plan` led to serves no more hits; also at a hit."""
 
     def detached(self) -> None:
         """Called by a probe when it is off its last function."""
