@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diagnose.bytecode.weaving import Hook
     from diagnose.targets import Target
 
-__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "site_of"]
+__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "is_inside", "site_of"]
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +68,34 @@ class Site(Protocol):
 _sites: dict[int, Site] = {}
 
 
-def site_of(target: Target) -> Site:
+def site_of(target: Target, *, inside: bool) -> Site:
     """The site of a target's function, which may have been reached on another path.
+
+    Args:
+        target: where to look.
+        inside: whether what happens inside the function is meant (its lines, its variables, its
+            end), which behind decorators is the innermost one; or what callers see.
 
     Raises:
         TargetKindError: the target can't be called.
     """
-    subject: Any = target.found if target.function is None else target.function
+    function = target.function
+    if inside and target.body is not None:
+        function = target.body
+    subject: Any = target.found if function is None else function
     while isinstance(subject, _Standin):
         subject = object.__getattribute__(subject, "_found")
     site = _sites.get(id(subject))
     if site is not None:
         return site
-    if target.function is not None:
-        return CodeSite(target.function)
+    if function is not None:
+        return CodeSite(function)
     return ReferenceSite(target, subject)
+
+
+def is_inside(event: str) -> bool:
+    """Whether an event is one inside the function's body."""
+    return event.partition(":")[0] in {"end", "line"}
 
 
 def _own_code(function: FunctionType) -> CodeType:
@@ -102,7 +115,7 @@ def _select(armed: Sequence[Armed], event: str) -> tuple[Hook, ...]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001  (it asks what decorators have put behind ``__wrapped__``)
         return None
 
 
@@ -125,12 +138,12 @@ class CodeSite:
             code = self._base
         parameters = weaving.Parameters.of(code)
         kind = event.partition(":")[0]
-        is_inside = kind in {"end", "line"}
+        inside = is_inside(event)
         if kind == "line":
             _line(code, event)
-        wraps = hasattr(self._function, "__wrapped__") and not is_inside
+        wraps = hasattr(self._function, "__wrapped__") and not inside
         try:
-            names = weaving.variables(code) if is_inside else parameters.names
+            names = weaving.variables(code) if inside else parameters.names
         except ValueError as error:
             raise _unusable(self._function, error) from error
         return Scope(
@@ -397,7 +410,7 @@ class ReferenceSite:
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`; there is no ``end`` in what has no frame."""
-        if event.partition(":")[0] in {"end", "line"}:
+        if is_inside(event):
             message = (
                 f"{self._target.path!r} has no Python code, so there is no event {event!r} in it; "
                 "use 'return'"

@@ -156,6 +156,10 @@ def _read_wrapped(value: object) -> object:
             return found.__get__(value, type(value))
         except Exception:  # noqa: BLE001 - a proxy that was never made ready
             return _MISSING
+    if step.owner is not value and not _is_a(value, type):
+        methods = _read_mro(type(found))
+        if _in_classes(methods, "__get__"):
+            return _MISSING  # a property, say: what it would give is only known when it runs
     return found
 
 

@@ -61,10 +61,10 @@ from diagnose.targets.lookup import (
     _unwrapped,
 )
 
-__all__ = ["Target", "TargetKind", "find", "module_names", "resolve"]
+__all__ = ["Target", "TargetKind", "find", "innermost", "module_names", "resolve"]
 
 _MAX_PATH_CHARS = 1000
-_MAX_WRAPPERS = 20
+_MAX_WRAPPERS = 1000
 _OTHER_JOINTS = re.compile(r"(\.py)?:+|/")  # as pytest, entry points and files have them
 
 _ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
@@ -99,6 +99,10 @@ class Target:
             object, a property, and so on.
         function: the function whose code a probe swaps; None for `TargetKind.REFERENCE`.
         warnings: what a user may not expect of this target, one sentence each.
+        body: the function that was written: `function`, or the innermost one behind its
+            decorators (see `wraps`), unless the path itself ends in ``__wrapped__``. None where
+            no Python function is.
+        decorators: how many of them `body` is behind.
     """
 
     path: str
@@ -108,6 +112,12 @@ class Target:
     found: object
     function: FunctionType | None
     warnings: tuple[str, ...] = ()
+    body: FunctionType | None = None
+    decorators: int = 0
+
+    def __post_init__(self) -> None:
+        if self.body is None:
+            object.__setattr__(self, "body", self.function)
 
     @property
     def subject(self) -> object:
@@ -116,8 +126,8 @@ class Target:
 
     @property
     def location(self) -> str | None:
-        """File and first line of the function; None where there is no Python code."""
-        code = None if self.function is None else self.function.__code__
+        """File and first line of the function that was written; None where none was."""
+        code = None if self.body is None else self.body.__code__
         return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
     def wraps(self, subject: object) -> bool:
@@ -125,12 +135,43 @@ class Target:
 
         That is what decorators leave behind that use `functools.wraps` or wrapt.
         """
-        found: object = _unwrapped(self.subject)
-        for _ in range(_MAX_WRAPPERS):
-            found = _unwrapped(_read_wrapped(found))
-            if found is _MISSING or found is subject:
-                break
-        return found is subject
+        return any(found is subject for found in _behind(_unwrapped(self.subject)))
+
+
+def innermost(function: object) -> tuple[FunctionType | None, int]:
+    """The innermost function behind ``__wrapped__``, and how many decorators it is behind.
+
+    Nothing of the program is run. What no decorator is around is its own innermost function, and
+    so is what leads in a circle. What stands further in and is no function does not count.
+    """
+    body = function if type(function) is FunctionType else None
+    count = 0
+    for number, found in enumerate(_behind(function), 1):
+        if type(found) is FunctionType:
+            body, count = found, number
+    return body, count
+
+
+def _behind(wrapper: object) -> list[object]:
+    """What a chain of ``__wrapped__`` leads to, the outermost first; nothing if it never ends."""
+    found: list[object] = []
+    seen = {id(wrapper)}
+    behind = wrapper
+    while (behind := _inside(_read_wrapped(behind))) is not _MISSING:
+        if id(behind) in seen or len(found) >= _MAX_WRAPPERS:
+            return []
+        seen.add(id(behind))
+        found.append(behind)
+    return found
+
+
+def _inside(value: object) -> object:
+    """The function inside any descriptor that a class may hold; any other value as it is."""
+    if _is_a(value, property):
+        value = _ACCESSORS["fget"](value)
+    elif _is_a(value, functools.cached_property):
+        value = _entry(_namespace(value), "func")
+    return _unwrapped(value)
 
 
 def resolve(path: str, *, import_modules: bool) -> Target:
@@ -471,7 +512,13 @@ class _Search:
             if _is_script(file) and owner is not sys.modules.get("__main__"):
                 warnings.append(f"{here} also exists in __main__: calls there are not seen")
         code_owner = function if type(function) is FunctionType else None
-        return Target(self.path, owner, name, kind, value, code_owner, tuple(warnings))
+        body, decorators = code_owner, 0
+        if name != "__wrapped__":  # who walks through decorators one by one means where they stop
+            subject = _seen_through(value) if code_owner is None else code_owner
+            body, decorators = innermost(subject)
+        return Target(
+            self.path, owner, name, kind, value, code_owner, tuple(warnings), body, decorators
+        )
 
 
 def _classify(step: _Step, holder: object, path: str) -> Target:
