@@ -8,16 +8,17 @@ modules and classes refer to it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import linecache
 import logging
 import re
 import sys
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots
+from diagnose import hotspots, standins
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -82,9 +83,7 @@ def site_of(target: Target, *, inside: bool) -> Site:
     function = target.function
     if inside and target.body is not None:
         function = target.body
-    subject: Any = target.found if function is None else function
-    while isinstance(subject, _Standin):
-        subject = object.__getattribute__(subject, "_found")
+    subject: Any = target.subject if function is None else function
     site = _sites.get(id(subject))
     if site is not None:
         return site
@@ -325,68 +324,13 @@ def _nearest(starts: Mapping[int, object], line: int) -> str:
     return ", ".join(map(str, nearest)) or "there are none"
 
 
-class _Standin:
-    """What references point at while a callable without code is probed.
-
-    It looks like what it stands for: attributes, ``isinstance``, equality and pickling
-    are those of the original. Each one is of a subclass with its own ``__call__``.
-    """
-
-    __slots__ = ("_found",)
-
-    def __init__(self, found: Any) -> None:
-        object.__setattr__(self, "_found", found)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "__wrapped__":
-            return object.__getattribute__(self, "_found")
-        return getattr(object.__getattribute__(self, "_found"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(object.__getattribute__(self, "_found"), name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(object.__getattribute__(self, "_found"), name)
-
-    def __eq__(self, other: object) -> bool:
-        found = object.__getattribute__(self, "_found")
-        return other is self or bool(found == other)
-
-    def __hash__(self) -> int:
-        return hash(object.__getattribute__(self, "_found"))
-
-    def __repr__(self) -> str:
-        return repr(object.__getattribute__(self, "_found"))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return object.__getattribute__(self, "_found").__reduce_ex__(protocol)
-
-
-class _BindingStandin(_Standin):
-    """For what binds to an instance as a method does (``lru_cache`` wrappers)."""
-
-    __slots__ = ()
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        found = object.__getattribute__(self, "_found")
-        bound = type(found).__get__(found, instance, owner)
-        if bound is found:
-            return self
-        if type(bound) is MethodType and bound.__func__ is found:
-            return MethodType(self, bound.__self__)  # type: ignore[arg-type]
-        return bound
+_BIND_AS_FUNCTIONS_DO = {type(functools.lru_cache(id)), functools.partial}
 
 
 class ReferenceSite:
     """Probes a callable without Python code by replacing references to it."""
 
     coverage = "reference"
-    warnings: tuple[str, ...] = (
-        (
-            "it has no Python code: references in loaded modules and classes are covered, "
-            "those kept elsewhere (containers, instances, C code) are not"
-        ),
-    )
 
     def __init__(self, target: Target, found: Any) -> None:
         if not callable(found):
@@ -397,15 +341,26 @@ class ReferenceSite:
             raise TargetKindError(message)
         self._target = target
         self._found = found
-        binds = hasattr(type(found), "__get__")
-        base = _BindingStandin if binds else _Standin
-
-        def call(_self: object, /, *args: Any, **kwargs: Any) -> Any:
-            return found(*args, **kwargs)
-
-        self._call = call
-        self._plain = call.__code__.replace(co_name=getattr(found, "__name__", "call"))
-        self._standin = type("Standin", (base,), {"__slots__": (), "__call__": call})(found)
+        self.warnings: tuple[str, ...] = (
+            (
+                "it has no Python code: references in loaded modules and classes are covered, "
+                "those kept elsewhere (containers, instances, C code) are not"
+            ),
+        )
+        if (
+            issubclass(type(target.owner), type)
+            and hasattr(type(found), "__get__")
+            and type(found) not in _BIND_AS_FUNCTIONS_DO
+        ):
+            self.warnings += (
+                (
+                    f"it is a {type(found).__name__}, which binds to instances in a way of its own: "
+                    "calls through them may not be seen; 'end' is inside the function behind it"
+                ),
+            )
+        self._call, self._plain = standins.plain_call(target.name)
+        self._bare_call = self._call.__code__
+        self._standin = standins.make(found, self._call)
         self._placed = False
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
@@ -431,19 +386,20 @@ class ReferenceSite:
             self._replace(self._standin, self._found)
             self._placed = False
             _sites.pop(id(self._found), None)
-            self._call.__code__ = self._plain
+            self._call.__code__ = self._bare_call
+            standins.keep_for_weakrefs(self._standin)
             return
         self._call.__code__ = weaving.weave(
             self._plain,
             before=_select(armed, "call"),
             after=_select(armed, "return"),
             busy=BUSY,
-            hidden=_frames_hide,
+            hidden=standins.FRAMES_HIDE,
         )
         if not self._placed:
             owner: Any = self._target.owner
             try:
-                setattr(owner, self._target.name, self._standin)
+                _assign(owner, self._target.name, self._standin)
             except Exception as error:
                 message = f"{self._target.path!r} can't be replaced on {owner!r}: {error}"
                 raise TargetKindError(message, code="target-immutable") from error
@@ -471,47 +427,21 @@ class ReferenceSite:
                     # Some refuse, as built-in types do, and some have a __setattr__ of
                     # their own, which may raise anything.
                     with contextlib.suppress(Exception):
-                        setattr(owner, name, new)
+                        _assign(owner, name, new)
 
 
-# --- does this interpreter hide frames without RESUME? ---------------------------------
-
-
-def _hides_frames() -> bool:
-    """Try on a small function whether frames without ``RESUME`` stay unseen."""
-    seen: list[object] = []
-
-    def look(*, flag: bool) -> object:
-        seen.append(sys._getframe(1).f_code)
-        if flag:
-            raise LookupError
-        return None
-
-    def call(_self: object, /, *args: Any, **kwargs: Any) -> object:
-        return look(*args, **kwargs)
-
-    hook = weaving.Hook(lambda _result: None, ("result",))
-    try:
-        call.__code__ = weaving.weave(call.__code__, after=(hook,), hidden=True)
-        here = sys._getframe().f_code
-        call(None, flag=False)
+def _assign(owner: Any, name: str, value: object) -> None:
+    """Set an attribute; on a class without asking its metaclass, whose code is the program's."""
+    if issubclass(type(owner), type):
         try:
-            call(None, flag=True)
-        except LookupError as error:
-            trace: Any = error.__traceback__
-            depth = 0
-            while trace is not None:
-                depth, trace = depth + 1, trace.tb_next
-            if depth != 2:  # noqa: PLR2004  (this function and `look`: no third)
-                return False
-        return seen == [here, here]
-    except Exception:  # noqa: BLE001  (whatever it is: use what surely works)
-        return False
-
-
-_frames_hide = sys.implementation.name == "cpython" and _hides_frames()
+            type.__setattr__(owner, name, value)
+        except TypeError:  # of a metaclass in C, which has to be asked
+            pass
+        else:
+            return
+    setattr(owner, name, value)
 
 
 def hides_frames() -> bool:
     """Whether the frames of stand-ins are invisible on this interpreter."""
-    return _frames_hide
+    return standins.FRAMES_HIDE

@@ -30,6 +30,7 @@ ORDER = """
     diagnose.hotspots
     diagnose.calltrees
     diagnose.handlers
+    diagnose.standins
     diagnose.sites
     diagnose.sinks
     diagnose.instruments

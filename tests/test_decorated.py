@@ -175,6 +175,9 @@ def test_inside_means_the_function_that_was_written_and_call_what_callers_see(sh
     assert (x, result) == (total - 5, total)
     assert worst in {line - 1, line}
     assert call(shop) == bare
+    with probed(path, "args", "call"):
+        said = "".join(attach_to(path).warnings)
+    assert ("binds to instances in a way of its own" in said) != binds_plainly
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,9 +5,12 @@ Everything is read from the dictionaries of modules, classes and instances; see 
 
 from __future__ import annotations
 
+import _warnings
 import builtins
 import enum
+import faulthandler
 import functools
+import gc
 import re
 import sys
 import unicodedata
@@ -68,6 +71,21 @@ _MAX_WRAPPERS = 1000
 _OTHER_JOINTS = re.compile(r"(\.py)?:+|/")  # as pytest, entry points and files have them
 
 _ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
+
+_LOOKERS = {
+    id(getattr(sys.modules[module], name)): f"{module}.{name}"
+    for module, names in {
+        "builtins": "locals globals vars dir eval exec compile breakpoint __build_class__",
+        "sys": "_getframe _getframemodulename breakpointhook getrefcount settrace setprofile",
+        _warnings.__name__: "warn",
+        gc.__name__: "get_referrers",
+        faulthandler.__name__: "dump_traceback",
+    }.items()
+    for name in names.split()
+    if hasattr(sys.modules[module], name)
+}
+"""C functions that look at the frame that calls them, or at who holds their arguments. There would
+be a stand-in in between, and what they give or do another thing."""
 
 _TPFLAGS_IMMUTABLETYPE = 1 << 8  # all static types have it too
 
@@ -477,6 +495,10 @@ class _Search:
     def _reference(self, step: _Step, holder: object, here: str) -> Target:
         owner = step.owner
         advice = "probe the Python function that calls it"
+        if id(step.value) in _LOOKERS:
+            name = _LOOKERS[id(step.value)]
+            why = f"is {name}, which looks at its caller: with a probe it would find another one"
+            raise TargetKindError(f"{here!r} {why}; {advice}", code="target-looks-at-caller")
         if _is_a(owner, type):
             if _read_flags(owner) & _TPFLAGS_IMMUTABLETYPE:
                 source = f"{'is inherited' if holder is not owner else 'is'} from"
