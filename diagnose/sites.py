@@ -354,8 +354,8 @@ class ReferenceSite:
         ):
             self.warnings += (
                 (
-                    f"it is a {type(found).__name__}, which binds to instances in a way of its own: "
-                    "calls through them may not be seen; 'end' is inside the function behind it"
+                    f"it is a {type(found).__name__}, which binds to instances in its own way: "
+                    "calls through them may not be seen; 'end' sees those of the function behind it"
                 ),
             )
         self._call, self._plain = standins.plain_call(target.name)
