@@ -685,10 +685,8 @@ def _decorate(instrument: Instrument, function: Any) -> None:
         message = f"{function!r} has no Python function in it that an instrument can be put on"
         raise TargetKindError(message)
     path = f"{plain.__module__}.{plain.__qualname__}"
-    body, decorators = targets.innermost(plain)
-    target = Target(
-        path, None, plain.__name__, TargetKind.FUNCTION, plain, plain, (), body, decorators
-    )
+    inner, count = targets.innermost(plain)
+    target = Target(path, None, plain.__name__, TargetKind.FUNCTION, plain, plain, (), inner, count)
     with _lock:
         probe = active_probes.get(path)
         if probe is None or (probe._resolved and probe._resolved.function is not plain):

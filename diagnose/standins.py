@@ -178,7 +178,7 @@ def make(found: Any, call: FunctionType) -> Any:
             names[f"__{name}__"] = _operation(operate, is_own=own)
             names[f"__r{name}__"] = _reflected(operate, is_own=reflected)
     # So that `inspect.signature` finds the parameters.
-    call.__wrapped__ = getattr(kind, "__call__", None)  # type: ignore[attr-defined]
+    call.__wrapped__ = kind.__call__  # type: ignore[attr-defined]
     standin = object.__new__(type.__call__(_Kind, _read_type("__name__", kind), (_Standin,), names))
     _set_found(standin, found)
     return standin
@@ -224,7 +224,7 @@ _NOT_FORWARDED = frozenset(
     class_getitem classcell del delattr dict doc firstlineno getattr getattribute init
     init_subclass module new orig_bases parameters qualname release_buffer setattr slots
     static_attributes subclasshook type_params weakref
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """What belongs to a class itself, or is served otherwise."""
 
@@ -239,7 +239,7 @@ _SPECIAL = frozenset(
     trunc
     add and divmod floordiv lshift matmul mod mul or pow rshift sub truediv xor
     radd rand rdivmod rfloordiv rlshift rmatmul rmod rmul ror rpow rrshift rsub rtruediv rxor
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """What Python itself calls (Data model, "Special method names"), by whatever descriptor it is."""
 

@@ -582,7 +582,12 @@ def test_what_a_collector_raises_does_not_reach_the_program(stage, monkeypatch, 
     assert raised or place == "abandon"
     failed = [tree for tree in trees.values() if tree.status.error]
     # At the recursion limit an event is lost; all else is said.
-    is_lost = error in {RecursionError, MemoryError} and place in {"wants", "enter", "leave", "_pop"}
+    is_lost = error in {RecursionError, MemoryError} and place in {
+        "wants",
+        "enter",
+        "leave",
+        "_pop",
+    }
     if way == "monitoring" or place != "abandon":
         assert bool(failed) != is_lost or place == "_pop"
 

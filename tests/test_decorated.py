@@ -1,4 +1,3 @@
-# ruff: noqa: F841 - probes look at locals that nobody else uses
 from __future__ import annotations
 
 import asyncio
@@ -7,7 +6,6 @@ import inspect
 from datetime import UTC, datetime
 
 import pytest
-import wrapt
 from stage import Stage, probed
 
 from diagnose import attach_to, targets
@@ -149,7 +147,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_inside_means_the_function_that_was_written_and_call_what_callers_see(shop, name):
-    call, total, decorators = CASES[name]
+    call, total, _ = CASES[name]
     path = f"{shop.path}.{name}"
     bare = call(shop)
     for cached in (shop.remembered, shop.Cart.cached):
@@ -276,7 +274,7 @@ def test_a_path_that_ends_in_wrapped_means_what_stands_there(shop):
 
 def test_a_line_of_the_wrapper_is_no_line_of_the_function(shop):
     line = line_of(shop.plus, "outside =")
-    with pytest.raises(ProbeError, match="no code of 'Cart.twice'") as raised:
+    with pytest.raises(ProbeError, match=r"no code of 'Cart\.twice'") as raised:
         with probed(f"{shop.path}.Cart.twice", "1", f"line:{line}"):
             pass
     assert raised.value.code == "line-without-code"
@@ -335,7 +333,9 @@ def test_a_chain_of_any_length_is_followed(shop):
     shop.deep = wrapper
     with probed(f"{shop.path}.deep", "inside", "end") as seen:
         assert shop.deep(3) == 3
-        assert any("behind 200 decorators" in text for text in attach_to(f"{shop.path}.deep").warnings)
+        assert any(
+            "behind 200 decorators" in text for text in attach_to(f"{shop.path}.deep").warnings
+        )
     assert seen.results == [3]
 
 

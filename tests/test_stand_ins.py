@@ -1,3 +1,4 @@
+# ruff: noqa: E721, FURB171, PLE0304, PLR0124, SLOT002, UP031, F841 - it does what nobody should
 """Each operation of the data model on a callable and on its stand-in: the same comes out."""
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Unhashable:
         return 1
 
     def __eq__(self, other):
-        return type(other) == type(self)  # noqa: E721
+        return type(other) == type(self)
 
 
 class Strict:
@@ -500,7 +501,7 @@ OPERATIONS = {
     "inspected": lambda f: [
         look(f)
         for name, look in vars(inspect).items()
-        if name.startswith("is") and inspect.isfunction(look) and name not in {"iskeyword"}
+        if name.startswith("is") and inspect.isfunction(look) and name != "iskeyword"
     ],
     "abstract classes": lambda f: [
         name
@@ -509,14 +510,18 @@ OPERATIONS = {
     ],
     "singledispatch": lambda f: functools.singledispatch(lambda x: type(x).__name__)(f),
     "print": lambda f: print(f, file=io.StringIO()),
-    "raise": lambda f: operator.methodcaller("throw", f)((each for each in [1])),
+    "raise": lambda f: operator.methodcaller("throw", f)(each for each in [1]),
     **{
-        f"{function.__name__} and {name}": lambda f, function=function, make=make: function(f, make(f))
+        f"{function.__name__} and {name}": lambda f, function=function, make=make: function(
+            f, make(f)
+        )
         for function in BINARY
         for name, make in OPERANDS.items()
     },
     **{
-        f"{function.__name__} of {name}": lambda f, function=function, make=make: function(make(f), f)
+        f"{function.__name__} of {name}": lambda f, function=function, make=make: function(
+            make(f), f
+        )
         for function in BINARY
         for name, make in OPERANDS.items()
     },
@@ -595,7 +600,9 @@ def stage():
         yield stage
 
 
-@pytest.mark.parametrize("name", sorted(BY_NAME | {"partial", "Data", "itemgetter", "generic alias"}))
+@pytest.mark.parametrize(
+    "name", sorted(BY_NAME | {"partial", "Data", "itemgetter", "generic alias"})
+)
 def test_what_is_probed_is_pickled_and_copied_as_without_a_probe(stage, name):
     found = _cached if name == "lru_cache" else CALLABLES[name]()
     place = {"builtin function": "math.sqrt", "module's function": "_operator.add"}.get(name)
@@ -752,7 +759,9 @@ def test_what_looks_at_how_it_is_called_is_refused_in_words(stage, path):
     original = getattr(sys.modules[module], name)
     alias = stage.module(other=original)
     for each in (path, f"{alias.__name__}.other"):
-        with pytest.raises(TargetKindError, match="its caller.*probe the Python function") as raised:
+        with pytest.raises(
+            TargetKindError, match=r"its caller.*probe the Python function"
+        ) as raised:
             attach_to(each).attach("k", ProbeTestInstrument("n", "1"))
         assert raised.value.code == "target-looks-at-caller"
     attach_to(path).stop()
@@ -806,7 +815,7 @@ def test_c_functions_without_arguments_give_the_same_with_a_probe(module):
                 compared += 1
                 assert look() == bare, name
         except TargetKindError as error:
-            assert error.code == "target-looks-at-caller"  # noqa: PT017
+            assert error.code == "target-looks-at-caller"
         else:
             assert seen.status.error is None
     timers_ran()

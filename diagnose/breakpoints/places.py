@@ -110,7 +110,7 @@ def place_of(target: str | tuple[object, str]) -> Place:
         raise TargetNotFoundError(_absent(owner, name)) from None
     function, replacement = _copied(owner, name, raw)
     text = describe(target)
-    # Without a body of its own: what is behind a decorator is not called through this one alone.
+    # Without what is behind a decorator: that is not called through this one alone.
     found = Target(text, owner, name, TargetKind.FUNCTION, function, function)
     return Place(found, text, _Replaced(owner, name, replacement))
 

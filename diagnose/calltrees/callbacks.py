@@ -15,11 +15,8 @@ __all__ = ["contained"]
 def contained(
     work: Callable[..., object],
     failed: Callable[[BaseException], object],
-    # Bound here: at the end of a process a module's globals may be gone before its threads.
     belongs: Callable[[BaseException], bool] = belongs_to_program,
-    base: type[BaseException] = BaseException,
-    no_room: tuple[type[BaseException], ...] = (RecursionError, MemoryError),
-) -> Callable[..., None]:
+) -> Any:
     """Let ``work`` be called by the interpreter: whatever it raises does not reach the program.
 
     What belongs to the program does (a signal handler's). Where ``work`` has no room any more, at
@@ -30,8 +27,10 @@ def contained(
             returns is dropped: an event that a tool switches off can only be had again by
             `sys.monitoring.restart_events`, which switches it on for all tools.
         failed: is told of any other error.
-        belongs, base, no_room: not to be given.
+        belongs: whether an error is to be raised.
     """
+    # Bound here: at the end of a process a module's globals may be gone before its threads.
+    base, no_room = BaseException, (RecursionError, MemoryError)
 
     def callback(*args: Any) -> None:
         try:

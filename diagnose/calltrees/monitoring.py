@@ -110,9 +110,8 @@ if sys.version_info >= (3, 12):
                 break
         else:
             names = [_monitoring.get_tool(candidate) for candidate in _CANDIDATES]
-            message = (
-                f"the tool ids {_CANDIDATES} of sys.monitoring are in use ({names}); stop one of them"
-            )
+            held = f"the tool ids {_CANDIDATES} of sys.monitoring are in use ({names})"
+            message = f"{held}; stop one of them"
             raise ProbeError(message, code="calltree-unavailable")
         _tool = candidate
         try:
@@ -124,7 +123,7 @@ if sys.version_info >= (3, 12):
             raise
 
     def _release() -> None:
-        global _tool  # noqa: PLW0603
+        global _tool
         tool, _tool = _tool, None
         if tool is None or _monitoring.get_tool(tool) != _NAME:
             return

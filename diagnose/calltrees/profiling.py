@@ -36,7 +36,7 @@ class ProfiledCollector(Collector):
         super().__init__(options, frame)
         self._first: dict[int, int] = {}
         self._ended = False
-        self.callback: Any = contained(self._note, self.fail)
+        self.callback = contained(self._note, self.fail)
         self.callback.collector = self
 
     def _note(self, frame: Any, event: str, _arg: object) -> None:

@@ -16,6 +16,7 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 from diagnose.errors import (
     TargetError,
@@ -117,10 +118,9 @@ class Target:
             object, a property, and so on.
         function: the function whose code a probe swaps; None for `TargetKind.REFERENCE`.
         warnings: what a user may not expect of this target, one sentence each.
-        body: the function that was written: `function`, or the innermost one behind its
-            decorators (see `wraps`), unless the path itself ends in ``__wrapped__``. None where
-            no Python function is.
-        decorators: how many of them `body` is behind.
+        inner: the innermost function behind its decorators (see `innermost`), unless there are
+            none, or the path itself ends in ``__wrapped__``.
+        decorators: how many of them `inner` is behind.
     """
 
     path: str
@@ -130,12 +130,13 @@ class Target:
     found: object
     function: FunctionType | None
     warnings: tuple[str, ...] = ()
-    body: FunctionType | None = None
+    inner: Any = None
     decorators: int = 0
 
-    def __post_init__(self) -> None:
-        if self.body is None:
-            object.__setattr__(self, "body", self.function)
+    @property
+    def body(self) -> Any:
+        """The function that was written: behind decorators `inner`; None where no function is."""
+        return self.function if self.inner is None else self.inner
 
     @property
     def subject(self) -> object:
@@ -159,15 +160,14 @@ class Target:
 def innermost(function: object) -> tuple[FunctionType | None, int]:
     """The innermost function behind ``__wrapped__``, and how many decorators it is behind.
 
-    Nothing of the program is run. What no decorator is around is its own innermost function, and
-    so is what leads in a circle. What stands further in and is no function does not count.
+    Nothing of the program is run. None for what is no decorator's work, or leads in a circle. What
+    stands further in and is no function does not count.
     """
-    body = function if type(function) is FunctionType else None
-    count = 0
+    inner, count = None, 0
     for number, found in enumerate(_behind(function), 1):
         if type(found) is FunctionType:
-            body, count = found, number
-    return body, count
+            inner, count = found, number
+    return inner, count
 
 
 def _behind(wrapper: object) -> list[object]:
@@ -534,12 +534,11 @@ class _Search:
             if _is_script(file) and owner is not sys.modules.get("__main__"):
                 warnings.append(f"{here} also exists in __main__: calls there are not seen")
         code_owner = function if type(function) is FunctionType else None
-        body, decorators = code_owner, 0
+        inner, decorators = None, 0
         if name != "__wrapped__":  # who walks through decorators one by one means where they stop
-            subject = _seen_through(value) if code_owner is None else code_owner
-            body, decorators = innermost(subject)
+            inner, decorators = innermost(_seen_through(value) if code_owner is None else function)
         return Target(
-            self.path, owner, name, kind, value, code_owner, tuple(warnings), body, decorators
+            self.path, owner, name, kind, value, code_owner, tuple(warnings), inner, decorators
         )
 
 
