@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -21,7 +22,7 @@ from diagnose.errors import DiagnoseError
 from diagnose.instruments import base
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.interrupts import belongs_to_program
-from diagnose.sites import Armed, site_of
+from diagnose.sites import Armed, is_inside, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
@@ -327,6 +328,13 @@ class FunctionProbe:
         """Whether an instrument that is added now is armed at once."""
         return self.started or bool(self._attachments)
 
+    def warnings_on(self, key: str) -> tuple[str, ...]:
+        """What of :attr:`warnings` is about the instrument under ``key``."""
+        target, one = self._resolved, self._attachments.get(key)
+        if target is None or one is None:
+            return () if target is None else target.warnings
+        return (*target.warnings, *one.site.warnings, *notes(one.instrument, target))
+
     @property
     def coverage(self) -> str:
         """``"code"``: every reference; ``"reference"``: those in modules and classes."""
@@ -336,8 +344,8 @@ class FunctionProbe:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about how the target is probed."""
         found = () if self._resolved is None else self._resolved.warnings
-        sites = {id(one.site): one.site for one in list(self._attachments.values())}
-        return (*found, *(text for site in sites.values() for text in site.warnings))
+        on_keys = [text for key in list(self._attachments) for text in self.warnings_on(key)]
+        return tuple(dict.fromkeys((*found, *on_keys)))
 
     def start(self) -> None:
         """Arm all instruments; import the target's module if need be.
@@ -428,7 +436,7 @@ class FunctionProbe:
     def _put_on(
         self, key: str, instrument: Instrument, target: Target, seconds: float | None
     ) -> list[_Attachment]:
-        site = site_of(target)
+        site = site_of(target, inside=looks_inside(instrument))
         new = _Attachment(self, key, instrument, site)
         old = self._attachments.get(key)
         status = instrument.status
@@ -489,6 +497,41 @@ class FunctionProbe:
         for site in {id(one.site): one.site for one in gone}.values():
             _update(site)
         return gone
+
+
+# --- behind decorators -------------------------------------------------------------------
+
+
+def looks_inside(instrument: Instrument) -> bool:
+    """Whether it means the function that was written, and not what callers see of it.
+
+    Raises:
+        ExpressionError: one of its expressions can't be used.
+    """
+    if is_inside(instrument.event):
+        return True
+    texts = {
+        "value": instrument.value,
+        "when": instrument.when,
+        "custom.tags": instrument.custom.get("tags"),
+    }
+    return any(
+        "hotspots" in handlers.parsing(functools.partial(instrument._parse, text, field)).names
+        for field, text in texts.items()
+        if isinstance(text, str) and "hotspots" in text
+    )
+
+
+def notes(instrument: Instrument, target: Target) -> tuple[str, ...]:
+    """Which code is meant, where decorators leave a choice."""
+    body = target.body
+    if body is None or not target.decorators or not looks_inside(instrument):
+        return ()
+    code = body.__code__
+    what = repr(instrument.event) if is_inside(instrument.event) else "'hotspots'"
+    where = f"{body.__module__}.{body.__qualname__}, {code.co_filename}:{code.co_firstlineno}"
+    many = "a decorator" if target.decorators == 1 else f"{target.decorators} decorators"
+    return (f"{what} is inside {where}, behind {many}",)
 
 
 # --- sites: which hooks are on which function ------------------------------------------
@@ -558,7 +601,7 @@ class Hooked:
     __slots__ = ("_site", "armed", "event", "hook")
 
     def __init__(self, target: Target, event: str, hook: Hook) -> None:
-        self._site = site_of(target)
+        self._site = site_of(target, inside=is_inside(event))
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
         self.armed = False
