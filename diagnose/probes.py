@@ -22,7 +22,7 @@ from diagnose.errors import DiagnoseError
 from diagnose.instruments import base
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.interrupts import belongs_to_program
-from diagnose.sites import Armed, is_inside, site_of
+from diagnose.sites import Armed, happens_inside, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
@@ -508,7 +508,7 @@ def looks_inside(instrument: Instrument) -> bool:
     Raises:
         ExpressionError: one of its expressions can't be used.
     """
-    if is_inside(instrument.event):
+    if happens_inside(instrument.event):
         return True
     texts = {
         "value": instrument.value,
@@ -528,7 +528,7 @@ def notes(instrument: Instrument, target: Target) -> tuple[str, ...]:
     if body is None or not target.decorators or not looks_inside(instrument):
         return ()
     code = body.__code__
-    what = repr(instrument.event) if is_inside(instrument.event) else "'hotspots'"
+    what = repr(instrument.event) if happens_inside(instrument.event) else "'hotspots'"
     where = f"{body.__module__}.{body.__qualname__}, {code.co_filename}:{code.co_firstlineno}"
     many = "a decorator" if target.decorators == 1 else f"{target.decorators} decorators"
     return (f"{what} is inside {where}, behind {many}",)
@@ -601,7 +601,7 @@ class Hooked:
     __slots__ = ("_site", "armed", "event", "hook")
 
     def __init__(self, target: Target, event: str, hook: Hook) -> None:
-        self._site = site_of(target, inside=is_inside(event))
+        self._site = site_of(target, inside=happens_inside(event))
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
         self.armed = False

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from diagnose.bytecode.weaving import Hook
     from diagnose.targets import Target
 
-__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "is_inside", "site_of"]
+__all__ = [
+    "Armed",
+    "CodeSite",
+    "ReferenceSite",
+    "Site",
+    "happens_inside",
+    "hides_frames",
+    "site_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +113,7 @@ def _remove(subject: object) -> None:
         stepping.end()
 
 
-def is_inside(event: str) -> bool:
+def happens_inside(event: str) -> bool:
     """Whether an event is one inside the function's body."""
     return event.partition(":")[0] in {"end", "line"}
 
@@ -150,12 +158,12 @@ class CodeSite:
             code = self._base
         parameters = weaving.Parameters.of(code)
         kind = event.partition(":")[0]
-        inside = is_inside(event)
+        is_inside = happens_inside(event)
         if kind == "line":
             _line(code, event)
-        wraps = hasattr(self._function, "__wrapped__") and not inside
+        wraps = hasattr(self._function, "__wrapped__") and not is_inside
         try:
-            names = weaving.variables(code) if inside else parameters.names
+            names = weaving.variables(code) if is_inside else parameters.names
         except ValueError as error:
             raise _unusable(self._function, error) from error
         return Scope(
@@ -380,7 +388,7 @@ class ReferenceSite:
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`; there is no ``end`` in what has no frame."""
-        if is_inside(event):
+        if happens_inside(event):
             message = (
                 f"{self._target.path!r} has no Python code, so there is no event {event!r} in it; "
                 "use 'return'"

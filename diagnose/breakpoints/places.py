@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose import expressions, targets
 from diagnose.breakpoints.conditions import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
-from diagnose.sites import is_inside
+from diagnose.sites import happens_inside
 from diagnose.targets import Target, TargetKind
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Place:
 
     def function(self, event: str) -> FunctionType | None:
         """The function that an event is in: behind decorators, the one that callers see or not."""
-        return self.target.body if is_inside(event) else self.target.function
+        return self.target.body if happens_inside(event) else self.target.function
 
     def signature(self, event: str) -> inspect.Signature | None:
         """That of the function, if it has one that can be read."""
