@@ -186,18 +186,19 @@ def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, ob
         DiagnoseError: it could not be armed there.
     """
     check(spec, target)
-    site = sites.site_of(target)
+    site = sites.site_of(target, inside=probes.looks_inside(instrument))
     probe = probes.FunctionProbe(spec.target)
     plan = instrument.plan(probe, _ignore, _ignore)
     scope = site.scope(spec.event, instrument.mgr.global_namespace)
     # Code objects take no part in garbage collection: this breaks the cycle.
     handlers.disarm(handlers.write(plan, scope, f"<probe {instrument.name}>"))
     found: dict[str, object] = {"kind": target.kind.value, "coverage": site.coverage}
-    if target.function is None:
+    body = target.body
+    if body is None:
         return {"function": repr(target.subject)[:200], **found}
-    code = fingerprints.read_code(target.function)
+    code = fingerprints.read_code(body)
     return {
-        "function": f"{target.function.__module__}.{target.function.__qualname__}",
+        "function": f"{body.__module__}.{body.__qualname__}",
         "file": code.co_filename,
         "line": code.co_firstlineno,
         **found,

@@ -424,8 +424,10 @@ class InstrumentManager:
         self._disarm(record, changes)
         target = arming.locate(spec)
         record.subject = target.subject
-        found = arming.rehearse(spec, self._make(record, spec, None), target)
-        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings)))
+        instrument = self._make(record, spec, None)
+        found = arming.rehearse(spec, instrument, target)
+        notes = probes.notes(instrument, target)
+        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings, *notes)))
         record.final = Outcome(State.VALIDATED, warnings=warnings, found=found)
         return record.final
 
@@ -544,7 +546,7 @@ class InstrumentManager:
         state = status.state
         if state == "stopped":
             return None
-        found = () if record.probe is None else record.probe.warnings
+        found = () if record.probe is None else record.probe.warnings_on(record.slot)
         notes = [note for note in (record.moved, record.wrapped) if note is not None]
         warnings = tuple(dict.fromkeys((*record.warnings, *notes, *found, *instrument.warnings)))
         if state in {"new", "installed"}:

@@ -25,7 +25,7 @@ from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.interrupts import belongs_to_program
 from diagnose.sinks.standard import STANDARD_OUTPUT
-from diagnose.sites import Armed, site_of
+from diagnose.sites import Armed, happens_inside, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -376,6 +376,13 @@ class FunctionProbe:
         """Whether an instrument that is added now is armed at once."""
         return self.started or bool(self._attachments)
 
+    def warnings_on(self, key: str) -> tuple[str, ...]:
+        """What of :attr:`warnings` is about the instrument under ``key``."""
+        target, one = self._resolved, self._attachments.get(key)
+        if target is None or one is None:
+            return () if target is None else target.warnings
+        return (*target.warnings, *one.site.warnings, *notes(one.instrument, target))
+
     @property
     def coverage(self) -> str:
         """``"code"``: every reference; ``"reference"``: those in modules and classes."""
@@ -385,8 +392,8 @@ class FunctionProbe:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about how the target is probed."""
         found = () if self._resolved is None else self._resolved.warnings
-        sites = {id(one.site): one.site for one in list(self._attachments.values())}
-        return (*found, *(text for site in sites.values() for text in site.warnings))
+        on_keys = [text for key in list(self._attachments) for text in self.warnings_on(key)]
+        return tuple(dict.fromkeys((*found, *on_keys)))
 
     def start(self) -> None:
         """Arm all instruments; import the target's module if need be.
@@ -565,9 +572,10 @@ class Changes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        groups: dict[int, list[_Newcomer]] = {}
+        groups: dict[tuple[int, bool], list[_Newcomer]] = {}
         for newcomer in self._coming.values():
-            groups.setdefault(id(newcomer.target.subject), []).append(newcomer)
+            place = id(newcomer.target.subject), looks_inside(newcomer.attachment.instrument)
+            groups.setdefault(place, []).append(newcomer)
         try:
             while groups and kind is None:
                 with handlers.Quiet(), _lock:
@@ -615,7 +623,8 @@ class Changes:
         try:
             with handlers.Quiet(), _lock:
                 found = target or probe._resolved or found
-                attachment = _Attachment(probe, key, instrument, site_of(found))
+                site = site_of(found, inside=looks_inside(instrument))
+                attachment = _Attachment(probe, key, instrument, site)
         except BaseException:
             timers.release()
             raise
@@ -646,7 +655,8 @@ class Changes:
     def _put_on(self, group: list[_Newcomer]) -> None:
         """Put instruments on one function, as many of them as can be."""
         # Anew: somebody else may have put something on the function meanwhile.
-        site = site_of(group[0].target)
+        inside = looks_inside(group[0].attachment.instrument)
+        site = site_of(group[0].target, inside=inside)
         for each in group:
             each.attachment.site = site
             each.announce()
@@ -687,6 +697,41 @@ class Changes:
             instrument.attached()
         except Exception as error:  # noqa: BLE001  (it is a matter of this instrument alone)
             newcomer.error = error
+
+
+# --- behind decorators -------------------------------------------------------------------
+
+
+def looks_inside(instrument: Instrument) -> bool:
+    """Whether it means the function that was written, and not what callers see of it.
+
+    Raises:
+        ExpressionError: one of its expressions can't be used.
+    """
+    if happens_inside(instrument.event):
+        return True
+    texts = {
+        "value": instrument.value,
+        "when": instrument.when,
+        "custom.tags": instrument.custom.get("tags"),
+    }
+    return any(
+        "hotspots" in handlers.parsing(functools.partial(instrument._parse, text, field)).names
+        for field, text in texts.items()
+        if isinstance(text, str) and "hotspots" in text
+    )
+
+
+def notes(instrument: Instrument, target: Target) -> tuple[str, ...]:
+    """Which code is meant, where decorators leave a choice."""
+    body = target.body
+    if body is None or not target.decorators or not looks_inside(instrument):
+        return ()
+    code = body.__code__
+    what = repr(instrument.event) if happens_inside(instrument.event) else "'hotspots'"
+    where = f"{body.__module__}.{body.__qualname__}, {code.co_filename}:{code.co_firstlineno}"
+    many = "a decorator" if target.decorators == 1 else f"{target.decorators} decorators"
+    return (f"{what} is inside {where}, behind {many}",)
 
 
 # --- sites: which hooks are on which function ------------------------------------------
@@ -773,7 +818,7 @@ class Hooked:
     __slots__ = ("_site", "armed", "event", "hook")
 
     def __init__(self, target: Target, event: str, hook: Hook) -> None:
-        self._site = site_of(target)
+        self._site = site_of(target, inside=happens_inside(event))
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
         self.armed = False

@@ -32,6 +32,7 @@ ORDER = """
     diagnose.handlers
     diagnose.readers
     diagnose.stepping
+    diagnose.standins
     diagnose.sites
     diagnose.sinks
     diagnose.instruments
