@@ -96,6 +96,11 @@ class Instruction:
         self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
         self.start = 0
 
+    def become(self, opcode: int, argument: int = 0) -> None:
+        """Let another instruction stand here: the caches go with it."""
+        self.opcode, self.argument, self.caches = opcode, argument, CACHES[opcode]
+        self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
+
     def __repr__(self) -> str:
         where = "" if self.target is None else f" -> {self.target.start}"
         return f"<{self.start} {_opname[self.opcode]} {self.argument}{where}>"

@@ -47,6 +47,8 @@ _YIELD, _RESUME = _op["YIELD_VALUE"], _op["RESUME"]
 # On 3.12: how many handlers are around; with one alone, `close()` would not raise there.
 _YIELDS_TO_AWAIT = {(3, 11): 0, (3, 12): 2}.get(sys.version_info[:2], 1)
 _RESUMES_AFTER_AWAIT = 3
+# Beside what is iterated over stands how far it is, for lists and tuples; else NULL.
+_INDEX_TO_SEND_TO = sys.version_info >= (3, 15)
 
 
 def _compiled(expression: str, *names: str) -> dis.Instruction:
@@ -162,12 +164,16 @@ class Emitter:
     def wait(self) -> None:
         """Await the topmost value, in a coroutine; what it comes to takes its place."""
         self.add(_GET_AWAITABLE)
+        if _INDEX_TO_SEND_TO:
+            self.add(_PUSH_NULL, 0, 1)
         self.constant(None)
         send = self.add(_SEND)
         self.add(_YIELD, _YIELDS_TO_AWAIT)
         self.add(_RESUME, _RESUMES_AFTER_AWAIT)
         self.jump_back(send)
-        send.target = self.add(_NOP if _END_SEND is None else _END_SEND, 0, -1)
+        send.target = self.add(
+            _NOP if _END_SEND is None else _END_SEND, 0, -2 if _INDEX_TO_SEND_TO else -1
+        )
 
     def read_clock(self) -> None:
         """Push what ``time.perf_counter`` says."""

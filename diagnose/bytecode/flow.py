@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "depths", "line_starts"]
+__all__ = ["JUMPS", "LEAVES", "RESUMES_AT", "begins_body", "depths", "line_starts"]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -24,7 +24,15 @@ LEAVES = frozenset(
 JUMPS = frozenset(
     _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 )
-_END_ASYNC_FOR = _op["END_ASYNC_FOR"]
+_END_ASYNC_FOR, _RESUME = _op["END_ASYNC_FOR"], _op["RESUME"]
+
+RESUMES_AT = 7 if sys.version_info >= (3, 15) else 3
+"""What part of a RESUME's argument says where it stands: 0 at the begin, others behind yields.
+
+4, since 3.15: where the call of a generator expression begins, which asks for the iterator; the
+body begins with another one, as in all generators.
+"""
+
 # The interpreter jumps over these or expects them just where they are: nothing may be put
 # in front of them, so no line begins there either (as sys.monitoring has it too).
 _BOUND = frozenset(
@@ -89,6 +97,11 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
     return found
 
 
+def begins_body(instruction: Instruction) -> bool:
+    """Whether the body of the function begins behind it."""
+    return instruction.opcode == _RESUME and not instruction.argument & RESUMES_AT
+
+
 def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
     """Where each line begins to run, by its number in the file.
 
@@ -110,7 +123,7 @@ def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
             if id(one) in targets:
                 line = None
             continue
-        if one.opcode == _op["RESUME"] and not one.argument & 3:
+        if begins_body(one):
             begun, line = True, None
             continue
         if not begun or bound:

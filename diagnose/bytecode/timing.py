@@ -202,7 +202,7 @@ class Timing:
         self.end_run(stub, one, target)
         self.stubs.append(stub)
         goes_back = one.opcode in _FORWARD_TWIN
-        one.opcode = _FORWARD_TWIN.get(one.opcode, one.opcode)
+        one.become(_FORWARD_TWIN.get(one.opcode, one.opcode), one.argument)
         stub.add(_JUMP_BACKWARD if goes_back else _op["JUMP_BACKWARD_NO_INTERRUPT"]).target = target
         one.target = stub.out[0]
 

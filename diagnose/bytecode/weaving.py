@@ -37,7 +37,7 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
 from diagnose.bytecode.entering import LOST, Room, Rooms
-from diagnose.bytecode.flow import depths, line_starts
+from diagnose.bytecode.flow import RESUMES_AT, depths, line_starts
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
@@ -610,7 +610,7 @@ class _Weaver:
             if one.opcode == _RETURN_CONST:
                 emit = Emitter(self.constants, len(self.kept), one.location)
                 emit.add(_LOAD_CONST, one.argument, 1)
-                one.opcode, one.argument, one.prefixes = _RETURN, 0, 0
+                one.become(_RETURN)
             elif one.opcode == _RETURN:
                 emit = Emitter(self.constants, len(self.kept) + 1, one.location)
             else:
@@ -707,7 +707,7 @@ class _Weaver:
         """
         for one in self.body:
             if one.opcode == _RESUME:
-                one.argument &= 3
+                one.argument &= RESUMES_AT
             elif one.opcode == _YIELD and sys.version_info[:2] == (3, 12) and one.argument == 1:
                 one.argument = 2
 
@@ -754,7 +754,7 @@ class _Weaver:
         ``sys._getframe``, tracebacks and ``inspect`` leave out what is not. Verified at
         import by :mod:`diagnose.sites`.
         """
-        self.prologue[-1].opcode = _NOP
+        self.prologue[-1].become(_NOP)
         for one in listing:
             if one.opcode != _RESUME and one.location[1:] != (self.code.co_firstlineno, None, None):
                 one.location = NOWHERE
