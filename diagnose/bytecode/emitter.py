@@ -204,6 +204,11 @@ class Emitter:
 
     def tuple_of(self, count: int) -> None:
         """Replace the ``count`` topmost values by a tuple of them."""
+        if not count:
+            # The empty tuple is immortal: BUILD_TUPLE, which the compiler never uses for it, would
+            # let its reference count go down by one each time (3.14 and 3.15).
+            self.constant(())
+            return
         self.add(_BUILD_TUPLE, count, 1 - count)
 
     def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:
