@@ -161,7 +161,7 @@ def verify(code: CodeType, given: dict[str, object]) -> None:
         if name == "SEND" and sys.version_info < (3, 12):
             assert one.argument < 256
         if name not in {"RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS"}:
-            following = here + flow._effect(one, jump=False)
+            following = here + flow.effect(one, jump=False)
             assert following <= woven.co_stacksize
             if one.handler is not None and "JUMP" not in name:
                 assert following >= one.handler.depth, f"{one} leaves {following}, {one.handler}"

@@ -141,6 +141,11 @@ class Emitter:
         """Let the topmost value and the one at ``place``, counted from it, change places."""
         self.add(_SWAP, place)
 
+    def sink(self, count: int) -> None:
+        """Let the topmost value change places with the ``count`` values below it, as they are."""
+        for place in range(count + 1, 1, -1):
+            self.swap(place)
+
     def begin_call(self, function: object) -> None:
         """Begin to call ``function``; its arguments are pushed next."""
         if _NULL_COMES_FIRST:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "RESUMES_AT", "begins_body", "depths", "line_starts"]
+__all__ = ["JUMPS", "LEAVES", "RESUMES_AT", "begins_body", "depths", "effect", "line_starts"]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -55,7 +55,8 @@ if sys.version_info >= (3, 13):
     _BINDS_NEXT |= {_op["END_FOR"]}  # the POP_TOP behind it is jumped over too
 
 
-def _effect(instruction: Instruction, *, jump: bool) -> int:
+def effect(instruction: Instruction, *, jump: bool = False) -> int:
+    """By how many values the stack is deeper behind it; or where it jumps to."""
     operation = instruction.opcode
     # What dis of these versions says about the two is not what they do.
     if sys.version_info < (3, 13) and operation == _op["RETURN_GENERATOR"]:
@@ -87,10 +88,10 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
                 if id(place) not in found:
                     waiting.append((place, one.handler.depth + one.handler.keeps_place + 1))
             if one.target is not None and one.opcode != _END_ASYNC_FOR:
-                waiting.append((one.target.entry, depth + _effect(one, jump=True)))
+                waiting.append((one.target.entry, depth + effect(one, jump=True)))
             if one.opcode in LEAVES or one.opcode in JUMPS:
                 break
-            depth += _effect(one, jump=False)
+            depth += effect(one, jump=False)
             one = following[id(one)]
             if found.get(id(one)) == depth:
                 break

@@ -37,7 +37,7 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
 from diagnose.bytecode.entering import LOST, Room, Rooms
-from diagnose.bytecode.flow import RESUMES_AT, depths, line_starts
+from diagnose.bytecode.flow import RESUMES_AT, depths, effect, line_starts
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
@@ -142,6 +142,8 @@ class _Weaver:
         self.parameters = Parameters.of(code)
         begin = body_begin(self.listing)
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
+        # Since 3.15 the iterator of a generator expression is there before its body begins.
+        self.there = sum(map(effect, self.prologue))
         self.index = places(code, self.listing)
         self.changed = self._changed()
         # By name: where it is on the stack; or its number in the list that is there.
@@ -185,7 +187,8 @@ class _Weaver:
         line = self.prologue[-1].location[0]
         first = next((one.location[0] for one in self.body if one.location[0] is not None), None)
         is_on_one_line = first == line and not self.hidden
-        entry = Emitter(self.constants, 0, (line, line, None, None) if is_on_one_line else NOWHERE)
+        location = (line, line, None, None) if is_on_one_line else NOWHERE
+        entry = Emitter(self.constants, self.there, location)
         self.keeps = bool(after or ends)
         self._enter(entry, before, after)
         leaving = None
@@ -278,7 +281,7 @@ class _Weaver:
                 self._call_handler(emit, hook, self._entry_value)
         emit.location = location
         if not self.keeps:
-            while emit.depth:
+            while emit.depth > self.there:
                 emit.pop()
             self.kept.clear()
             self.listed.clear()
@@ -290,10 +293,11 @@ class _Weaver:
             self._enter_timing(emit, self.timing)
 
     def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
-        position = self.kept["hotspots"] = emit.depth
+        position = self.kept["hotspots"] = emit.depth - self.there
         emit.constant(None)
+        emit.sink(self.there)
         begin = len(emit.out)
-        for number in range(timing.enter(emit)):
+        for number in range(timing.enter(emit, self.there)):
             self.kept[f"@timing {number}"] = -1
 
         def lose(stub: Emitter) -> None:
@@ -322,14 +326,17 @@ class _Weaver:
 
         When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
         SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
-        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.15).
         """
+        below = self.there if self.keeps else 0
         if len(self.kept) < _MOST_KEPT - 1:
-            self.kept[name] = emit.depth - 1
+            self.kept[name] = emit.depth - 1 - below
+            emit.sink(below)
             return
         if not self.listed:
-            self.kept[_LIST] = emit.depth - 1
+            self.kept[_LIST] = emit.depth - 1 - below
             emit.add(_BUILD_LIST, 1)
+            emit.sink(below)
         else:
             emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
         self.listed[name] = len(self.listed)
