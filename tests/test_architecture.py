@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
+    diagnose.source_lines
     diagnose.clockwork
     diagnose.background
     diagnose.imports

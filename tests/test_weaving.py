@@ -1150,9 +1150,7 @@ def test_a_generator_expression_is_woven_as_it_is(count):
     # No path leads to one, but since 3.15 there is something on its stack when its body begins.
     def around(numbers):
         return (
-            (number, pulled.append(number))[0]
-            for number in numbers
-            if number % 2 or number > 4
+            (number, pulled.append(number))[0] for number in numbers if number % 2 or number > 4
         )
 
     (code,) = (each for each in around.__code__.co_consts if isinstance(each, types.CodeType))
