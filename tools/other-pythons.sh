@@ -42,8 +42,8 @@ if [ ! -e "$HOME_OF_SID/.has-root" ]; then
     apt-get update -qq
     apt-get install -y -qq debootstrap >"$HOME_OF_SID/apt.log"
     echo "Making a Debian sid; what that prints goes to $HOME_OF_SID/debootstrap.log"
-    # What compiles is for packages that have no wheel for these yet.
-    packages=ca-certificates,gcc,libc6-dev
+    # What compiles is for packages that have no wheel for these yet; libcurl is mongod's.
+    packages=ca-certificates,gcc,libc6-dev,libcurl4t64
     for version in 3.14 3.15; do
         packages+=,python$version,python$version-venv,python$version-dev
     done
