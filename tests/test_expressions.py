@@ -564,7 +564,9 @@ def test_what_does_not_parse_gives_a_syntax_error_that_says_what_to_do(text, pol
     ],
 )
 def test_a_comprehension_that_unpacks_is_for_the_policy_python_only(text, what, value):
-    with pytest.raises(ExpressionNotAdmittedError, match=f"unpacking with {what} in .* is not admitted"):
+    with pytest.raises(
+        ExpressionNotAdmittedError, match=f"unpacking with {what} in .* is not admitted"
+    ):
         parse(text, policy="restricted")
     if value is not None:
         assert value_of(text, "python", maps=[{"a": 1}, {"b": 2}]) == value
