@@ -74,7 +74,7 @@ def test_whatever_a_module_says_of_itself_nothing_is_raised_and_nobody_is_warned
     assert source_line("/nowhere/at_all.py", 1, module) == ""
 
 
-@pytest.mark.parametrize("file", ["", "<string>", "\0", "/nowhere/at_all.py", "relative.py"])
+@pytest.mark.parametrize("file", ["", "<of no file>", "\0", "/nowhere/at_all.py", "relative.py"])
 def test_what_is_no_file_has_no_lines(file):
     assert source_line(file, 1) == ""
     assert place_of(file, 1).endswith(":1")
