@@ -38,7 +38,7 @@ test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
 	if [ -z "$$other" ]; then \
-		echo "Testing on $$mine; no other Python from 3.11 to 3.14 was found on this machine"; \
+		echo "Testing on $$mine; no other Python from 3.11 to 3.15 was found on this machine"; \
 		$(MAKE) --no-print-directory test-one VENV="$(VENV)" || exit 1; \
 		echo "Tested on $$mine only: no other Python was found"; \
 		exit 0; \

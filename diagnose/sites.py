@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import linecache
 import re
 import sys
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from diagnose import hotspots, readers, standins, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
+from diagnose.source_lines import source_line
 from diagnose.targets import fingerprints
 from diagnose.targets.lookup import _namespace
 
@@ -279,7 +279,7 @@ def _unusable(function: FunctionType, error: Exception) -> ProbeError:
 
 # --- lines --------------------------------------------------------------------------------
 
-_DEF = re.compile(r"\s*(async\s+)?def\s")
+_DEF = re.compile(r"(async\s+)?def\s")
 
 
 def _line(code: CodeType, event: str) -> int:
@@ -336,7 +336,7 @@ def _def_line(code: CodeType) -> int:
     first = code.co_firstlineno
     last = min(flow.line_starts(assembly.read(code)), default=first)
     for number in range(first, last + 1):
-        if _DEF.match(linecache.getline(code.co_filename, number)):
+        if _DEF.match(source_line(code.co_filename, number)):
             return number
     return first
 

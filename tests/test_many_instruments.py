@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stage import Stage, in_thread
+from waiting import wait_until
 
 from diagnose import attach_to, probes, sites
 from diagnose.errors import ProbeError
@@ -172,10 +174,13 @@ def test_the_budget_makes_the_code_once_for_all_that_it_suspends(shop, woven):
     woven.clear()
     accounts = list(manager.budget._accounts.values())
     # All that was to be done in the timers' thread waits until all are told.
-    with probes.timers._condition:
-        for account in accounts[:3]:
-            account.item.suspend("why")
-        assert serving(shop.work) == list("def")
+    begun, all_told = threading.Event(), threading.Event()
+    probes.timers.soon(lambda: (begun.set(), all_told.wait(30)))
+    assert begun.wait(30)
+    for account in accounts[:3]:
+        account.item.suspend("why")
+    assert serving(shop.work) == list("def")
+    all_told.set()
     in_thread(lambda: [account.item._leave_site() for account in accounts])
     assert woven == ["work"]
     manager.stop()
@@ -300,7 +305,7 @@ def test_a_hook_that_forbids_to_put_code_back_is_logged(shop, manager, monkeypat
         del manager.specs["a"]
         manager.apply()
         assert serving(shop.work) == ["b"]
-    assert "hands off" in caplog.text
+    wait_until(lambda: "hands off" in caplog.text)
     manager.stop()
 
 

@@ -51,6 +51,8 @@ _YIELD, _RESUME = _op["YIELD_VALUE"], _op["RESUME"]
 # On 3.12: how many handlers are around; with one alone, `close()` would not raise there.
 _YIELDS_TO_AWAIT = {(3, 11): 0, (3, 12): 2}.get(sys.version_info[:2], 1)
 _RESUMES_AFTER_AWAIT = 3
+# Beside what is iterated over stands how far it is, for lists and tuples; else NULL.
+_INDEX_TO_SEND_TO = sys.version_info >= (3, 15)
 
 
 def _compiled(expression: str, *names: str) -> dis.Instruction:
@@ -178,6 +180,11 @@ class Emitter:
         """Go on at ``target``, further on."""
         self.add(_JUMP_FORWARD).target = target
 
+    def sink(self, count: int) -> None:
+        """Let the topmost value change places with the ``count`` values below it, as they are."""
+        for place in range(count + 1, 1, -1):
+            self.swap(place)
+
     def begin_call(self, function: object) -> None:
         """Begin to call ``function``; its arguments are pushed next."""
         if _NULL_COMES_FIRST:
@@ -203,12 +210,16 @@ class Emitter:
     def wait(self) -> None:
         """Await the topmost value, in a coroutine; what it comes to takes its place."""
         self.add(_GET_AWAITABLE)
+        if _INDEX_TO_SEND_TO:
+            self.add(_PUSH_NULL, 0, 1)
         self.constant(None)
         send = self.add(_SEND)
         self.add(_YIELD, _YIELDS_TO_AWAIT)
         self.add(_RESUME, _RESUMES_AFTER_AWAIT)
         self.jump_back(send)
-        send.target = self.add(_NOP if _END_SEND is None else _END_SEND, 0, -1)
+        send.target = self.add(
+            _NOP if _END_SEND is None else _END_SEND, 0, -2 if _INDEX_TO_SEND_TO else -1
+        )
 
     def read_clock(self) -> None:
         """Push what ``time.perf_counter`` says."""
@@ -239,6 +250,11 @@ class Emitter:
 
     def tuple_of(self, count: int) -> None:
         """Replace the ``count`` topmost values by a tuple of them."""
+        if not count:
+            # The empty tuple is immortal: BUILD_TUPLE, which the compiler never uses for it, would
+            # let its reference count go down by one each time (3.14 and 3.15).
+            self.constant(())
+            return
         self.add(_BUILD_TUPLE, count, 1 - count)
 
     def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "depths", "line_starts", "may_be_set", "plain_cells"]
+__all__ = [
+    "JUMPS",
+    "LEAVES",
+    "RESUMES_AT",
+    "begins_body",
+    "depths",
+    "effect",
+    "line_starts",
+    "may_be_set",
+    "plain_cells",
+]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -24,7 +34,15 @@ LEAVES = frozenset(
 JUMPS = frozenset(
     _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 )
-_END_ASYNC_FOR = _op["END_ASYNC_FOR"]
+_END_ASYNC_FOR, _RESUME = _op["END_ASYNC_FOR"], _op["RESUME"]
+
+RESUMES_AT = 7 if sys.version_info >= (3, 15) else 3
+"""What part of a RESUME's argument says where it stands: 0 at the begin, others behind yields.
+
+4, since 3.15: where the call of a generator expression begins, which asks for the iterator; the
+body begins with another one, as in all generators.
+"""
+
 # The interpreter jumps over these or expects them just where they are: nothing may be put
 # in front of them, so no line begins there either (as sys.monitoring has it too).
 _BOUND = frozenset(
@@ -47,7 +65,8 @@ if sys.version_info >= (3, 13):
     _BINDS_NEXT |= {_op["END_FOR"]}  # the POP_TOP behind it is jumped over too
 
 
-def _effect(instruction: Instruction, *, jump: bool) -> int:
+def effect(instruction: Instruction, *, jump: bool = False) -> int:
+    """By how many values the stack is deeper behind it; or where it jumps to."""
     operation = instruction.opcode
     # What dis of these versions says about the two is not what they do.
     if sys.version_info < (3, 13) and operation == _op["RETURN_GENERATOR"]:
@@ -79,10 +98,10 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
                 if id(place) not in found:
                     waiting.append((place, one.handler.depth + one.handler.keeps_place + 1))
             if one.target is not None and one.opcode != _END_ASYNC_FOR:
-                waiting.append((one.target.entry, depth + _effect(one, jump=True)))
+                waiting.append((one.target.entry, depth + effect(one, jump=True)))
             if one.opcode in LEAVES or one.opcode in JUMPS:
                 break
-            depth += _effect(one, jump=False)
+            depth += effect(one, jump=False)
             one = following[id(one)]
             if found.get(id(one)) == depth:
                 break
@@ -190,6 +209,11 @@ def may_be_set(listing: Sequence[Instruction], given: Iterable[int], count: int)
     return found
 
 
+def begins_body(instruction: Instruction) -> bool:
+    """Whether the body of the function begins behind it."""
+    return instruction.opcode == _RESUME and not instruction.argument & RESUMES_AT
+
+
 def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
     """Where each line begins to run, by its number in the file.
 
@@ -211,7 +235,7 @@ def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
             if id(one) in targets:
                 line = None
             continue
-        if one.opcode == _op["RESUME"] and not one.argument & 3:
+        if begins_body(one):
             begun, line = True, None
             continue
         if not begun or bound:

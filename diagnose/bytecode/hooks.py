@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import assembly
+from diagnose.bytecode.flow import begins_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ MISSING = type("Missing", (), {"__repr__": lambda _: "(no value)", "__slots__": 
 NOW = "@now"
 """A hook's name for the clock's reading (``time.perf_counter``) when it is called."""
 
-_RESUME, _MAKE_CELL = opcode.opmap["RESUME"], opcode.opmap["MAKE_CELL"]
+_MAKE_CELL = opcode.opmap["MAKE_CELL"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +140,7 @@ def places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[in
 def body_begin(listing: Sequence[Instruction]) -> int:
     """Where the body begins."""
     for number, one in enumerate(listing, 1):
-        if one.opcode == _RESUME and not one.argument & 3:
+        if begins_body(one):
             return number
     message = "its code was not made by the compiler of this Python: it has no RESUME"
     raise ValueError(message)

@@ -43,7 +43,14 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.containment import LOST, Containment, Stretch, all_of, drop
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
-from diagnose.bytecode.flow import depths, line_starts, may_be_set, plain_cells
+from diagnose.bytecode.flow import (
+    RESUMES_AT,
+    depths,
+    effect,
+    line_starts,
+    may_be_set,
+    plain_cells,
+)
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
@@ -162,6 +169,8 @@ class _Weaver:
         self.parameters = Parameters.of(code)
         begin = body_begin(self.listing)
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
+        # Since 3.15 the iterator of a generator expression is there before its body begins.
+        self.there = sum(map(effect, self.prologue))
         self.index = places(code, self.listing)
         self.changed = self._changed()
         self.plain: dict[int, frozenset[int]] = {}
@@ -209,7 +218,7 @@ class _Weaver:
             self.timing = Timing(self.constants, self.body, depth)
         if len(after) == 1 and not ends and after[0].sift is not None:
             self.only = after[0]
-        entry = Emitter(self.constants, 0, self._at(self._first_line()))
+        entry = Emitter(self.constants, self.there, self._at(self._first_line()))
         self.keeps = bool(after or ends)
         # Instruments that watch see what the caller gave.
         self.changed |= {self.index[name][0] for hook in before for name in hook.sets or ()}
@@ -313,7 +322,7 @@ class _Weaver:
                     self._need(emit, stretch, hook.names)
                     self._call_hook(emit, hook, self._entry_value)
         if not self.keeps:
-            while emit.depth:
+            while emit.depth > self.there:
                 emit.pop()
             self.kept.clear()
             self.listed.clear()
@@ -357,10 +366,11 @@ class _Weaver:
         emit.jump_if_is(None, nothing)
 
     def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
-        position = self.kept["hotspots"] = emit.depth
+        position = self.kept["hotspots"] = emit.depth - self.there
         emit.constant(None)
+        emit.sink(self.there)
         begin = len(emit.out)
-        for number in range(timing.enter(emit)):
+        for number in range(timing.enter(emit, self.there)):
             self.kept[f"@timing {number}"] = -1
 
         def lose(stub: Emitter) -> None:
@@ -389,14 +399,17 @@ class _Weaver:
 
         When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
         SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
-        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.15).
         """
+        below = self.there if self.keeps else 0
         if len(self.kept) < _MOST_KEPT - 1:
-            self.kept[name] = emit.depth - 1
+            self.kept[name] = emit.depth - 1 - below
+            emit.sink(below)
             return
         if not self.listed:
-            self.kept[_LIST] = emit.depth - 1
+            self.kept[_LIST] = emit.depth - 1 - below
             emit.add(_BUILD_LIST, 1)
+            emit.sink(below)
         else:
             emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
         self.listed[name] = len(self.listed)
@@ -720,7 +733,7 @@ class _Weaver:
             if one.opcode == _RETURN_CONST:
                 emit = Emitter(self.constants, len(self.kept), one.location)
                 emit.add(_LOAD_CONST, one.argument, 1)
-                one.opcode, one.argument, one.prefixes = _RETURN, 0, 0
+                one.become(_RETURN)
             elif one.opcode == _RETURN:
                 emit = Emitter(self.constants, len(self.kept) + 1, one.location)
             else:
@@ -854,7 +867,7 @@ class _Weaver:
         """
         for one in self.body:
             if one.opcode == _RESUME:
-                one.argument &= 3
+                one.argument &= RESUMES_AT
             elif one.opcode == _YIELD and sys.version_info[:2] == (3, 12) and one.argument == 1:
                 one.argument = 2
 
@@ -897,7 +910,7 @@ class _Weaver:
         ``sys._getframe``, tracebacks and ``inspect`` leave out what is not. Verified at
         import by :mod:`diagnose.sites`.
         """
-        self.prologue[-1].opcode = _NOP
+        self.prologue[-1].become(_NOP)
         for one in listing:
             if one.opcode != _RESUME and one.location[1:] != (self.code.co_firstlineno, None, None):
                 one.location = NOWHERE
