@@ -1169,7 +1169,9 @@ def test_a_generator_expression_is_woven_as_it_is(count):
     seen, looked, pulled, before = [], [], [], []
     hook = weaving.Hook(lambda *values: seen.append(len(values)), (*kept, "result"))
     prelude = weaving.Hook(lambda *_: before.append("called"), (), lambda: "prelude", ())
-    looks = weaving.Hook(looked.append, ("number",), absent=lambda: None)
+    looks = weaving.Hook(
+        lambda value: value is weaving.MISSING or looked.append(value), ("number",)
+    )
 
     def woven(**hooks):
         made = weaving.weave(code, report=lambda *_: "hotspots", **hooks)

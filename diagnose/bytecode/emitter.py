@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Location
 
-__all__ = ["NOWHERE", "Constants", "Emitter"]
+__all__ = ["NOWHERE", "TELLS_OF_TARGETS", "Constants", "Emitter"]
 
 NOWHERE: Location = (None, None, None, None)
 """The location of what stands on no line: tracers and debuggers pass over it."""
 
 _NULL_COMES_FIRST = sys.version_info < (3, 13)
+TELLS_OF_TARGETS: bool = sys.version_info[:2] == (3, 12)
+"""Tracers are told of the line of what is jumped to, unless what ran before is on it too; behind a
+call that is not known."""
 _ENTERS_ONE_BEFORE = sys.version_info >= (3, 13)
 """The error of entering a frame goes to the handler of the instruction before the call."""
 _op = opcode.opmap
@@ -128,7 +131,11 @@ class Emitter:
 
     def land(self, jump: Instruction) -> None:
         """Let a jump that stands elsewhere lead to what comes next here."""
-        self._landing.append(jump)
+        if TELLS_OF_TARGETS:
+            self.add(_NOP)
+            jump.target = self.add(_NOP)
+        else:
+            self._landing.append(jump)
 
     def end(self, following: Instruction) -> None:
         """Say what comes next."""
