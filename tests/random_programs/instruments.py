@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 from random_programs import scripts
 from random_programs.world import show
@@ -38,6 +39,20 @@ class Tagging(Quiet):
         return {"service": "shop"}
 
 
+class Asked(Quiet):
+    """An application that has a word in which calls are served."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = itertools.cycle([True, False, LookupError("asked")])
+
+    def check_call(self, probe, instrument, *args, **kwargs):
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 class Keeping(ProbeTestInstrument):
     """Keeps text, so that nothing of the program is kept alive."""
 
@@ -62,7 +77,7 @@ class Firing(Instrument):
         super().fire(_globals, _locals)
 
 
-class Checking(Keeping):
+class Checking(HistogramInstrument):
     calls = 0
 
     def check_call(self, probe, /, *args, **kwargs):
@@ -70,7 +85,7 @@ class Checking(Keeping):
         return self.calls % 2 == 0
 
 
-class CheckRaises(Keeping):
+class CheckRaises(HistogramInstrument):
     def check_call(self, probe, /, *args, **kwargs):
         raise LookupError
 
@@ -103,6 +118,7 @@ KINDS = {
     "check": Checking,
     "check_raises": CheckRaises,
     "tags": Log,
+    "asked": IncrementInstrument,
     "calltree": Tree,
     "finish": FinishRaises,
 }
@@ -131,7 +147,7 @@ def instrument(operation, event, names):
     elif kind is Tree:
         limits = Limits(rate=1000)
     custom = {"tags": filled(operation["tags"])} if operation["tags"] else None
-    manager = Tagging() if operation["kind"] == "tags" else Quiet()
+    manager = {"tags": Tagging, "asked": Asked}.get(operation["kind"], Quiet)()
     return kind(
         "n", value, event, custom=custom, mgr=manager, when=filled(operation["when"]), limits=limits
     )

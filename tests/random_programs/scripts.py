@@ -28,7 +28,7 @@ CONDITIONS = {
 EVENTS = {"call": 4, "return": 5, "end": 4, "line": 7}
 KINDS = {
     "test": 3, "hist": 4, "incr": 2, "log": 3, "emit": 2, "emit_raises": 1, "fire": 2, "check": 1,
-    "check_raises": 0.5, "tags": 1, "calltree": 1.5, "finish": 1,
+    "check_raises": 0.5, "tags": 1, "asked": 1, "calltree": 1.5, "finish": 1,
 }  # fmt: skip
 LIMITS = {None: 8, "hits": 2, "rate": 1, "sample": 1}
 TAGS = {None: 6, "{'t': {0}}": 1, "{'t': 1, 'k': str({1})}": 1, "{'t': 1 // 0}": 0.5, "{0}": 0.5}

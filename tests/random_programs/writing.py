@@ -70,7 +70,7 @@ class Expressions:
 
     def text(self, place):
         name = self.random.choice(place.names or ["g"])
-        return self.random.choice([f"f'{{{name}!r:.9}}-{{{self.number(place)}}}'[:20]", f"str({name})[:9]"])
+        return self.random.choice([f"f'{{{name}!r:.9}}-{{{self.number(place, calls=False)}}}'[:20]", f"str({name})[:9]"])
 
     def pair(self, place):
         atom = self.random.randint(0, 9)
@@ -105,6 +105,9 @@ class Expressions:
         if not place.in_class and self.chance(0.1):
             result = f"(w := {element})"
         brackets = self.random.choice(["[]", "{}", "{:}", "list()", "[]"])
+        # On lines of their own there are line events inside.
+        if self.chance(0.4):
+            result, test, extra = f"\n {result}\n", test and f"\n{test}", extra and f"\n{extra}"
         if place.is_async and not place.in_class and self.chance(0.3):
             if self.chance(0.5):
                 return f"[{result} async for {element} in Ticks(2){test}]"
@@ -127,7 +130,7 @@ class Expressions:
         if function.more_args and self.chance(0.3) and len(pieces) == function.required + function.optional:
             pieces.append("*(1, 2)")
         pieces += [f"{each}={self.number(place)}" for each in function.keywords]
-        return ", ".join(pieces)
+        return (",\n " if self.chance(0.1) else ", ").join(pieces)
 
     def called(self, function, text, kind):
         """A call in a function of ``kind``, as a number or so."""
