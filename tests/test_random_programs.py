@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from random_programs import __main__ as command
-from random_programs import programs, running, scripts, shrinking
-from random_programs.programs import text
+from random_programs import running, scripts, shrinking
+from random_programs.parts import Node, one, text
 
 # Five for each example of the property tests: 200, and 5,000 in `make proof`.
 COUNT = 5 * int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
@@ -53,7 +53,16 @@ def test_programs_and_scripts_have_statements_and_operations_of_all_kinds():
     source = "\n".join(text(case.nodes) for case in cases())
     for part in (
         *("elif ", "else:", "while ", "for ", "async for", "break", "continue", "try:", "finally:"),
-        *("except* ", "with ", "async with", "match ", "case {", "case [", "case Point", " async for"),
+        *(
+            "except* ",
+            "with ",
+            "async with",
+            "match ",
+            "case {",
+            "case [",
+            "case Point",
+            " async for",
+        ),
         *("lambda", "del ", "global ", "nonlocal ", ":= ", "^= ", "f'", ", *", "assert ", " from "),
         *("yield from", "= yield", "await ", "locals()", "    def inner", "class K", "@noted"),
         *("@staticmethod", "@classmethod", "super()", "/", "*args", "**kwargs", "async def"),
@@ -83,8 +92,8 @@ def seen(case, code):
 
 
 PROGRAM = [
-    programs.one("from random_programs.world import *"),
-    programs.Node([("def f(p):", [programs.one("p ^= 1"), programs.one("return p")])]),
+    one("from random_programs.world import *"),
+    Node([("def f(p):", [one("p ^= 1"), one("return p")])]),
 ]
 CALL = {"do": "call", "path": "f", "args": [2], "kwargs": {}, "steps": []}
 
@@ -95,7 +104,10 @@ def probe(**changes):
     return usual | changes
 
 
-@pytest.mark.parametrize("value", ["mark('probe')", "print('probe')", "vars(sys.modules['random_program']).update(f=same)"])
+@pytest.mark.parametrize(
+    "value",
+    ["mark('probe')", "print('probe')", "vars(sys.modules['random_program']).update(f=same)"],
+)
 def test_what_an_expression_does_to_the_program_is_a_difference(value):
     assert running.difference(running.Case(0, PROGRAM, [probe(), CALL, CALL])) is None
     case = running.Case(0, PROGRAM, [probe(value=value, kind="test"), CALL, CALL])

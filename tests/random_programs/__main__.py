@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from random_programs import running, shrinking
-from random_programs.programs import text
+from random_programs import running, shrinking  # noqa: E402  (run by path)
+from random_programs.parts import text  # noqa: E402
 
 HANGS_SECONDS = 60
 NO_PROGRAM = 3
@@ -31,7 +31,9 @@ def main():
     given = parser.parse_args()
     first, _, end = given.seeds.partition(":")
     if given.here:
-        return here(given.seeds) if Path(given.seeds).exists() else here(range(int(first), int(end)))
+        return (
+            here(given.seeds) if Path(given.seeds).exists() else here(range(int(first), int(end)))
+        )
     seeds = range(int(first), int(end or int(first) + 1))
     failed = 0
     for seed, what in differing(seeds):

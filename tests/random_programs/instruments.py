@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 
-from random_programs import scripts
-from random_programs.world import show
-
 from diagnose.guards import Limits
 from diagnose.instruments import (
     CallTreeInstrument,
@@ -19,6 +16,8 @@ from diagnose.instruments import (
 )
 from diagnose.managers import InstrumentManager
 from diagnose.sinks.stream import StreamSink
+from random_programs import scripts
+from random_programs.world import show
 
 
 class Quiet(InstrumentManager):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dis
 import gc
 import inspect
 import io
@@ -14,13 +15,13 @@ import types
 import warnings
 from dataclasses import dataclass
 
-from random_programs import instruments, world
-from random_programs.programs import Writer, text
-from random_programs.scripts import script
-from random_programs.world import is_exact, show
-
 from diagnose import probes
 from diagnose.errors import DiagnoseError
+from random_programs import instruments, world
+from random_programs.parts import text
+from random_programs.programs import Writer
+from random_programs.scripts import script
+from random_programs.world import is_exact, show
 
 MODULE = "random_program"
 FILE = f"<{MODULE}>"
@@ -238,11 +239,15 @@ class Run:
     def _instrument(self, operation, event=None):
         """The instrument, for the function as it stands behind its decorators."""
         code = self._code(operation)
-        names = [*code.co_varnames, *code.co_cellvars, *code.co_freevars] or ["g"]
         event = event or operation["event"]
         if event.startswith("line:?"):
-            lines = _lines(code)
+            # Where variables get other values is of interest.
+            lines = (_changing(code) if operation["names"][0] % 2 else []) or _lines(code)
             event = f"line:{lines[int(event[6:]) % len(lines)]}"
+        names = [*code.co_varnames, *code.co_cellvars, *code.co_freevars] or ["g"]
+        # What is in use at a line is of interest there.
+        if event.startswith("line:") and operation["names"][1] % 2:
+            names = _names_at(code, int(event[5:])) or names
         return instruments.instrument(operation, event, names)
 
     def _code(self, operation):
@@ -292,6 +297,29 @@ def stop_all():
 
 def _lines(code):
     return sorted({line for *_, line in code.co_lines() if line}) or [1]
+
+
+def _changing(code):
+    """The lines of all instructions that change a variable; some have many."""
+    lines = list(code.co_positions())
+    changes = ("STORE_FAST", "DELETE_FAST", "STORE_DEREF", "LOAD_FAST_AND_CLEAR")
+    found = (
+        lines[one.offset // 2][0]
+        for one in dis.get_instructions(code)
+        if one.opname.startswith(changes)
+    )
+    return [line for line in found if line]
+
+
+def _names_at(code, line):
+    """The variables that a line of a function uses."""
+    known = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    lines = list(code.co_positions())
+    return sorted({
+        one.argval
+        for one in dis.get_instructions(code)
+        if lines[one.offset // 2][0] == line and type(one.argval) is str and one.argval in known
+    })  # fmt: skip
 
 
 def _stands(frame):

@@ -25,7 +25,7 @@ CONDITIONS = {
     None: 12, "{0} == 1": 3, "{0} is None": 2, "{0} > 2": 2, "elapsed < 1": 1, "exception is None": 1,
     "same(False)": 1, "watched()": 1, "1 // 0": 0.5, "raises()": 0.5,
 }  # fmt: skip
-EVENTS = {"call": 4, "return": 5, "end": 4, "line": 7}
+EVENTS = {"call": 4, "return": 5, "end": 4, "line": 10}
 KINDS = {
     "test": 3, "hist": 4, "incr": 2, "log": 3, "emit": 2, "emit_raises": 1, "fire": 2, "check": 1,
     "check_raises": 0.5, "tags": 1, "asked": 1, "calltree": 1.5, "finish": 1,
@@ -56,7 +56,7 @@ class _Writer:
         return self.random.choices(list(table), list(table.values()))[0]
 
     def operation(self):
-        form = self.pick({"call": 12, "make": 2, "step": 5, "drop": 1, "probe": 6, "change": 3})
+        form = self.pick({"call": 14, "make": 2, "step": 5, "drop": 1, "probe": 6, "change": 3})
         if form in ("step", "drop") and not self.slots:
             form = "make"
         return getattr(self, form)()
@@ -86,7 +86,7 @@ class _Writer:
     def function(self, *kinds):
         found = [each for each in self.functions if each.kind in kinds] or self.functions
         often = [each for each in self.often if each in found]
-        return self.random.choice(often if often and self.random.random() < 0.6 else found)
+        return self.random.choice(often if often and self.random.random() < 0.75 else found)
 
     def called(self, function):
         count = function.required + self.random.randint(0, function.optional)

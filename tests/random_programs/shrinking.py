@@ -16,8 +16,12 @@ def likeness(difference):
     if "operation" not in difference:
         return re.sub(r"\S+ (has|stands)", r"\1", difference.splitlines()[0])
     bare, _, probed = difference.partition("probed:")
-    words = set(re.findall(r"\b[A-Z]\w+(?:Error|Exit|Iteration|Group)\b|returned|gone|random", probed))
-    heads = [re.sub(r"\d+", "", part.split(":", 1)[-1].split(",")[0].strip()) for part in (bare, probed)]
+    words = set(
+        re.findall(r"\b[A-Z]\w+(?:Error|Exit|Iteration|Group)\b|returned|gone|random", probed)
+    )
+    heads = [
+        re.sub(r"\d+", "", part.split(":", 1)[-1].split(",")[0].strip()) for part in (bare, probed)
+    ]
     return [*heads, *sorted(words - set(re.findall(r"\w+", bare)))]
 
 

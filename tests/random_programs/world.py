@@ -15,9 +15,33 @@ import types
 from dataclasses import dataclass
 
 __all__ = [
-    "AsyncManager", "Box", "Color", "Manager", "Odd", "Point", "Ticks", "Token", "collect",
-    "contextlib", "functools", "go_on", "here", "itertools", "mark", "noted", "numbers", "passed",
-    "pause", "random", "raises", "raises_odd", "run", "same", "sys", "twice", "watched",
+    "AsyncManager",
+    "Box",
+    "Color",
+    "Manager",
+    "Odd",
+    "Point",
+    "Ticks",
+    "Token",
+    "collect",
+    "contextlib",
+    "functools",
+    "go_on",
+    "here",
+    "itertools",
+    "mark",
+    "noted",
+    "numbers",
+    "passed",
+    "pause",
+    "raises",
+    "raises_odd",
+    "random",
+    "run",
+    "same",
+    "sys",
+    "twice",
+    "watched",
 ]  # fmt: skip
 
 FUEL = 40
@@ -235,7 +259,7 @@ def run(coroutine):
     with contextlib.closing(coroutine):
         for number in range(20):
             try:
-                coroutine.send(number if number else None)
+                coroutine.send(number or None)
             except StopIteration as stop:
                 return stop.value
     return "closed"
@@ -269,10 +293,10 @@ def twice(function):
     """A decorator whose wrapper has another signature."""
 
     @functools.wraps(function)
-    def wrapper(self_or_first, /, *others, **kwargs):
+    def wrapper(*given, a=None, **others):
         if go_on():
-            function(self_or_first, *others, **kwargs)
-        return function(self_or_first, *others, **kwargs)
+            function(*given, **others)
+        return function(*given, **others)
 
     return wrapper
 

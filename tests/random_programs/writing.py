@@ -56,7 +56,13 @@ class Expressions:
     def items(self, place, *, calls=True):
         """Something to go over, with few items that are numbers."""
         known = [each for each in ("args", "kwargs") if each in place.names]
-        choices = [f"range({self.random.randint(0, 3)})", "(1, 2, 3)", "[0, 5]", "{4: 1, 2: 2}", "(1,)"]
+        choices = [
+            f"range({self.random.randint(0, 3)})",
+            "(1, 2, 3)",
+            "[0, 5]",
+            "{4: 1, 2: 2}",
+            "(1,)",
+        ]
         if calls:
             choices += [f"numbers({self.random.randint(0, 2)})", self.comprehension(place)]
         return self.random.choice([*choices, *known])
@@ -70,11 +76,15 @@ class Expressions:
 
     def text(self, place):
         name = self.random.choice(place.names or ["g"])
-        return self.random.choice([f"f'{{{name}!r:.9}}-{{{self.number(place, calls=False)}}}'[:20]", f"str({name})[:9]"])
+        return self.random.choice(
+            [f"f'{{{name}!r:.9}}-{{{self.number(place, calls=False)}}}'[:20]", f"str({name})[:9]"]
+        )
 
     def pair(self, place):
         atom = self.random.randint(0, 9)
-        return self.random.choice([f"({atom}, {self.name(place)} ^ 1)", f"Point({atom})", f"{{'k': {atom}}}"])
+        return self.random.choice(
+            [f"({atom}, {self.name(place)} ^ 1)", f"Point({atom})", f"{{'k': {atom}}}"]
+        )
 
     def lambda_(self, place):
         parameter = self.random.choice(["n", "a", "b"])
@@ -97,7 +107,9 @@ class Expressions:
         name = self.name(place)
         over = self.random.choice([f"range({self.random.randint(0, 3)})", "(1, 2, 3)"])
         test = self.random.choice(["", "", f" if {element} != {name}", f" if ({element} ^ 1)"])
-        extra = self.random.choice(["", "", f" for k in range({element} & 1)", f" for {element} in (1, {element})"])
+        extra = self.random.choice(
+            ["", "", f" for k in range({element} & 1)", f" for {element} in (1, {element})"]
+        )
         result = self.random.choice([
             f"{element}", f"{element} ^ {self.random.randint(1, 3)}", f"({element} or {name}) ^ 1",
             f"(lambda: {element})()", f"mark('item', {element})", f"len([{element} for {element} in range({element} & 3)])",
@@ -127,7 +139,11 @@ class Expressions:
             return "1, 2, 3, zzz=1"
         pieces = [self.number(place) for _ in range(function.required)]
         pieces += [self.number(place) for _ in range(self.random.randint(0, function.optional))]
-        if function.more_args and self.chance(0.3) and len(pieces) == function.required + function.optional:
+        if (
+            function.more_args
+            and self.chance(0.3)
+            and len(pieces) == function.required + function.optional
+        ):
             pieces.append("*(1, 2)")
         pieces += [f"{each}={self.number(place)}" for each in function.keywords]
         return (",\n " if self.chance(0.1) else ", ").join(pieces)
@@ -151,5 +167,7 @@ class Expressions:
         if not plain or place.in_class:
             return None
         function = self.random.choice(plain)
-        text = self.called(function, f"{function.path}({self.arguments(function, place)})", place.kind)
+        text = self.called(
+            function, f"{function.path}({self.arguments(function, place)})", place.kind
+        )
         return f"({text} if go_on() else 0)"
