@@ -144,11 +144,18 @@ def test_a_process_that_dies_names_its_seed_and_the_others_are_run(monkeypatch):
     def child(seeds):
         calls.append(seeds)
         if len(calls) == 1:
-            return subprocess.CompletedProcess([], -11, '[3, null]\n[4, "differs"]\n', "Fatal")
-        return subprocess.CompletedProcess([], 0, "[6, null]\n", "")
+            return ["[3, null]", '[4, "differs"]'], lambda: (-11, "Fatal")
+        return ["[6, null]"], lambda: (0, "")
 
     monkeypatch.setattr(command, "child", child)
     found = dict(command.differing(range(3, 7)))
     assert found.keys() == {4, 5}
     assert "-11" in found[5]
     assert calls == ["3:7", "6:7"]
+
+
+def test_a_case_that_ends_its_process_is_a_crash(tmp_path):
+    dying = Node([("def f(p):", [one("import os"), one("os.kill(os.getpid(), 9)")])])
+    program = [one("from random_programs.world import *"), dying]
+    assert command.crashes(running.Case(0, program, [CALL]), tmp_path)
+    assert not command.crashes(running.Case(0, PROGRAM, [CALL]), tmp_path)

@@ -52,23 +52,38 @@ def differing(seeds):
     """Run programs in another process, and those behind one that crashes in the next."""
     first = seeds.start
     while first < seeds.stop:
-        done = child(f"{first}:{seeds.stop}")
-        for line in done.stdout.splitlines():
+        lines, end = child(f"{first}:{seeds.stop}")
+        for line in lines:
             seed, what = json.loads(line)
             if what:
                 yield seed, what
             first = seed + 1
-        if done.returncode == 0:
+        status, errors = end()
+        if status == 0:
             return
-        yield first, f"the process ends with {done.returncode}: {done.stderr[-1500:]}"
+        yield first, f"the process ends with {status}: {errors[-1500:]}"
         first += 1
 
 
 def child(seeds):
-    """This program, in another process, where sets of strings are gone over in one order."""
+    """This program in another process: the lines that it prints, and what waits for its end.
+
+    There sets of strings are gone over in one order. The end is its status and its errors.
+    """
     command = [sys.executable, "-W", "ignore", __file__, seeds, "--here"]
     environment = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    errors = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+    )
+
+    def end():
+        with process, errors:
+            process.communicate()
+            errors.seek(0)
+            return process.returncode, errors.read()
+
+    return process.stdout, end
 
 
 def here(seeds):
@@ -110,7 +125,8 @@ def crashes(case, folder):
         return False
     path = Path(folder) / "case"
     path.write_bytes(pickle.dumps(case))
-    return child(str(path)).returncode < 0
+    _, end = child(str(path))
+    return end()[0] < 0
 
 
 def show(case):
