@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from random_programs import __main__ as command
-from random_programs import running, scripts, shrinking
+from random_programs import programs, running, scripts, shrinking
 from random_programs.parts import Node, one, text
 
 # Five for each example of the property tests: 200, and 5,000 in `make proof`.
@@ -68,6 +69,8 @@ def test_programs_and_scripts_have_statements_and_operations_of_all_kinds():
         *("@staticmethod", "@classmethod", "super()", "/", "*args", "**kwargs", "async def"),
     ):
         assert part in source, part
+    statements = {name[1:] for name in vars(programs.Writer) if re.match("_[a-z]", name)}
+    assert statements == {*programs.SIMPLE, *programs.COMPOUND}
     done = Counter(each["do"] for case in cases() for each in case.operations)
     assert {"call", "make", "step", "drop", "attach", "put", "every_line", "stop_all"} < {*done}
     kinds = {each.get("kind") for case in cases() for each in case.operations}

@@ -461,7 +461,7 @@ class Writer(Expressions):
 SIMPLE = {
     "assign": 8, "unpack": 3, "augment": 4, "delete": 2, "mark": 8, "here": 3, "assert": 1, "raise": 2,
     "return": 2, "leave_loop": 5, "suspend": 8, "call": 4, "token": 3, "attribute": 2, "snapshot": 1,
-    "import": 1,
+    "import": 1, "cell": 4,
 }  # fmt: skip
 COMPOUND = {
     "if": 5, "while": 3, "for": 5, "try": 6, "try_star": 2, "with": 4, "match": 3, "nested": 3,
