@@ -22,6 +22,7 @@ __all__ = [
     "line_starts",
     "may_be_set",
     "plain_cells",
+    "stored",
 ]
 
 _op = opcode.opmap
@@ -169,6 +170,15 @@ def plain_cells(
     return found
 
 
+def stored(one: Instruction) -> set[int]:
+    """The numbers of the local variables that an instruction gives values."""
+    if one.opcode == _STORE_FAST:
+        return {one.argument}
+    if one.opcode == _STORES_TWO:
+        return {one.argument >> 4, one.argument & 15}
+    return {one.argument >> 4} if one.opcode == _STORES_FIRST else set()
+
+
 _DELETES = frozenset({_op["DELETE_FAST"], _SAVES} - {None})
 
 
@@ -195,12 +205,8 @@ def may_be_set(listing: Sequence[Instruction], given: Iterable[int], count: int)
                 waiting.append((one.handler.target, now))
             if one.opcode in _DELETES:
                 now &= ~(1 << one.argument)
-            elif one.opcode == _STORES_TWO:
-                now |= 1 << (one.argument >> 4) | 1 << (one.argument & 15)
-            elif one.opcode == _STORES_FIRST:
-                now |= 1 << (one.argument >> 4)
-            elif one.opcode == _STORE_FAST and one.argument < count:
-                now |= 1 << one.argument
+            for number in stored(one):
+                now |= 1 << number if number < count else 0
             if one.target is not None:
                 waiting.append((one.target, now))
             if one.opcode in LEAVES or one.opcode in JUMPS or id(one) not in following:

@@ -50,6 +50,7 @@ from diagnose.bytecode.flow import (
     line_starts,
     may_be_set,
     plain_cells,
+    stored,
 )
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
@@ -101,10 +102,6 @@ _CHANGES = frozenset(
     for name, number in _op.items()
     if name.startswith(("STORE_FAST", "DELETE_FAST", "LOAD_FAST_AND_CLEAR"))
 )
-_TWO_NAMES = frozenset(
-    number for name, number in _op.items() if name.startswith("STORE_FAST_") and "MAYBE" not in name
-)
-
 # Tracers and profilers written in C (coverage, cProfile) keep a stack of frames. They are told of
 # the end of a hidden frame although they were not told of its begin: on 3.11 of every one, on
 # 3.12 of every one that was instrumented before, later of those that an exception leaves. So
@@ -190,10 +187,7 @@ class _Weaver:
         changed: set[int] = set()
         for one in self.body:
             if one.opcode in _CHANGES:
-                if one.opcode in _TWO_NAMES:
-                    changed |= {one.argument >> 4, one.argument & 15}
-                else:
-                    changed.add(one.argument)
+                changed |= stored(one) or {one.argument}
         return changed
 
     def weave(
@@ -239,7 +233,7 @@ class _Weaver:
                 self.judge,
             )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
-        self._weave_lines(lines, starts, handlers, depth, woven)
+        self._weave_lines(lines, starts, handlers, depth, woven, behind)
         if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
@@ -880,11 +874,16 @@ class _Weaver:
         handlers: set[int],
         depth: dict[int, int],
         woven: dict[int, list[Instruction]],
+        behind: dict[int, list[Instruction]],
     ) -> None:
         for line, hook in lines:
             if line not in starts:
                 message = f"there is no code on line {line}"
                 raise ValueError(message)
+            stores = self._only_stores(hook, line, starts[line][0])
+            if stores:
+                self._look_behind(hook, stores, depth, behind)
+                continue
             for one in starts[line]:
                 if id(one) not in depth:
                     continue  # it is never reached
@@ -896,6 +895,39 @@ class _Weaver:
                     emit.end_guard(stub)
                     self.stubs.append(stub)
                 self._put(woven, one, emit)
+
+    def _only_stores(self, hook: Hook, line: int, start: Instruction) -> list[Instruction]:
+        """Where a line gives values to variables of a hook that can have none before it.
+
+        None of them: the hook is called before the line. Else behind the last one, since before
+        it there would be nothing to see.
+        """
+        found = []
+        for name in () if hook.may_raise else hook.names:
+            index, is_cell = self.index.get(name, (0, True))
+            if is_cell or self.set.get(id(start), 0) >> index & 1:
+                continue
+            found += [one for one in self.body if one.location[0] == line and index in stored(one)]
+        return found
+
+    def _look_behind(
+        self,
+        hook: Hook,
+        stores: Sequence[Instruction],
+        depth: dict[int, int],
+        behind: dict[int, list[Instruction]],
+    ) -> None:
+        """Call a hook behind the last of these instructions."""
+        number = max(map(self.body.index, stores))
+        last, following = self.body[number : number + 2]
+        if id(following) not in depth:
+            return
+        begin = depth[id(following)] + len(self.kept)
+        emit = Emitter(self.constants, begin, last.location, last.handler)
+        self._look(emit, hook, following)
+        emit.end(following)
+        behind.setdefault(id(last), []).extend(emit.out)
+        self.deepest = max(self.deepest, emit.deepest)
 
     # --- hidden frames ---
 
