@@ -216,7 +216,7 @@ class Timing:
     def _put(self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         there = ahead.setdefault(id(one), [])
         there += emit.out
-        one.entry = there[0]
+        one.front = there[0]
         self.deepest = max(self.deepest, emit.deepest)
 
 

@@ -750,7 +750,7 @@ class _Weaver:
         there = woven.setdefault(id(one), [])
         there += emit.out
         if there:
-            one.entry = there[0]
+            one.front = there[0]
 
     def _leave_by_exception(
         self, after: Sequence[Hook], ends: Sequence[Hook], line: int | None
