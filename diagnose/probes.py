@@ -126,15 +126,17 @@ class _Attachment:
         with handlers.Quiet(), _lock:
             if not self.armed or not self.probe.holds(self):
                 return
-            before, judged = self.hook, self._judged
+            before, judged, span = self.hook, self._judged, self._span
             self.hook = handlers.parsing(self._write)
             try:
                 _update(self.site, [self])
             except DiagnoseError:
-                self.hook, self._judged = before, judged
+                self.hook, self._judged, self._span = before, judged, span
                 raise
             handlers.disarm(before)
             judged.attachment = None
+            if span is not None:
+                span.abandon()
 
     @property
     def event(self) -> str:
@@ -858,6 +860,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     status.attachments -= 1
     if not status.attachments and status.state not in {"error", "done"}:
         status.state = state
+        status.code = status.error = None
 
 
 def _finish(gone: Sequence[_Attachment], *, waits: bool = True) -> None:

@@ -77,8 +77,7 @@ class Stretch:
         depth: of the stack, at their begin.
         location: of what deals with it.
         around: where goes what is raised again.
-        judge: called with what was raised; True: skip the rest, False: raise it again. None: it
-            can only be want of room (C functions that raise nothing else), or not ours.
+        judge: called with what was raised; True: skip the rest, False: raise it again.
     """
 
     def __init__(
@@ -87,31 +86,28 @@ class Stretch:
         depth: int,
         location: Location,
         around: Handler | None,
-        judge: Judge | None,
+        judge: Judge,
     ) -> None:
         self._around = around
         self._depth = depth
         # On the stack: the place that raised, and the error.
         self.stub = stub = Emitter(constants, depth + 2, location, around)
         self._skip = Instruction(_POP_TOP, 0, location, around)
-        if judge is None:
-            self._match(stub, self._skip)
-        else:
-            outer = Emitter(constants, depth + 4, location, around)
-            drop_both = Instruction(_POP_TOP, 0, location, around)
-            self._match(outer, drop_both)
-            outer.place(drop_both)
-            outer.depth -= 1
-            outer.pop()
-            stub.handler = Handler(outer.out[0], depth + 2, keeps_place=True)
-            stub.begin_call(judge)
-            stub.copy(depth + 1)
-            stub.end_call(1)
-            stub.handler = around
-            stub.jump_if(self._skip, is_bool=True)
-            stub.add(_RERAISE, 1)
-            stub.out += outer.out
-            stub.deepest = max(stub.deepest, outer.deepest)
+        outer = Emitter(constants, depth + 4, location, around)
+        drop_both = Instruction(_POP_TOP, 0, location, around)
+        self._match(outer, drop_both)
+        outer.place(drop_both)
+        outer.depth -= 1
+        outer.pop()
+        stub.handler = Handler(outer.out[0], depth + 2, keeps_place=True)
+        stub.begin_call(judge)
+        stub.copy(depth + 1)
+        stub.end_call(1)
+        stub.handler = around
+        stub.jump_if(self._skip, is_bool=True)
+        stub.add(_RERAISE, 1)
+        stub.out += outer.out
+        stub.deepest = max(stub.deepest, outer.deepest)
         stub.place(self._skip)
         stub.depth = depth + 1
         stub.pop()
@@ -162,14 +158,14 @@ class Containment:
         self._single: dict[int, tuple[Callable[[Emitter], None], Judge]] = {}
         self.stubs: list[Emitter] = []
 
-    def _begin(self, emit: Emitter, judge: Judge | None) -> Stretch:
+    def _begin(self, emit: Emitter, judge: Judge) -> Stretch:
         stretch = Stretch(self._constants, emit.depth, emit.location, emit.handler, judge)
         self.stubs.append(stretch.stub)
         emit.handler = stretch.handler
         return stretch
 
     @contextmanager
-    def passing(self, emit: Emitter, judge: Judge | None) -> Iterator[Stretch]:
+    def passing(self, emit: Emitter, judge: Judge) -> Iterator[Stretch]:
         """What is written in it leaves the stack as it was."""
         stretch = self._begin(emit, judge)
         yield stretch
@@ -177,7 +173,7 @@ class Containment:
 
     @contextmanager
     def pushing(
-        self, emit: Emitter, instead: object, judge: Judge | None = None
+        self, emit: Emitter, instead: object, judge: Judge
     ) -> Iterator[Stretch]:
         """What is written in it pushes a value: or else ``instead``."""
         stretch = self._begin(emit, judge)

@@ -321,7 +321,7 @@ class _Weaver:
             self.kept.clear()
             self.listed.clear()
         if "elapsed" in exit_names:
-            with self.containment.pushing(emit, LOST):
+            with self.containment.pushing(emit, LOST, self.judge):
                 self._read_time(emit)
             self._keep(emit, "@began")
         if self.timing is not None:
