@@ -160,7 +160,8 @@ class _Attachment:
             try:
                 raise error
             except BaseException:  # noqa: BLE001  (whatever it is)
-                _call_hook(self.instrument, "handle_error", self.probe)
+                # By this, for it is of the hit: it may warn as it is shown (diagnose.muffling).
+                handlers.quietly(_call_hook, self.instrument, "handle_error", self.probe)
             finally:
                 _set_traceback(error, before)
         self._leave_site()

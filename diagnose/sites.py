@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots, readers, stepping
+from diagnose import hotspots, muffling, readers, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -89,6 +89,7 @@ def _enter(subject: object, site: Site) -> None:
     _sites[id(subject)] = site
     readers.serve()
     stepping.begin()
+    muffling.begin()
 
 
 def _remove(subject: object) -> None:
@@ -96,6 +97,7 @@ def _remove(subject: object) -> None:
     if not _sites:
         readers.unserve()
         stepping.end()
+        muffling.end()
 
 
 def _own_code(function: FunctionType) -> CodeType:

@@ -20,6 +20,7 @@ ORDER = """
     diagnose.errors
     diagnose.interrupts
     diagnose.clockwork
+    diagnose.exchange
     diagnose.background
     diagnose.imports
     diagnose.targets
@@ -32,6 +33,7 @@ ORDER = """
     diagnose.handlers
     diagnose.readers
     diagnose.stepping
+    diagnose.muffling
     diagnose.sites
     diagnose.sinks
     diagnose.instruments
