@@ -30,7 +30,7 @@ from diagnose.sites import Armed, happens_inside, site_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from datetime import timedelta
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
@@ -187,18 +187,21 @@ class _Attachment:
     def _end_by(self, error: BaseException, code: str) -> None:
         next(self.instrument.status.tallies()["error"])
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
-        before = _restore_traceback(error)
+        was_raised = _restore_traceback(error)
+        context = None if was_raised else _get_context(error)
         if self._give_up(code, text):
-            timers.soon(lambda: self._tell(error, before))
+            timers.soon(lambda: handlers.quietly(self._tell, error, context))
+        else:
+            _restore_context(error, context)
 
-    def _tell(self, error: BaseException, before: TracebackType | None) -> None:
-        with handlers.Quiet():
-            try:
-                raise error
-            except BaseException:  # noqa: BLE001  (whatever it is)
-                _call_hook(self.instrument, "handle_error", self.probe)
-            finally:
-                _set_traceback(error, before)
+    def _tell(self, error: BaseException, context: BaseException | None) -> None:
+        try:
+            raise error
+        except BaseException:  # noqa: BLE001  (whatever it is)
+            _call_hook(self.instrument, "handle_error", self.probe)
+        finally:
+            _restore_traceback(error)
+            _restore_context(error, context)
         self._leave_site()
 
     def too_slow(self, hit: LongHit) -> None:
@@ -894,6 +897,8 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
+_get_context = BaseException.__dict__["__context__"].__get__
+_set_context = BaseException.__dict__["__context__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
@@ -932,16 +937,44 @@ def _where(error: BaseException) -> str:
     return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
 
 
-def _restore_traceback(error: BaseException) -> TracebackType | None:
-    """Take the entries of this hit off an error's traceback; return what it had before.
+def _is_of_hit(frame: FrameType | None) -> bool:
+    """Whether it is below what serves a hit; also when it has come to its end."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<probe ") or code is handlers.quietly.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _restore_traceback(error: BaseException) -> bool:
+    """Take the entries of hits out of an error's traceback; whether any are left.
 
     So nothing of the call is kept alive, and an exception of the program's that an expression
-    raised is as it was.
+    raised is as it was. Other threads may raise it at the same time: theirs stay. (3.11 does not
+    say who called a generator that is over; entries of those stay too.)
     """
-    entries = _entries(error)
-    before = entries[-1].tb_next if entries else None
-    _set_traceback(error, before)
-    return before
+    entries: list[TracebackType | None] = []
+    before, entry = None, _get_traceback(error)
+    while entry is not None:
+        if not _is_of_hit(entry.tb_frame):
+            entries.append(entry)
+        elif entries and before is entries[-1] is not None:
+            # What got past a handler's own `try` came to the probed function.
+            if entry.tb_frame.f_back is before.tb_frame:
+                entries.pop()
+        before, entry = entry, entry.tb_next
+    for entry, following in itertools.pairwise([*entries, None]):
+        if entry is not None and entry.tb_next is not following:
+            entry.tb_next = following
+    _set_traceback(error, entries[0] if entries else None)
+    return bool(entries)
+
+
+def _restore_context(error: BaseException, context: BaseException | None) -> None:
+    """Take away what was being handled as an error was raised that never had been before."""
+    if context is not None and _get_context(error) is context:
+        _set_context(error, None)
 
 
 # --- the public functions ---------------------------------------------------------------
