@@ -934,7 +934,8 @@ def _where(error: BaseException) -> str:
     code = entries[-1].tb_frame.f_code
     if code.co_filename.startswith(_OWN_FOLDER):
         return ""
-    return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
+    file = code.co_filename.rpartition(os.sep)[2]
+    return f" (in {code.co_qualname}, {file}:{entries[-1].tb_lineno})"
 
 
 def _is_of_hit(frame: FrameType | None) -> bool:

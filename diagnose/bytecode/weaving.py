@@ -791,7 +791,8 @@ class _Weaver:
         line = self._first_line()
         lines = {one.location[0] for one in self.body}
         is_per_line = not self.hidden and len(lines) * len((*after, *ends)) <= _MOST_COPIES
-        targets = {id(one.handler.target) for one in self.body if _is_wrapped(one)}
+        handlers = (one.handler for one in self.body if one.handler is not None)
+        targets = {id(handler.target) for handler in handlers if _is_wrapper(handler)}
 
         def last() -> Handler:
             if line not in leaving:
@@ -953,13 +954,9 @@ _CAN_AWAIT = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _INTRINSIC = _op.get("CALL_INTRINSIC_1")
 
 
-def _is_wrapped(one: Instruction) -> bool:
-    """Whether a ``StopIteration`` out of it becomes a ``RuntimeError`` on its way out."""
-    return (
-        one.handler is not None
-        and one.handler.target.opcode == _INTRINSIC
-        and one.handler.target.handler is None
-    )
+def _is_wrapper(handler: Handler) -> bool:
+    """Whether it makes a ``StopIteration`` that leaves the function a ``RuntimeError``."""
+    return handler.target.opcode == _INTRINSIC and handler.target.handler is None
 
 
 def _rank(hook: Hook) -> int:

@@ -214,7 +214,7 @@ class Instrument:
         self.value = value
         self.event = event
         self.expires = expires
-        self.custom = {} if custom is None else custom  # type: ignore[assignment]
+        self.custom = {} if custom is None else custom
         self.when = when
         self.limits = limits or Limits()
         self.policy: Policy = policy
@@ -497,7 +497,9 @@ def _telling(name: str) -> Callable[..., Any]:
     return change
 
 
-for _name in "__delitem__ __ior__ __setitem__ clear pop popitem setdefault update".split():
+for _name in (
+    *("__delitem__", "__ior__", "__setitem__", "clear", "pop", "popitem", "setdefault", "update"),
+):
     setattr(_Custom, _name, _telling(_name))
 
 _NESTING = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
