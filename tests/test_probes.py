@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 import textwrap
@@ -8,7 +9,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, attached, in_thread, probed, timers_ran
+from stage import (
+    DEADLINE_SECONDS,
+    Interrupt,
+    Stage,
+    attached,
+    in_thread,
+    interrupts,
+    probed,
+    timers_ran,
+)
 from waiting import in_child, wait_until
 
 import diagnose
@@ -53,6 +63,18 @@ def shop(stage):
     return module
 
 
+class Detached(ProbeTestInstrument):
+    """Tells when it is off its last function."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_off = threading.Event()
+
+    def detached(self):
+        super().detached()
+        self.is_off.set()
+
+
 def recorder(value="x", event="return", **options):
     return ProbeTestInstrument("test", value, event, **options)
 
@@ -68,13 +90,14 @@ def test_a_probe_is_put_in_place_by_start_and_taken_back_by_stop(shop):
     probe.start()
     assert shop.double.__code__ is not shop.code
     assert seen.status.state == "installed"
+    assert not seen.finish_called
     assert shop.double(2) == 4
+    assert seen.finish_called
     assert seen.status.state == "emitting"
     assert seen.status.hits == 1
     probe.stop()
     assert shop.double.__code__ is shop.code
     assert seen.status.state == "stopped"
-    assert seen.finish_called
     assert shop.double(3) == 6
     assert seen.results == [(2, 4)]
     assert active_probes == {}
@@ -203,7 +226,6 @@ def test_what_is_attached_under_a_key_takes_the_place_of_what_was_there(shop):
     shop.double(1)
     probe.attach("k", second)
     shop.double(2)
-    assert first.finish_called
     assert first.status.state == "stopped"
     assert (first.results, second.results) == ([1], [4])
     probe.detach("k")
@@ -229,21 +251,21 @@ def test_a_replacement_that_fails_leaves_what_was_there(shop):
 
 def test_an_instrument_that_is_attached_again_goes_on(shop):
     probe = attach_to(shop.path)
-    seen = recorder()
+    seen = Detached("n", "x")
     probe.attach("k", seen)
     shop.double(1)
     probe.attach("k", seen)
     shop.double(2)
     assert seen.results == [1, 2]
     assert seen.status.state == "emitting"
-    assert not seen.finish_called
+    assert not seen.is_off.is_set()
     probe.detach("k")
-    assert seen.finish_called
+    assert seen.is_off.is_set()
     assert seen.status.state == "stopped"
 
 
 def test_an_instrument_on_two_functions_ends_with_the_last(shop):
-    seen = recorder()
+    seen = Detached("n", "x")
     one, other = attach_to(shop.path), attach_to(f"{shop.__name__}.triple")
     one.attach("k", seen)
     other.attach("k", seen)
@@ -252,10 +274,10 @@ def test_an_instrument_on_two_functions_ends_with_the_last(shop):
     one.detach("k")
     shop.double(3)
     shop.triple(4)
-    assert not seen.finish_called
+    assert not seen.is_off.is_set()
     assert seen.status.state == "emitting"
     other.detach("k")
-    assert seen.finish_called
+    assert seen.is_off.is_set()
     assert (seen.results, seen.status.state) == ([1, 2, 4], "stopped")
 
 
@@ -367,16 +389,6 @@ def test_a_probe_says_what_a_user_may_not_expect(stage):
 # --- expiry -----------------------------------------------------------------------------------
 
 
-class Expiring(ProbeTestInstrument):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.finished = threading.Event()
-
-    def finish(self):
-        super().finish()
-        self.finished.set()
-
-
 @pytest.mark.parametrize("kind", ["lifespan", "aware", "naive", "other zone"])
 def test_an_instrument_ends_by_itself(shop, kind):
     soon = datetime.now(UTC) + timedelta(seconds=0.05)
@@ -385,11 +397,11 @@ def test_an_instrument_ends_by_itself(shop, kind):
         "naive": soon.replace(tzinfo=None),
         "other zone": soon.astimezone(datetime.strptime("+0530", "%z").tzinfo),
     }.get(kind)
-    seen = Expiring("n", "x", expires=expires)
+    seen = Detached("n", "x", expires=expires)
     probe = attach_to(shop.path)
     probe.attach("k", seen, lifespan=timedelta(seconds=0.05) if kind == "lifespan" else None)
     shop.double(1)
-    assert seen.finished.wait(DEADLINE_SECONDS)
+    assert seen.is_off.wait(DEADLINE_SECONDS)
     assert seen.status.state == "expired"
     assert shop.double.__code__ is shop.code
     shop.double(2)
@@ -413,11 +425,11 @@ def test_what_has_expired_already_is_not_armed(shop):
 
 
 def test_one_instrument_expires_and_the_others_go_on(shop):
-    short, long = Expiring("n", "x"), recorder()
+    short, long = Detached("n", "x"), recorder()
     probe = attach_to(shop.path)
     probe.attach("long", long, lifespan=timedelta(days=4000))
     probe.attach("short", short, lifespan=timedelta(seconds=0.02))
-    assert short.finished.wait(DEADLINE_SECONDS)
+    assert short.is_off.wait(DEADLINE_SECONDS)
     shop.double(1)
     assert (short.results, long.results) == ([], [1])
     assert list(probe.instruments) == ["long"]
@@ -427,11 +439,11 @@ def test_one_instrument_expires_and_the_others_go_on(shop):
 def test_a_replacement_does_not_inherit_the_deadline(shop):
     probe = attach_to(shop.path)
     probe.attach("k", recorder(), lifespan=timedelta(seconds=0.03))
-    later, marker = recorder(), Expiring("n", "x")
+    later, marker = recorder(), Detached("n", "x")
     probe.attach("k", later)
     other = attach_to(f"{shop.__name__}.triple")
     other.attach("k", marker, lifespan=timedelta(seconds=0.06))
-    assert marker.finished.wait(DEADLINE_SECONDS)
+    assert marker.is_off.wait(DEADLINE_SECONDS)
     shop.double(1)
     assert later.results == [1]
     probe.stop()
@@ -439,30 +451,13 @@ def test_a_replacement_does_not_inherit_the_deadline(shop):
 
 def test_a_started_probe_whose_instruments_have_expired_has_ended(shop):
     probe = attach_to(shop.path)
-    seen = probe.instruments["k"] = Expiring(
+    seen = probe.instruments["k"] = Detached(
         "n", "x", expires=datetime.now(UTC) + timedelta(seconds=0.05)
     )
     probe.start()
-    assert seen.finished.wait(DEADLINE_SECONDS)
+    assert seen.is_off.wait(DEADLINE_SECONDS)
     assert not probe.started
     assert active_probes == {}
-
-
-def test_what_finish_raises_harms_nobody(shop, caplog):
-    class Broken(Expiring):
-        def finish(self):
-            self.finished.set()
-            raise ValueError("finish is broken")
-
-    broken, seen = Broken("n", "x"), Expiring("n", "x")
-    probe = attach_to(shop.path)
-    probe.attach("broken", broken, lifespan=timedelta(seconds=0.01))
-    probe.attach("seen", seen, lifespan=timedelta(seconds=0.02))
-    assert broken.finished.wait(DEADLINE_SECONDS)
-    assert seen.finished.wait(DEADLINE_SECONDS)
-    probe.attach("broken", Broken("n", "x"))
-    probe.detach("broken")
-    assert caplog.text.count("ValueError: finish is broken") == 2
 
 
 # --- errors of instruments --------------------------------------------------------------------
@@ -509,8 +504,14 @@ class Failing(ProbeTestInstrument):
             self.failing()
         super().emit(name, value, tags)
 
+    def finish(self):
+        super().finish()
+        if self.what == "finish":
+            self.failing()
+
 
 WHAT_FAILS = ["value", "when", "tags", "emit", "fire", "evaluate", "merge_tags", "check_call"]
+WHAT_FAILS += ["finish"]
 
 
 @pytest.mark.parametrize("event", ["call", "return", "end"])
@@ -523,16 +524,17 @@ def test_an_instrument_that_raises_is_disarmed_reported_and_harms_nobody(shop, w
     probe.attach("failing", failing)
     probe.attach("good", good)
     assert [shop.double(number) for number in range(3)] == [0, 2, 4]
+    assert failing.status.suppressed["error"] == 1
+    timers_ran()
     assert manager.noted == [(probe, failing, ZeroDivisionError)]
+    assert failing.results == ([0] if what == "finish" else [])
     assert failing.status.state == "error"
     assert failing.status.code == "runtime-error"
     assert "ZeroDivisionError" in failing.status.error
     assert "change the spec to arm it again" in failing.status.error
-    assert failing.status.suppressed["error"] == 1
     assert good.results == [0, 1, 2]
     assert good.status.error is None
     probe.detach("good")
-    timers_ran()
     assert shop.double.__code__ is shop.code
     assert probe.instruments == {"failing": failing}
     probe.detach("failing")
@@ -564,32 +566,63 @@ def test_an_instrument_is_armed_again_by_attaching_it_again(shop):
     probe.detach("k")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("what", ["emit", "fire", "check_call", "handle_error"])
-def test_interrupts_and_exits_are_never_swallowed(shop, what, error):
+@pytest.mark.parametrize("what", ["emit", "fire", "check_call", "finish", "handle_error"])
+def test_interrupts_that_a_signal_handler_raises_are_the_programs(shop, what):
+    class Sending(Failing):
+        def failing(self, *args, **kwargs):
+            send()
+            return True
+
     class Manager(Noted):
         def handle_error(self, probe=None, instrument=None):
-            raise error
+            in_main.append(threading.current_thread() is threading.main_thread())
 
-    failing = Failing("value" if what == "handle_error" else what, error, mgr=Manager())
-    with attached(shop.path, failing):
-        with pytest.raises(error):
-            shop.double(1)
-        assert threading.get_ident() not in handlers.BUSY
-        if what != "handle_error":
-            assert failing.status.error is None
-            with pytest.raises(error):
+    in_main = []
+    failing = (Failing if what == "handle_error" else Sending)(
+        "value" if what == "handle_error" else what, mgr=Manager()
+    )
+    with interrupts() as send, attached(shop.path, failing):
+        if what == "handle_error":  # it runs where no signal is delivered
+            assert shop.double(1) == 2
+            timers_ran()
+            assert in_main == [False]
+            return
+        for _ in range(2):
+            with pytest.raises(Interrupt):
                 shop.double(1)
+            assert threading.get_ident() not in handlers.BUSY
+        timers_ran()
+        assert failing.status.error is None
+        assert in_main == []
 
 
-def test_a_broken_error_handler_harms_nobody(shop, caplog):
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
+)
+@pytest.mark.parametrize("what", WHAT_FAILS)
+def test_no_exception_that_an_instrument_raises_reaches_the_program(shop, what, error):
+    manager = Noted()
+    failing = Failing("emit" if what in {"value", "when", "tags"} else what, error, mgr=manager)
+    with attached(shop.path, failing):
+        assert [shop.double(number) for number in range(2)] == [0, 2]
+        assert threading.get_ident() not in handlers.BUSY
+        timers_ran()
+    assert [kind for _, _, kind in manager.noted] == [error]
+    assert (failing.status.state, failing.status.code) == ("error", "runtime-error")
+    assert error.__name__ in failing.status.error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_broken_error_handler_harms_nobody(shop, caplog, error):
     class Manager(Noted):
         def handle_error(self, probe=None, instrument=None):
-            raise ValueError("handle_error is broken")
+            raise error("handle_error is broken")
 
     with attached(shop.path, Failing("value", mgr=Manager())):
         assert shop.double(1) == 2
-    assert "handle_error is broken" in caplog.text
+        timers_ran()
+        assert "handle_error is broken" in caplog.text
+        assert shop.double.__code__ is shop.code
 
 
 def test_an_exception_whose_text_fails_is_reported_all_the_same(shop):
@@ -634,6 +667,7 @@ def test_threads_that_fail_at_once_report_once(shop):
             thread.start()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
+    timers_ran()
     assert len(manager.noted) == 1
 
 
@@ -962,7 +996,8 @@ def test_a_sensor_imports_the_module_and_ends_with_an_exception(shop):
         with sensor(shop.path) as seen:
             shop.double(1)
             raise KeyError
-    assert seen.finish_called
+    shop.double(2)
+    assert seen.results == [2]
     for path, value in (("no_such_module_at_all.f", "1"), (shop.path, "nowhere")):
         with pytest.raises(DiagnoseError):
             with sensor(path, value):
@@ -996,7 +1031,7 @@ def test_a_forked_child_keeps_its_probes_and_has_timers_and_drains_of_its_own(sh
     sink = ListSink()
     manager.sinks.append(sink)
     metric = HistogramInstrument("n", "x", mgr=manager)
-    short = Expiring("n", "x")
+    short = Detached("n", "x")
     probe = attach_to(shop.path)
     probe.attach("metric", metric)
     probe.attach("short", short, lifespan=timedelta(seconds=0.3))
@@ -1008,8 +1043,8 @@ def test_a_forked_child_keeps_its_probes_and_has_timers_and_drains_of_its_own(sh
         sink.arrived.clear()
         shop.double(8)
         assert sink.arrived.wait(10), "the drain does not run"
-        assert short.finished.wait(10), "the timers do not run"
-        probe.attach("new", Expiring("n", "x"), lifespan=timedelta(seconds=0.01))
+        assert short.is_off.wait(10), "the timers do not run"
+        probe.attach("new", Detached("n", "x"), lifespan=timedelta(seconds=0.01))
         wait_until(lambda: "new" not in probe.instruments, seconds=10)
         probe.stop()
         assert shop.double.__code__ is shop.code
@@ -1046,10 +1081,10 @@ def test_forks_amid_changes_of_probes_do_not_deadlock(shop):
             errors.append(error)
 
     def child():
-        seen = Expiring("n", "x")
+        seen = Detached("n", "x")
         one.attach("mine", seen, lifespan=timedelta(seconds=0.001))
         assert shop.double(2) == 4
-        assert seen.finished.wait(10), "the timers do not run"
+        assert seen.is_off.wait(10), "the timers do not run"
         # Those of the threads that were left behind in the parent expire here as well.
         wait_until(lambda: not one.instruments and not other.instruments, seconds=10)
         assert shop.double.__code__ is shop.code

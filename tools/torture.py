@@ -75,11 +75,11 @@ def hooks(code: CodeType) -> dict[str, object]:
             weaving.Hook(nothing, ("result", weaving.NOW), sift=(nothing, plain)),
         ],
         "ends": [
-            weaving.Hook(nothing, variables, absent=nothing),
-            weaving.Hook(nothing, (weaving.LOCALS, weaving.NOW)),
+            weaving.Hook(nothing, variables),
+            weaving.Hook(nothing, (*variables, weaving.NOW)),
         ],
         "lines": [
-            (line, weaving.Hook(nothing, variables, absent=nothing))
+            (line, weaving.Hook(nothing, variables))
             for line in flow.line_starts(assembly.read(code))
         ],
         "busy": (),
