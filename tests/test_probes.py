@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import sys
 import textwrap
 import threading
@@ -1192,18 +1193,35 @@ def test_a_subclass_that_fires_gets_complete_globals_and_locals(stage):
     for event in ("call", "return", "end"):
         with attached(f"{module.__name__}.work", Everything("n", "a", event)):
             module.work(1, 5)
-    for globals_, _ in got:
-        assert globals_["rate"] == 3
-        assert globals_["work"] is module.work
-        assert "math" in globals_  # of the manager's namespace
-        globals_["rate"] = "changed"
-    assert module.rate == 3
+    for globals_, locals_ in got:
+        assert globals_ is vars(module)
+        assert locals_["math"] is math  # of the manager's namespace, which is not listed
     call, leaving, end = (locals_ for _, locals_ in got)
     assert {"a", "rest", "b", "args", "kwargs", "start", "now", "frame"} == set(call)
     assert (call["args"], call["kwargs"], call["rest"]) == ((1, 5), {"b": 2}, (5,))
     assert set(leaving) == set(call) | {"result", "exception", "elapsed", "end"}
     assert leaving["result"] == 3
     assert end == {"a": 1, "rest": (5,), "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize(
+    "value", ["math.floor(x + rate + more)", "max(math.floor(x + rate + y) for y in [more])"]
+)
+def test_a_subclass_that_fires_may_evaluate_with_names_of_its_own(stage, value):
+    class Adding(ProbeTestInstrument):
+        def fire(self, _globals, _locals):
+            copies = {**_globals, "more": 0.5}, dict(_locals), {**_locals, "more": 0.5}
+            ways = (copies[0], _locals), (copies[0], copies[1]), (_globals, copies[2])
+            got.extend(self.evaluate(value, *way) for way in ways)
+            got.append(self.evaluate("math.inf", _globals, {}))
+
+    got = []
+    module = stage.script("rate = 3\ndef work(x):\n    return x")
+    with attached(f"{module.__name__}.work", Adding("n", "x")) as probe:
+        module.work(1.5)
+        (instrument,) = probe.instruments.values()
+        assert instrument.status.error is None
+    assert got == [5, 5, 5, math.inf]
 
 
 def test_tags_of_the_manager_are_overlaid_by_the_instruments_own(shop):

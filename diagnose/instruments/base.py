@@ -319,12 +319,11 @@ class Instrument:
                 evaluating it raises.
         """
         expression, code, is_flat = self._compiled.get(value) or self._compile(value)
-        if is_flat and type(_globals) is dict:
+        if is_flat and type(_globals) is dict and type(_locals) is Names:
             names = {**_locals, **expression.constants} if expression.constants else _locals
             return eval(code, _globals, names)  # noqa: S307  (the policy admitted it)
-        if type(_locals) is Names:
-            return eval(code, {**_locals.everything(), **expression.constants})  # noqa: S307
-        return eval(code, {**_globals, **_locals, **expression.constants})  # noqa: S307
+        namespace = self.mgr.global_namespace
+        return eval(code, {**_globals, **namespace, **_locals, **expression.constants})  # noqa: S307
 
     def _compile(self, text: str) -> tuple[Expression, CodeType, bool]:
         tree = self._parse(text, "value")
