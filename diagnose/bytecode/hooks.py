@@ -52,9 +52,9 @@ class Hook:
         names: at ``call`` and ``return`` parameters of the function, or names of
             :data:`ENTRY_NAMES` and :data:`EXIT_NAMES`; at ``end`` and at a line the
             variables of its frame: :data:`MISSING` for those that have no value.
-        prelude: if given, called with the values of ``prelude_names`` before the body; what
-            it returns is handed to ``handler`` as one more, first argument.
-        prelude_names: as ``names``, without :data:`EXIT_NAMES`.
+        prelude: if given (not for lines), called with the values of ``prelude_names`` before the
+            body; what it returns is handed to ``handler`` as one more, first argument.
+        prelude_names: names that there are at ``call``.
         quick: if given, what is called in place of ``handler`` as long as no instrument
             runs anywhere: a function that runs no user code, and its only argument: one of
             ``names``, or a number.

@@ -216,7 +216,7 @@ class _Weaver:
         self.keeps = bool(after or ends)
         # Instruments that watch see what the caller gave.
         self.changed |= {self.index[name][0] for hook in before for name in hook.sets or ()}
-        self._enter(entry, before, after)
+        self._enter(entry, before, after, ends)
         entry.end(self.body[0])
         leaving: list[Emitter] = []
         woven: dict[int, list[Instruction]] = {}
@@ -273,7 +273,9 @@ class _Weaver:
 
     # --- the begin ---
 
-    def _enter(self, emit: Emitter, before: Sequence[Hook], after: Sequence[Hook]) -> None:
+    def _enter(
+        self, emit: Emitter, before: Sequence[Hook], after: Sequence[Hook], ends: Sequence[Hook]
+    ) -> None:
         parameters = set(self.parameters.names) - {"args", "kwargs"}
         exit_names = dict.fromkeys(name for hook in after for name in hook.names)
         for name in exit_names:
@@ -287,7 +289,7 @@ class _Weaver:
             else:
                 self._entry_value(emit, name)
             self._keep(emit, name)
-        for hooks in (before, after):
+        for hooks in (before, after, ends):
             for hook in hooks:
                 if hook.prelude is not None:
                     with self.containment.pushing(emit, None, hook.judge or drop) as stretch:

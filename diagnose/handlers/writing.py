@@ -228,7 +228,7 @@ class _Writer:
     def hook(self) -> weaving.Hook:
         if self.plan.span is not None:
             return self.span_hook(self.plan.span)
-        check = None if self.scope.is_inside else self.plan.check
+        check = None if self.scope.event == "line" else self.plan.check
         handler = self.handler(has_verdict=check is not None)
         prelude = None
         if check is not None:
