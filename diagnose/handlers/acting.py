@@ -38,7 +38,7 @@ class Raise:
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException | type[BaseException]) -> None:
-        kind = error if isinstance(error, type) else type(error)
+        kind: type = error if isinstance(error, type) else type(error)
         if not issubclass(kind, BaseException):
             message = f"{error!r:.200} is no exception: give Raise an exception or a class of them"
             raise TypeError(message)
