@@ -283,14 +283,16 @@ class _Writer:
         if plan.limits.hits is not None:
             body += _statements("if d·span is not None:\n d·span.is_last = not d·more")
         body += _statements("return d·span")
+        if self.wants_all:
+            body[:0] = self.all_names({"start"} & self.call_names)
         prelude = self.function(self.arguments, self.envelope(body))
-        names, self.arguments = tuple(self.arguments), []
+        names, self.arguments, self.wants_all = tuple(self.arguments), [], False
 
         body, fetched = [], {span.name}
         body += self.fetch_delivered(fetched)
         body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
         if self.wants_all or plan.whole:
-            body[:0] = self.all_names(span.name)
+            body[:0] = self.all_names(self.cheap_names, span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
         handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
@@ -337,7 +339,7 @@ class _Writer:
         if plan.act is not None:
             body += _statements("return d·outcome")
         if self.wants_all or plan.whole or plan.act is not None:
-            body[:0] = self.all_names()
+            body[:0] = self.all_names(self.cheap_names)
         if self.is_given_the_time:
             self.argument(weaving.NOW)
         parameters = ["d·verdict"] if has_verdict else []
@@ -561,13 +563,14 @@ class _Writer:
         )
         return ast.parse(text, mode="eval").body
 
-    def all_names(self, made: str | None = None) -> list[ast.stmt]:
+    def all_names(self, cheap: set[str], made: str | None = None) -> list[ast.stmt]:
         """Statements that give ``d·all`` a mapping of all names of the call.
 
         Args:
+            cheap: what is listed besides the parameters or variables.
             made: one more, which has its value already.
         """
-        names = sorted({*self.scope.names, *self.cheap_names} - {made})
+        names = sorted({*self.scope.names, *cheap} - {made})
         for name in names:
             self.argument(name)
         known = tuple(name for name in (*names, *filter(None, [made])) if name.isidentifier())
