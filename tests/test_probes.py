@@ -649,6 +649,34 @@ def test_an_error_in_an_instrument_does_not_become_the_context_of_the_programs(p
     assert raised.value.__context__ is None
 
 
+def test_an_exception_that_the_program_raises_meanwhile_keeps_its_traceback(stage):
+    own = ValueError("the program's own")
+
+    def fail():
+        raise own
+
+    told, gate = [], threading.Event()
+
+    class Told(InstrumentManager):
+        def handle_error(self, probe=None, instrument=None):
+            told.append(sys.exception())
+
+    module = stage.script("def work(x):\n    return x")
+    module.fail = fail
+    with attached(f"{module.__name__}.work", recorder("fail()", mgr=Told())):
+        probes.timers.after(0, lambda: gate.wait(DEADLINE_SECONDS))
+        assert module.work(1) == 1
+        assert own.__traceback__ is None
+        try:
+            fail()
+        except ValueError as error:
+            trace = error.__traceback__
+            gate.set()
+            timers_ran()
+            assert told == [own]
+            assert own.__traceback__ is trace
+
+
 def test_threads_that_fail_at_once_report_once(shop):
     manager = Noted()
     barrier = threading.Barrier(2)
