@@ -747,7 +747,7 @@ def test_a_call_that_is_refused_is_not_served(shop):
 
     asked = []
     picky = Picky()
-    for event in ("call", "return"):
+    for event in ("call", "return", "end"):
         asked.clear()
         with probed(shop.path, "x", event, mgr=picky) as seen:
             shop.double(1)
@@ -757,19 +757,51 @@ def test_a_call_that_is_refused_is_not_served(shop):
         assert asked == [(shop.path, "test", (1,), {}), (shop.path, "test", (2,), {})]
 
 
-def test_calls_are_checked_before_the_body(place):
-    def work(x):
+@pytest.mark.parametrize("event", ["call", "return", "end"])
+@pytest.mark.parametrize("others", [(), ("return", "end", "return", "end")])
+def test_calls_are_checked_before_the_body_with_what_the_caller_gave(place, event, others):
+    def work(x, /, args, *rest, y=2, **kwargs):
         order.append("body")
+        found.append(lambda: (args, y))
+        x, y, rest = "other", "another", ()
+        del kwargs
+        if x == "never":
+            yield
+        raise KeyError(y)
 
     class Picky(InstrumentManager):
         def check_call(self, probe, instrument, *args, **kwargs):
-            order.append("check")
+            order.append((instrument.event, args, kwargs))
+            return True
+
+    order, found = [], []
+    seen = [ProbeTestInstrument("n", "1", each, mgr=Picky()) for each in (event, *others)]
+    with attached(place(work), *seen):
+        generator = work(1, 2, 3, z=4)
+        with pytest.raises(KeyError):
+            next(generator)
+    *checks, body = order
+    assert body == "body"
+    asked = sorted((each, (1, 2, 3), {"y": 2, "z": 4}) for each in (event, *others))
+    assert sorted(checks, key=lambda check: check[0]) == asked
+    assert [each.results for each in seen] == [[1]] * len(seen)
+    assert found[0]() == (2, "another")
+
+
+def test_a_line_is_checked_when_it_is_reached_without_arguments(place):
+    def work(x):
+        order.append("body")
+        return x
+
+    class Picky(InstrumentManager):
+        def check_call(self, probe, instrument, *args, **kwargs):
+            order.append((args, kwargs))
             return True
 
     order = []
-    with probed(place(work), "x", mgr=Picky()) as seen:
+    with probed(place(work), "x", "line:+2", mgr=Picky()) as seen:
         work(1)
-    assert order == ["check", "body"]
+    assert order == ["body", ((), {})]
     assert seen.results == [1]
 
 

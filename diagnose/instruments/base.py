@@ -342,8 +342,9 @@ class Instrument:
         return tags
 
     def check_call(self, probe: Any, /, *args: Any, **kwargs: Any) -> bool:
-        """Whether this call is to be served; asked before the body runs.
+        """Whether this call is to be served; asked before the body runs, with its arguments.
 
+        Of a line it is asked when that is reached, without arguments.
         Override it with the slash too: the call may have a keyword ``probe``.
         """
         return self.mgr.check_call(probe, self, *args, **kwargs)
