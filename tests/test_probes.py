@@ -763,7 +763,7 @@ def test_calls_are_checked_before_the_body_with_what_the_caller_gave(place, even
     def work(x, /, args, *rest, y=2, **kwargs):
         order.append("body")
         found.append(lambda: (args, y))
-        x, y, rest = "other", "another", ()
+        x, y = "other", "another"
         del kwargs
         if x == "never":
             yield

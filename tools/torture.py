@@ -76,7 +76,7 @@ def hooks(code: CodeType) -> dict[str, object]:
         ],
         "ends": [
             weaving.Hook(nothing, variables),
-            weaving.Hook(nothing, (*variables, weaving.NOW)),
+            weaving.Hook(nothing, (*variables, weaving.NOW), nothing, ("args", "kwargs")),
         ],
         "lines": [
             (line, weaving.Hook(nothing, variables))
