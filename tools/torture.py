@@ -68,11 +68,13 @@ def hooks(code: CodeType) -> dict[str, object]:
         "before": [
             weaving.Hook(nothing, tuple(dict.fromkeys((*plain, *entries)))),
             weaving.Hook(nothing, ("args",), nothing, ("args", "kwargs"), quick=(nothing, 1)),
+            weaving.Hook(nothing, plain, sets=plain),
         ],
         "after": [
             weaving.Hook(nothing, every, nothing, ("args", "kwargs")),
             weaving.Hook(nothing, ("elapsed",), quick=(nothing, "elapsed")),
             weaving.Hook(nothing, ("result", weaving.NOW), sift=(nothing, plain)),
+            weaving.Hook(nothing, ("result", "exception"), replaces=True),
         ],
         "ends": [
             weaving.Hook(nothing, variables),
@@ -98,6 +100,8 @@ def fewer(code: CodeType) -> list[dict[str, object]]:
         {"ends": everything["ends"]},
         {"lines": everything["lines"]},
         {"after": [weaving.Hook(nothing, ("hotspots",))], "report": nothing},
+        {"before": [weaving.Hook(nothing, sets=plain)]},
+        {"after": [weaving.Hook(nothing, replaces=True)]},
     ]
 
 
