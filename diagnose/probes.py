@@ -88,7 +88,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_holds_timers", "_judged", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "_claim", "_holds_timers", "_judged", "_span", "_spent", "armed", "hook", "instrument", "key", "meter", "probe", "site",
         "suspended", "timer",
     )  # fmt: skip
 
