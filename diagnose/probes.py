@@ -855,6 +855,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     attachment.armed = attachment.suspended = False
     attachment.disarm()
     attachment.let_go()
+    attachment.instrument._rewrites.pop(attachment, None)
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
