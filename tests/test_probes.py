@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import math
+import pickle
 import sys
 import textwrap
 import threading
@@ -1262,6 +1264,35 @@ def test_a_subclass_that_fires_gets_complete_globals_and_locals(stage):
     assert set(leaving) == set(call) | {"result", "exception", "elapsed", "end"}
     assert leaving["result"] == 3
     assert end == {"a": 1, "rest": (5,), "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        dict,
+        copy.copy,
+        copy.deepcopy,
+        lambda names: pickle.loads(pickle.dumps(names)),
+        lambda names: {**names},
+        lambda names: {} | names,
+        lambda names: dict(**names),
+        lambda names: dict(zip(reversed(names), reversed(names.values()), strict=True)),
+        lambda names: {name: names[name] for name in names},
+        lambda names: eval(repr(names)),
+    ],
+)
+def test_mappings_that_are_made_when_looked_at_can_be_copied(shop, way):
+    class Copying(ProbeTestInstrument):
+        def fire(self, _globals, _locals):
+            copied = way(_locals)
+            got.append((type(copied), copied, way(self.custom)))
+            _locals.clear()
+            got.append(dict(_locals))
+
+    got = []
+    with attached(shop.path, Copying("n", "x", "end", custom={"tags": "{'x': x}"})):
+        shop.double(3)
+    assert got == [(dict, {"x": 3}, {"tags": "{'x': x}"}), {}]
 
 
 @pytest.mark.parametrize(

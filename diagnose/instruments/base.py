@@ -483,6 +483,9 @@ class _Custom(dict[str, Any]):
 
     changed: Callable[[], None] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # copies and pickles are plain
+
 
 def _telling(name: str) -> Callable[..., Any]:
     method = getattr(dict, name)
