@@ -870,7 +870,7 @@ class _Weaver:
 
     # --- lines ---
 
-    def _weave_lines(
+    def _weave_lines(  # noqa: PLR0917  (what was found before anything was put in)
         self,
         lines: Sequence[tuple[int, Hook]],
         starts: dict[int, list[Instruction]],
