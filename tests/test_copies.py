@@ -8,7 +8,7 @@ import itertools
 import types
 
 import pytest
-from stage import Stage, attached
+from stage import Stage, attached, timers_ran
 
 from diagnose import HistogramInstrument, IncrementInstrument, LogInstrument, manager
 from diagnose.breakpoints import Breakpoint
@@ -119,6 +119,7 @@ def test_copies_do_nothing_once_the_probe_has_stopped(name, copying, sink, capsy
                 copy = copying(function)
                 want = run(copy, 3), run(function, 3)
             assert want == (([10], [10]) if name == "counted" else (10, 10))
+            timers_ran()  # an error of these hits is told
             # From here on nothing of the instrument may be run, in any way.
             for hook in ("emit", "fire", "evaluate", "merge_tags", "handle_error", "finish"):
                 monkeypatch.setattr(
@@ -128,6 +129,7 @@ def test_copies_do_nothing_once_the_probe_has_stopped(name, copying, sink, capsy
             capsys.readouterr()
             assert [run(copy, 3) for _ in range(3)] == [want[0]] * 3
             assert capsys.readouterr().out == "", (instrument, event)
+            timers_ran()
             assert called == [], (instrument, event)
             if not isinstance(instrument, IncrementInstrument | HistogramInstrument):
                 assert told(instrument, sink) == before, (instrument, event)
