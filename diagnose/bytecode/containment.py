@@ -172,9 +172,7 @@ class Containment:
         stretch.end(emit)
 
     @contextmanager
-    def pushing(
-        self, emit: Emitter, instead: object, judge: Judge
-    ) -> Iterator[Stretch]:
+    def pushing(self, emit: Emitter, instead: object, judge: Judge) -> Iterator[Stretch]:
         """What is written in it pushes a value: or else ``instead``."""
         stretch = self._begin(emit, judge)
         yield stretch
