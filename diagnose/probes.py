@@ -187,21 +187,20 @@ class _Attachment:
     def _end_by(self, error: BaseException, code: str) -> None:
         next(self.instrument.status.tallies()["error"])
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
-        was_raised = _restore_traceback(error)
-        context = None if was_raised else _get_context(error)
+        if not _restore_traceback(error):
+            # It is new: what was being handled meanwhile holds frames of the program, too.
+            _set_context(error, None)
+            _set_cause(error, None)
         if self._give_up(code, text):
-            timers.soon(lambda: handlers.quietly(self._tell, error, context))
-        else:
-            _restore_context(error, context)
+            timers.soon(lambda: handlers.quietly(self._tell, error))
 
-    def _tell(self, error: BaseException, context: BaseException | None) -> None:
+    def _tell(self, error: BaseException) -> None:
         try:
             raise error
         except BaseException:  # noqa: BLE001  (whatever it is)
             _call_hook(self.instrument, "handle_error", self.probe)
         finally:
             _restore_traceback(error)
-            _restore_context(error, context)
         self._leave_site()
 
     def too_slow(self, hit: LongHit) -> None:
@@ -898,8 +897,8 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
-_get_context = BaseException.__dict__["__context__"].__get__
 _set_context = BaseException.__dict__["__context__"].__set__
+_set_cause = BaseException.__dict__["__cause__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
@@ -975,12 +974,6 @@ def _restore_traceback(error: BaseException) -> bool:
             entry.tb_next = following
     _set_traceback(error, entries[0] if entries else None)
     return bool(entries)
-
-
-def _restore_context(error: BaseException, context: BaseException | None) -> None:
-    """Take away what was being handled as an error was raised that never had been before."""
-    if context is not None and _get_context(error) is context:
-        _set_context(error, None)
 
 
 # --- the public functions ---------------------------------------------------------------
