@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
@@ -531,7 +531,7 @@ class Changes:
         finally:
             for newcomer in (each for group in groups.values() for each in group):
                 newcomer.turn_back()
-            for site in {id(one.site): one.site for one in self._gone}.values():
+            for site in dict.fromkeys(one.site for one in self._gone):
                 with handlers.Quiet(), _lock:
                     _update(site)
             for probe in self._probes:
@@ -656,7 +656,7 @@ class _Placed(Protocol):
         """What tells it from others."""
 
 
-_on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_on_site: dict[Site, list[_Placed]] = {}
 
 
 def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Exception]:
@@ -675,7 +675,7 @@ def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Excepti
 
 def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
-    _, attachments = _on_site.get(id(site), (site, []))
+    attachments = _on_site.get(site, [])
     places = {new.place for new in news}
     kept = [one for one in attachments if one.armed and one.place not in places]
     if not news and len(kept) == len(attachments):
@@ -683,22 +683,37 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     kept += news
     if news:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
-        _on_site[id(site)] = (site, kept)
+        _on_site[site] = kept
     try:
         site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
         if news:
-            if attachments:
-                _on_site[id(site)] = (site, attachments)
-            else:
-                _on_site.pop(id(site), None)
+            _note(site, attachments)
+            if not isinstance(error, DiagnoseError):
+                _try_again(site)
             raise
-        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
-        log.warning("%r could not be brought up to date: %s", site, error)
-    if kept:
-        _on_site[id(site)] = (site, kept)
+        _try_again(site)
+    _note(site, kept)
+
+
+def _note(site: Site, placed: list[_Placed]) -> None:
+    if placed:
+        _on_site[site] = placed
     else:
-        _on_site.pop(id(site), None)
+        _on_site.pop(site, None)
+
+
+def _try_again(site: Site) -> None:
+    """Bring a site to what is noted, after something has failed in the midst of a change.
+
+    An audit hook of the program may have raised, at any step. What is to go is disarmed anyway.
+    """
+    try:
+        site.update([Armed(one.event, one.hook) for one in _on_site.get(site, []) if one.armed])
+    except Exception as error:  # noqa: BLE001
+        # Somebody else replaced the code, or forbids us to; also to ask who logs.
+        with suppress(Exception):
+            log.warning("%r could not be brought up to date: %s", site, error)
 
 
 class Hooked:
