@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
@@ -587,7 +586,7 @@ class Changes:
         finally:
             for newcomer in (each for group in groups.values() for each in group):
                 newcomer.turn_back()
-            for site in {id(one.site): one.site for one in self._gone}.values():
+            for site in dict.fromkeys(one.site for one in self._gone):
                 with handlers.Quiet(), _lock:
                     _update(site)
             for probe in self._probes:
@@ -756,7 +755,7 @@ class _Placed(Protocol):
         """What tells it from others."""
 
 
-_on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_on_site: dict[Site, list[_Placed]] = {}
 _has_ended = False
 
 
@@ -778,7 +777,7 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
     if _has_ended and news:
         return  # a background thread still applies what it knows; the code stays as it is
-    _, attachments = _on_site.get(id(site), (site, []))
+    attachments = _on_site.get(site, [])
     places = {new.place for new in news}
     kept = [one for one in attachments if one.armed and one.place not in places]
     if not news and len(kept) == len(attachments):
@@ -786,25 +785,46 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     kept += news
     if news:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
-        _on_site[id(site)] = (site, kept)
+        _on_site[site] = kept
     try:
         said = site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
         if news:
-            if attachments:
-                _on_site[id(site)] = (site, attachments)
-            else:
-                _on_site.pop(id(site), None)
+            _note(site, attachments)
+            if not isinstance(error, DiagnoseError):
+                _try_again(site)
             raise
-        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
-        said = f"{site!r} could not be brought up to date: {error}"
-    if said is not None:
-        # Not here: a thread that waits for our lock may hold that of a log handler.
-        timers.after(0, functools.partial(log.warning, "%s", said))
-    if kept:
-        _on_site[id(site)] = (site, kept)
+        _try_again(site)
     else:
-        _on_site.pop(id(site), None)
+        _say(said)
+    _note(site, kept)
+
+
+def _note(site: Site, placed: list[_Placed]) -> None:
+    if placed:
+        _on_site[site] = placed
+    else:
+        _on_site.pop(site, None)
+
+
+def _try_again(site: Site) -> None:
+    """Bring a site to what is noted, after something has failed in the midst of a change.
+
+    An audit hook of the program may have raised, at any step. What is to go is disarmed anyway.
+    """
+    placed = [Armed(one.event, one.hook) for one in _on_site.get(site, []) if one.armed]
+    try:
+        _say(site.update(placed))
+    except Exception as error:  # noqa: BLE001
+        # Somebody else replaced the code, or forbids us to; also to start a thread.
+        with suppress(Exception):
+            _say(f"{site!r} could not be brought up to date: {error}")
+
+
+def _say(text: str | None) -> None:
+    """Log a warning, not here: a thread that waits for our lock may hold that of a log handler."""
+    if text is not None:
+        timers.after(0, functools.partial(log.warning, "%s", text))
 
 
 class Hooked:
@@ -1061,21 +1081,21 @@ def _end() -> None:
     global _has_ended  # noqa: PLW0603
     # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
     # to be seen: the program has done all that it had to do.
-    with contextlib.suppress(BaseException), handlers.Quiet():
+    with suppress(BaseException), handlers.Quiet():
         if not _lock.acquire(timeout=_END_WAIT_SECONDS):
             return
         try:
             _has_ended = True
-            placed = [one for _, each in list(_on_site.values()) for one in each]
+            placed = [one for each in list(_on_site.values()) for one in each]
             on = {one.probe for one in placed if isinstance(one, _Attachment)}
             with Changes() as changes:
                 for probe in on.union(active_probes.values()):
-                    with contextlib.suppress(Exception):
+                    with suppress(Exception):
                         probe._leave(changes)
-            for site, each in list(_on_site.values()):
+            for site, each in list(_on_site.items()):
                 for one in each:
                     one.armed = False
-                with contextlib.suppress(Exception):
+                with suppress(Exception):
                     _update(site)
         finally:
             _lock.release()
@@ -1107,7 +1127,7 @@ def _end_with_finalizers(end: Callable[[], None]) -> None:
 
 
 def _before_fork() -> None:
-    with contextlib.suppress(Exception):  # this is somebody else's module
+    with suppress(Exception):  # this is somebody else's module
         _follow_multiprocessing()
     _lock.acquire()
 

@@ -83,11 +83,21 @@ def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = No
 
 
 def disarm(hook: weaving.Hook) -> None:
-    """Make a hook's functions do nothing from now on, for calls already inside too."""
+    """Make a hook's functions do nothing from now on, for calls already inside too.
+
+    An audit hook of the program may raise at that; then it is tried once more.
+    """
     sift = None if hook.sift is None else hook.sift[0]
     for function in (hook.handler, hook.prelude, sift):
         if isinstance(function, FunctionType):
-            function.__code__ = _nothing(function.__code__.co_argcount)
+            for _ in range(2):
+                try:
+                    function.__code__ = _nothing(function.__code__.co_argcount)
+                except Exception as error:
+                    if not drop(error):
+                        raise
+                else:
+                    break
 
 
 @functools.cache
