@@ -349,7 +349,7 @@ class _Weaver:
     ) -> None:
         """Call a hook and do what it says: give parameters other values, or go on at ``raises``."""
         nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
-        self._push_outcome(emit, hook, self._entry_value, nothing)
+        self._push_outcome(emit, hook, self._value_now, nothing)
         emit.unpack(2)
         goes_on = Instruction(_POP_TOP, 0, emit.location, emit.handler)
         emit.copy(emit.depth - 1)
@@ -494,6 +494,17 @@ class _Weaver:
         else:
             message = f"the function has no parameter {name!r}"
             raise ValueError(message)
+
+    def _value_now(self, emit: Emitter, name: str) -> None:
+        """Push what a name means at the begin, after others that act; not what was kept."""
+        if name == "args":
+            self._all_args(emit)
+        elif name == "kwargs":
+            self._all_keywords(emit)
+        elif name in self.parameters.names:
+            self._parameter(emit, name)
+        else:
+            self._entry_value(emit, name)
 
     def _frame(self, emit: Emitter) -> None:
         # A thread's first function has no caller, and asking for it is an error.
