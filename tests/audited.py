@@ -4,6 +4,8 @@ Arguments: the phase (``attach``, ``hit``, ``off``), ``once`` or ``on`` (from th
 event. It prints what is wrong, and in the last line how many events were refused.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 import threading

@@ -68,13 +68,13 @@ def hooks(code: CodeType) -> dict[str, object]:
         "before": [
             weaving.Hook(nothing, tuple(dict.fromkeys((*plain, *entries)))),
             weaving.Hook(nothing, ("args",), nothing, ("args", "kwargs"), quick=(nothing, 1)),
-            weaving.Hook(nothing, plain, sets=plain),
+            *acting_on_call(code),
         ],
         "after": [
             weaving.Hook(nothing, every, nothing, ("args", "kwargs")),
             weaving.Hook(nothing, ("elapsed",), quick=(nothing, "elapsed")),
             weaving.Hook(nothing, ("result", weaving.NOW), sift=(nothing, plain)),
-            weaving.Hook(nothing, ("result", "exception"), replaces=True),
+            *acting_on_return(code),
         ],
         "ends": [
             weaving.Hook(nothing, variables),
@@ -89,6 +89,21 @@ def hooks(code: CodeType) -> dict[str, object]:
     }
 
 
+def acting_on_call(code: CodeType) -> list[weaving.Hook]:
+    """Hooks that act before the body: two, and one that stops."""
+    parameters = weaving.Parameters.of(code).names
+    acting = weaving.Hook(nothing, (*parameters[:1], "start"), sets=parameters)
+    return [acting, weaving.Hook(nothing, may_raise=True), weaving.Hook(nothing, sets=parameters)]
+
+
+def acting_on_return(code: CodeType) -> list[weaving.Hook]:
+    """Hooks that act after the body: two, and one that stops."""
+    parameters = weaving.Parameters.of(code).names
+    names = (*parameters[:1], *sorted({"result", "elapsed", "end"} - set(parameters[:1])))
+    acting = weaving.Hook(nothing, names, replaces=True)
+    return [acting, weaving.Hook(nothing, may_raise=True), weaving.Hook(nothing, replaces=True)]
+
+
 def fewer(code: CodeType) -> list[dict[str, object]]:
     """Other combinations, which are written in other ways."""
     parameters = weaving.Parameters.of(code).names
@@ -100,8 +115,13 @@ def fewer(code: CodeType) -> list[dict[str, object]]:
         {"ends": everything["ends"]},
         {"lines": everything["lines"]},
         {"after": [weaving.Hook(nothing, ("hotspots",))], "report": nothing},
-        {"before": [weaving.Hook(nothing, sets=plain)]},
-        {"after": [weaving.Hook(nothing, replaces=True)]},
+        {"before": acting_on_call(code)},
+        {"before": acting_on_call(code)[:1], "after": acting_on_return(code)[:1]},
+        {
+            "before": acting_on_call(code),
+            "after": acting_on_return(code),
+            "ends": everything["ends"],
+        },
     ]
 
 

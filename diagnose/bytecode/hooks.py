@@ -63,10 +63,13 @@ class Hook:
         judge: called with what one of its functions raised; True: it goes no further, False: it
             belongs to the program, and is raised. None: all that does not belong to the program
             is dropped.
-        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a tuple of
-            what is to be raised or None, and of new values for these parameters.
+        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a pair of
+            what is to be raised in place of the body, or None, and a tuple of new values for these
+            parameters, :data:`MISSING` for those that keep theirs. Behind one that raises no other
+            such hook is called.
         replaces: for ``return``: ``handler`` returns None, or a pair of whether it is to be raised,
-            and what the function returns or raises.
+            and what the function returns or raises. The next such hook gets what this one has the
+            function return; behind one that raises no other is called.
         may_raise: what ``handler`` raises is raised by the function, where it is called; and it
             is called also where there is no room for it. Such a hook has no ``prelude`` and
             no ``sift``, and is called behind all others.

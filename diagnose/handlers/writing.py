@@ -145,6 +145,8 @@ class _Writer:
             "call": weaving.ENTRY_NAMES,
             "return": weaving.ENTRY_NAMES | weaving.EXIT_NAMES,
         }.get(scope.event, frozenset())
+        if plan.act is not None:  # its hits come when lines are not measured any more
+            self.call_names -= {"hotspots"}
 
     # --- names ---
 
@@ -254,14 +256,14 @@ class _Writer:
             self.quick(),
             self.sift(),
             self.plan.defect,
-            sets=self.settable if acts and self.scope.event == "call" else None,
+            sets=self.parameters.names if acts and self.scope.event == "call" else None,
             replaces=acts and self.scope.event == "return",
         )
 
     @property
-    def settable(self) -> tuple[str, ...]:
-        """The parameters that an instrument which acts can give other values."""
-        return self.scope.names if self.plan.act is not None else ()
+    def parameters(self) -> weaving.Parameters:
+        """Those of the code that is woven: a stand-in's, if the target has none."""
+        return self.scope.parameters or weaving.Parameters(star="args", double_star="kwargs")
 
     def span_hook(self, span: Span) -> weaving.Hook:
         """One that decides at the begin of a call, and is served at its end."""
@@ -326,8 +328,9 @@ class _Writer:
         ahead, body = [], []
         if plan.act is not None:
             is_call = self.scope.event == "call"
-            act = acting.on_call(plan.act, self.settable) if is_call else acting.on_return(plan.act)
-            self.constants["act"] = act
+            self.constants["act"] = (
+                acting.on_call(plan.act, self.parameters) if is_call else acting.on_return(plan.act)
+            )
         if has_verdict:
             ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
         elif plan.check is not None:
@@ -460,6 +463,8 @@ class _Writer:
         """For ``return``: what says at the call that its condition will be false."""
         when = self.plan.when
         if when is None or self.scope.event != "return" or not self.plain_condition:
+            return None
+        if self.plan.act is not None:  # it is called by other code, which looks at no sift
             return None
         names = sorted(when.names)
         # A parameter of the name of a result is that of the result by the end.
