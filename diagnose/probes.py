@@ -857,14 +857,17 @@ def _restore_traceback(error: BaseException) -> bool:
     say who called a generator that is over; entries of those stay too.)
     """
     entries: list[TracebackType | None] = []
-    before, entry = None, _get_traceback(error)
+    before: TracebackType | None = None
+    entry = _get_traceback(error)
     while entry is not None:
         if not _is_of_hit(entry.tb_frame):
             entries.append(entry)
-        elif entries and before is entries[-1] is not None:
-            # What got past a handler's own `try` came to the probed function.
-            if entry.tb_frame.f_back is before.tb_frame:
-                entries.pop()
+        elif (
+            before is not None
+            and before in entries[-1:]
+            and entry.tb_frame.f_back is before.tb_frame
+        ):
+            entries.pop()  # what got past a handler's own `try` came to the probed function
         before, entry = entry, entry.tb_next
     for entry, following in itertools.pairwise([*entries, None]):
         if entry is not None and entry.tb_next is not following:

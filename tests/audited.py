@@ -4,6 +4,8 @@ Arguments: the phase (``attach``, ``hit``, ``off``), ``once`` or ``on`` (from th
 event. It prints what is wrong, and in the last line how many events were refused.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 import threading
@@ -117,7 +119,7 @@ def main(phase, how, event):
     sys.addaudithook(refusal.hook)
     refused = 0
     for make in MADE:
-        if event not in {"call", "return"} and make in {"the frame"}:
+        if event not in {"call", "return"} and make == "the frame":
             continue
         if event != "return" and make in {"hotspots", "a tree"}:
             continue
