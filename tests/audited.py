@@ -119,7 +119,7 @@ def main(phase, how, event):
     sys.addaudithook(refusal.hook)
     refused = 0
     for make in MADE:
-        if event not in {"call", "return"} and make in {"the frame"}:
+        if event not in {"call", "return"} and make == "the frame":
             continue
         if event != "return" and make in {"hotspots", "a tree"}:
             continue
