@@ -192,7 +192,9 @@ class _Attachment:
         if not was_raised or is_handled_below:
             _set_context(error, None)
         if not was_raised:
+            is_suppressed = _is_suppressed(error)
             _set_cause(error, None)
+            _set_suppressed(error, is_suppressed)
         if self._give_up(code, text):
             timers.soon(lambda: handlers.quietly(self._tell, error))
 
@@ -923,6 +925,8 @@ _set_traceback = BaseException.__dict__["__traceback__"].__set__
 _get_context = BaseException.__dict__["__context__"].__get__
 _set_context = BaseException.__dict__["__context__"].__set__
 _set_cause = BaseException.__dict__["__cause__"].__set__
+_is_suppressed = BaseException.__dict__["__suppress_context__"].__get__
+_set_suppressed = BaseException.__dict__["__suppress_context__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 

@@ -263,7 +263,6 @@ HOT = [
     "time.monotonic",
     "time.thread_time",
     "random.random",
-    "sys._getframe",
     "functools.wraps",
     "copy.deepcopy",
 ]
@@ -275,8 +274,8 @@ def test_what_hits_call_is_among_what_is_tried(shop):
         for each in called_at_hits(shop)
         if getattr(each, "__module__", None) not in {None, "builtins"}
     }
-    # By the names of C.
-    aliases = {"_thread.get_ident", "sys.setprofile"}
+    # By the names of C; and what can't be probed, as it looks at its caller.
+    aliases = {"_thread.get_ident", "sys.setprofile", "sys._getframe"}
     assert names <= aliases | set(HOT), names - aliases - set(HOT)
 
 
@@ -296,4 +295,4 @@ def test_a_probe_on_what_hits_call_does_not_hit_itself(path, kind):
             with contextlib.suppress(TypeError):
                 function(*[1] * takes_one)
         # Three, and what other threads do meanwhile.
-        assert 3 <= instrument.status.hits - before <= 10 or name == "_getframe"
+        assert 3 <= instrument.status.hits - before <= 10
