@@ -832,13 +832,17 @@ class _Weaver:
     def _weave_returns(
         self, after: Sequence[Hook], ends: Sequence[Hook], woven: dict[int, list[Instruction]]
     ) -> None:
+        line = self._first_line()
         for one in self.body:
+            line = one.location[0] or line
+            # Some that the compiler adds are on no line: then on the one before.
+            location = one.location if one.location[0] is not None else self._at(line)
             if one.opcode == _RETURN_CONST:
-                emit = Emitter(self.constants, len(self.kept), one.location)
+                emit = Emitter(self.constants, len(self.kept), location)
                 emit.add(_LOAD_CONST, one.argument, 1)
                 one.become(_RETURN)
             elif one.opcode == _RETURN:
-                emit = Emitter(self.constants, len(self.kept) + 1, one.location)
+                emit = Emitter(self.constants, len(self.kept) + 1, location)
             else:
                 continue
             if self.hidden:
