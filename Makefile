@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof mutate clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -22,7 +22,8 @@ help:
 	@echo "make bench-fleet what a fleet of up to 10,000 processes costs its MongoDB (5 min)"
 	@echo "make explore    other packages' own tests, with probes on everything they define"
 	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
-	@echo "make proof      the property, thread and memory tests on $(PYTHON), for long (15 min)"
+	@echo "make proof      the property, thread and memory tests and random programs on $(PYTHON), for long (20 min)"
+	@echo "make mutate     small mistakes in the core, a random sample: which ones no test finds (20 min)"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -38,7 +39,7 @@ test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
 	if [ -z "$$other" ]; then \
-		echo "Testing on $$mine; no other Python from 3.11 to 3.14 was found on this machine"; \
+		echo "Testing on $$mine; no other Python from 3.11 to 3.15 was found on this machine"; \
 		$(MAKE) --no-print-directory test-one VENV="$(VENV)" || exit 1; \
 		echo "Tested on $$mine only: no other Python was found"; \
 		exit 0; \
@@ -65,12 +66,17 @@ test: $(VENV)/.has-test
 	if [ -n "$$failed" ]; then echo "Failed on: $$failed"; exit 1; fi; \
 	echo "Tested on $$mine and on $$theirs"
 
-# The properties, the threads and the memory tests, for long: about a quarter of an hour each.
+# The properties, the threads, the memory tests and random programs, for long: about a quarter of
+# an hour each.
 proof: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"
 	@DIAGNOSE_TEST_EXAMPLES=1000 DIAGNOSE_TEST_SECONDS=20 DIAGNOSE_TEST_REPEATS=44 \
 		$(BIN)/python -m pytest -q -o timeout=0 tests/test_properties.py tests/test_threads.py \
-		tests/test_memory.py
+		tests/test_memory.py tests/test_random_programs.py
+
+# In copies of the tree. ARGS="--minutes 5 --seed 7 --modules handlers" for less.
+mutate: $(VENV)/.has-test
+	@$(BIN)/python tools/mutate.py $(ARGS)
 
 test-one: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"

@@ -47,6 +47,7 @@ class Interpreter:
         why_not: why another one can't.
         results: outcomes of all rounds, by (measurement, side).
         failures: why there is none.
+        before: another checkout of this library, if one is to be measured too.
     """
 
     python: Path
@@ -55,6 +56,7 @@ class Interpreter:
     why_not: dict[str, str] = field(default_factory=dict)
     results: dict[tuple[str, str], list[dict]] = field(default_factory=dict)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    before: Path | None = None
 
     @property
     def version(self):
@@ -100,7 +102,7 @@ def our_project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def look_at(path, names):
+def look_at(path, names, before=None):
     """The interpreter at `path`, with environments for the sides in `names`."""
     found = shutil.which(path)
     if found is None:
@@ -116,7 +118,9 @@ def look_at(path, names):
             f"{found} can't import this library whole: {error}; "
             f"install what it needs: {found} -m pip install -e {ROOT}"
         ) from None
-    interpreter = Interpreter(Path(found), about)
+    interpreter = Interpreter(Path(found), about, before=before)
+    if before is not None:
+        interpreter.others["before"] = interpreter.python
     for name in names:
         if name != "here":
             try:
@@ -161,14 +165,15 @@ def run_worker(interpreter, job):
     """Measure one thing in a fresh process."""
     environment = clean_environment()
     python = interpreter.others.get(job["side"], interpreter.python)
-    if job["side"] == "here":
-        environment["PYTHONPATH"] = str(ROOT)
+    root = {"here": ROOT, "before": interpreter.before}.get(job["side"])
+    if root is not None:
+        environment["PYTHONPATH"] = str(root)
     command = [str(python), str(FOLDER / "_worker.py"), json.dumps(job)]
     try:
         printed = run(command, env=environment, cwd=FOLDER, timeout=WORKER_SECONDS)
     except subprocess.TimeoutExpired:
         raise CannotMeasureError(f"took more than {WORKER_SECONDS} s") from None
     outcome = json.loads(printed.splitlines()[-1])
-    if job["side"] == "here" and ROOT not in Path(outcome["file"]).parents:
-        raise CannotMeasureError(f"measured {outcome['file']} instead of {ROOT}")
+    if root is not None and root not in Path(outcome["file"]).parents:
+        raise CannotMeasureError(f"measured {outcome['file']} instead of {root}")
     return outcome

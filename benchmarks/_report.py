@@ -82,7 +82,7 @@ def spread(row, found):
 
 
 def cell(findings, row, side):
-    if side not in MEASUREMENTS[row.key].sides:
+    if side not in (*MEASUREMENTS[row.key].sides, "before"):
         return ""
     found = findings.figure(row.key, row.name, side)
     if found:

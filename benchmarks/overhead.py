@@ -1,7 +1,7 @@
 """What probes cost: this library and others, in one run on one machine.
 
     python benchmarks/overhead.py [--quick] [--python PATH]... [--json FILE]
-                                  [--only ROW]... [--side NAME]...
+                                  [--only ROW]... [--side NAME]... [--before CHECKOUT]
 
 Prints tables that are also valid Markdown. benchmarks/README.md says what is measured and
 how. The other libraries are installed from PyPI into environments of their own below
@@ -41,6 +41,7 @@ class Effort:
         return {"repeats": self.repeats, "repeat_ns": self.repeat_ns, "most_calls": 100_000}
 
 
+OTHERS = [name for name in LIBRARIES if name != "before"]
 FULL = Effort(rounds=5, heap_rounds=3, repeats=16, repeat_ns=20_000_000)
 QUICK = Effort(rounds=2, heap_rounds=1, repeats=8, repeat_ns=8_000_000)
 
@@ -55,6 +56,8 @@ def measure(interpreter, effort, keys, objects):
                 continue
             wanted = MEASUREMENTS[key]
             sides = [side for side in wanted.sides if side in interpreter.sides]
+            if interpreter.before is not None and "here" in sides:
+                sides.append("before")
             # Nobody is always the one that comes first.
             turn = number % len(sides) if sides else 0
             for side in sides[turn:] + sides[:turn]:
@@ -96,9 +99,15 @@ def parse_arguments():
     parser.add_argument(
         "--side",
         action="append",
-        choices=LIBRARIES,
+        choices=OTHERS,
         metavar="NAME",
-        help=f"measure this beside ours, may be repeated: {', '.join(LIBRARIES)} (default: all)",
+        help=f"measure this beside ours, may be repeated: {', '.join(OTHERS)} (default: all)",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure another checkout of this library beside this one, and nothing else",
     )
     parser.add_argument(
         "--objects",
@@ -122,7 +131,9 @@ def main():
     is_whole = True
     for path in arguments.python or [sys.executable]:
         try:
-            interpreters.append(look_at(path, arguments.side or list(LIBRARIES)))
+            before = arguments.before and arguments.before.resolve()
+            names = ["here"] if before else arguments.side or OTHERS
+            interpreters.append(look_at(path, names, before))
         except CannotMeasureError as error:
             is_whole = False
             say(str(error))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from diagnose import handlers, imports, probes, sites, targets
-from diagnose.errors import TargetDriftedError, TargetKindError
+from diagnose.errors import ProbeError, TargetDriftedError, TargetKindError
 from diagnose.handlers import Quiet
 from diagnose.targets import fingerprints
 
@@ -16,20 +17,87 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diagnose.instruments import Instrument
-    from diagnose.probes import FunctionProbe
+    from diagnose.probes import Arrival, Changes, FunctionProbe
     from diagnose.specs import Spec
     from diagnose.targets import Target
 
-__all__ = ["Appointment", "Armed", "arm", "check", "locate", "rehearse"]
+__all__ = ["TOO_MANY", "Appointment", "Armed", "Places", "arm", "check", "locate", "rehearse"]
+
+TOO_MANY = "too-many"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Armed:
-    """An instrument that is on a function."""
+    """An instrument that is on a function, or on its way there."""
 
     probe: FunctionProbe
     instrument: Instrument
     target: Target
+    arrival: Arrival
+
+
+class Places:
+    """How many instruments of one manager there may be, and on which functions they are.
+
+    Thread-safe; guarded by `probes._lock`, across which a fork waits.
+
+    Args:
+        most_per_function: on one function; None: any number.
+        most_per_process: in all; None: any number.
+
+    Attributes:
+        most_per_function: as given; what is there already may stay.
+        most_per_process: likewise.
+    """
+
+    def __init__(self, most_per_function: int | None, most_per_process: int | None) -> None:
+        self.most_per_function = most_per_function
+        self.most_per_process = most_per_process
+        self._subjects: dict[str, object] = {}
+        self._counts: Counter[int] = Counter()
+
+    def take(self, slot: str, target: Target) -> None:
+        """Take a place on a function, in exchange for the one that the slot has.
+
+        Raises:
+            ProbeError: there is none; the slot keeps what it has.
+        """
+        with Quiet(), probes._lock:
+            if slot in self._subjects:
+                if self._subjects[slot] is target.subject:
+                    return
+            elif self.is_full():
+                raise _too_many(f"{self.most_per_process} specs are armed", "most_per_process")
+            if self.is_full(target.subject):
+                about = f"{self.most_per_function} specs are armed on {target.path!r}"
+                raise _too_many(about, "most_per_function")
+            self.leave(slot)
+            self._subjects[slot] = target.subject
+            self._counts[id(target.subject)] += 1
+
+    def leave(self, slot: str) -> None:
+        """Give back the place of a slot, if it has one."""
+        with Quiet(), probes._lock:
+            if slot in self._subjects:
+                subject = id(self._subjects.pop(slot))
+                self._counts[subject] -= 1
+                if not self._counts[subject]:
+                    del self._counts[subject]
+
+    def is_full(self, subject: object = None) -> bool:
+        """Whether there is no place on a function, or, without one, in the process."""
+        if subject is not None and self.most_per_function is not None:
+            return self._counts[id(subject)] >= self.most_per_function
+        return self.most_per_process is not None and len(self._subjects) >= self.most_per_process
+
+
+def _too_many(about: str, limit: str) -> ProbeError:
+    message = (
+        f"{about} in this process, and its {limit} allows no more; take some of them off, set "
+        f"enabled: false on some, or let the application raise {limit}: as soon as one goes, "
+        "this one takes its place"
+    )
+    return ProbeError(message, code=TOO_MANY)
 
 
 def locate(spec: Spec) -> Target:
@@ -86,16 +154,24 @@ def check(spec: Spec, target: Target) -> None:
 
 
 def arm(
-    spec: Spec, slot: str, instrument: Instrument, lifespan: timedelta | None, target: Target
+    spec: Spec,
+    slot: str,
+    instrument: Instrument,
+    lifespan: timedelta | None,
+    target: Target,
+    *,
+    changes: Changes,
 ) -> Armed:
-    """Put an instrument on a target that was located and checked; imports nothing.
+    """Put an instrument on a target that was located and checked, with the changes.
+
+    Imports nothing. See :meth:`diagnose.probes.Arrival.check` for what comes of it in the end.
 
     Raises:
-        DiagnoseError: it can't be armed there; then everything is as it was.
+        DiagnoseError: it can't be armed there.
     """
-    probe = probes.active_probes.get(spec.target) or probes.FunctionProbe(spec.target)
-    probe.attach(slot, instrument, lifespan=lifespan, target=target)
-    return Armed(probe, instrument, target)
+    probe = probes.attach_to(spec.target)
+    arrival = changes.attach(probe, slot, instrument, lifespan=lifespan, target=target)
+    return Armed(probe, instrument, target, arrival)
 
 
 def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, object]:
@@ -110,18 +186,19 @@ def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, ob
         DiagnoseError: it could not be armed there.
     """
     check(spec, target)
-    site = sites.site_of(target)
+    site = sites.site_of(target, inside=probes.looks_inside(instrument))
     probe = probes.FunctionProbe(spec.target)
     plan = instrument.plan(probe, _ignore, _ignore)
     scope = site.scope(spec.event, instrument.mgr.global_namespace)
     # Code objects take no part in garbage collection: this breaks the cycle.
     handlers.disarm(handlers.write(plan, scope, f"<probe {instrument.name}>"))
     found: dict[str, object] = {"kind": target.kind.value, "coverage": site.coverage}
-    if target.function is None:
+    body = target.body
+    if body is None:
         return {"function": repr(target.subject)[:200], **found}
-    code = fingerprints.read_code(target.function)
+    code = fingerprints.read_code(body)
     return {
-        "function": f"{target.function.__module__}.{target.function.__qualname__}",
+        "function": f"{body.__module__}.{body.__qualname__}",
         "file": code.co_filename,
         "line": code.co_firstlineno,
         **found,
@@ -148,6 +225,7 @@ class Appointment:
         slot: under which key the instrument goes on the probe.
         instrument: one that is armed nowhere.
         lifespan: of the instrument, from now on.
+        places: where it takes one, once it knows its function.
         module: the one that has to be imported, as far as one can tell now. Others on the
             path are watched, too.
         kept: called, in another thread, when there is something new to :meth:`take`.
@@ -160,6 +238,7 @@ class Appointment:
         instrument: Instrument,
         lifespan: timedelta | None,
         *,
+        places: Places,
         module: str | None,
         kept: Callable[[], None],
     ) -> None:
@@ -167,6 +246,7 @@ class Appointment:
         self._slot = slot
         self._instrument = instrument
         self._ends_at = None if lifespan is None else time.monotonic() + lifespan.total_seconds()
+        self._places = places
         self._module = module
         self._kept = kept
         # Guarded by probes._lock, across which a fork waits: a child finds them whole.
@@ -207,7 +287,18 @@ class Appointment:
             self._is_over = True
             try:
                 check(self._spec, target)
-                self._result = arm(self._spec, self._slot, self._instrument, lifespan, target)
+                self._places.take(self._slot, target)
+                with probes.Changes() as changes:
+                    armed = arm(
+                        self._spec,
+                        self._slot,
+                        self._instrument,
+                        lifespan,
+                        target,
+                        changes=changes,
+                    )
+                armed.arrival.check()
+                self._result = armed
             except Exception as exc:  # noqa: BLE001 - the manager says what became of its spec
                 self._result = exc
         self._watch.close()

@@ -1,32 +1,43 @@
 """Threads that do work later: lifespans that end, buffers that are drained.
 
 A :class:`Clockwork` is one daemon thread over a heap of deadlines on the monotonic
-clock. The thread exists only while something is due, and it is made anew in a forked
-child. Callbacks run in that thread, one at a time, outside the lock.
+clock. The thread exists only while something is due or it is held, and it is made anew in a
+forked child. Callbacks run in that thread, one at a time, outside the lock; nothing that they
+raise ends it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
+import math
 import os
 import threading
 import time
 import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 __all__ = ["Clockwork", "Timer"]
 
 log = logging.getLogger(__name__)
 
-# A condition can't wait longer than threading.TIMEOUT_MAX; a day is far below it, and
-# waking once a day to find that nothing is due costs nothing.
+# Nothing can wait longer than threading.TIMEOUT_MAX; a day is far below it, and waking once a
+# day to find that nothing is due costs nothing.
 LONGEST_WAIT_SECONDS = 86_400.0
 SWEEP_AT_LEAST = 64
+
+# Taken now: a program may probe or replace them, and then its modules have something else.
+_clock = time.monotonic
+_Thread, _current_thread = threading.Thread, threading.current_thread
+_ident, _make_lock = threading.get_ident, threading.Lock
 
 _all: weakref.WeakSet[Clockwork] = weakref.WeakSet()
 _is_resuming_after_forks = False
@@ -57,8 +68,10 @@ class Timer:
             return
         try:
             callback()
-        except Exception:
-            log.exception("%r failed", callback)
+        except BaseException:
+            # A handler or a filter of the application's may raise as well: nobody is left to tell.
+            with contextlib.suppress(BaseException):
+                log.exception("%r failed", callback)
         finally:
             self._callback = None
 
@@ -68,93 +81,192 @@ class Clockwork:
 
     Args:
         name: of the thread, as a debugger shows it.
+        inside: makes the context in which each callback is called.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        inside: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
         self._name = name
-        self._condition = threading.Condition(threading.RLock())
+        self._inside = inside
+        # Reentrant: a signal handler or a finalizer may come in the middle of anything. What
+        # is under it takes microseconds and runs nothing of anybody else's.
+        self._lock = threading.RLock()
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._sweep_at = SWEEP_AT_LEAST
+        self._holds = 0
         self._thread: threading.Thread | None = None
+        self._stands = False  # whether that thread has begun
         self._running: Timer | None = None
+        # What is to be done at once, and what wakes the thread: both take no lock of Python's.
+        self._at_once: deque[Callable[[], object]] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         _all.add(self)
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The one that calls; None while nothing is due."""
-        return self._thread
+        """The one that calls; None while nothing is due and nobody holds it."""
+        return self._thread if self._stands else None
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Run ``callback`` at once, in the thread; for those who may wait for nothing.
+
+        It can be called at any moment from anywhere: from a hit, a finalizer, a signal handler,
+        whatever locks are held. It starts no thread: so there has to be one (:meth:`hold`), or
+        the callback waits for the next one.
+        """
+        self._at_once.append(callback)
+        self._wake.put(None)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Run ``callback`` once, ``seconds`` from now (at once when it is 0 or less)."""
-        timer = Timer(time.monotonic() + seconds, callback)
-        _resume_after_forks()
-        with self._condition:
+        """Run ``callback`` once, ``seconds`` from now (at once when it is 0 or less).
+
+        It may start the thread: not to be called from a hit.
+        """
+        timer = Timer(_clock() + seconds, callback)
+        with self._lock:
             if len(self._heap) >= self._sweep_at:
                 self._sweep()
-            heapq.heappush(self._heap, (timer.deadline, next(self._order), timer))
-            self._ensure_thread()
-            self._condition.notify()
+            self._push(timer)
+        self._wake.put(None)
+        self._ensure_thread()
         return timer
+
+    def hold(self) -> None:
+        """See to it that there is a thread until :meth:`release` was called as often."""
+        with self._lock:
+            self._holds += 1
+        self._ensure_thread()
+
+    def release(self) -> None:
+        """Let the thread end when nothing is due any more."""
+        with self._lock:
+            self._holds -= 1
+        self._wake.put(None)
+
+    def settle(self, seconds: float, done: Callable[[], object]) -> bool:
+        """Wait until what was asked for before this is done, for so long at most.
+
+        Args:
+            seconds: how long.
+            done: is called then, in the thread, maybe long after this has returned.
+
+        Returns:
+            Whether it is done. In the thread itself nothing is waited for.
+        """
+        thread = self.thread
+        if thread is None or thread.ident == _ident():
+            return True
+        waited = _make_lock()
+        waited.acquire()
+
+        def settled() -> None:
+            try:
+                done()
+            finally:
+                waited.release()
+
+        self.after(0, settled)
+        return waited.acquire(timeout=seconds)
+
+    def _push(self, timer: Timer) -> None:
+        heapq.heappush(self._heap, (timer.deadline, next(self._order), timer))
 
     def _sweep(self) -> None:
         # Cancelled timers stay in the heap until they are due; without this, probes
         # that are started and stopped all day would gather.
-        self._heap = [entry for entry in self._heap if entry[2].pending]
+        self._heap = [entry for entry in self._heap if entry[2]._callback is not None]
         heapq.heapify(self._heap)
         self._sweep_at = max(SWEEP_AT_LEAST, 2 * len(self._heap))
 
     def _ensure_thread(self) -> None:
-        if self._thread is None and self._heap:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:  # the interpreter is shutting down: nothing is due any more
-                self._thread = None
+        _resume_after_forks()
+        with self._lock:
+            if not self._wants_thread():
+                return
+        # Without the lock: what a thread does before it comes here is Python's, and may be
+        # probed. Of several that are made at once one is wanted; so it is if a start was
+        # interrupted by a signal handler.
+        thread = _Thread(target=self._run, name=self._name, daemon=True)
+        with self._lock:
+            if not self._wants_thread():
+                return
+            self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or a program that ends
+            return
+        self._stand(thread)
+
+    def _wants_thread(self) -> bool:
+        return not self._stands and bool(self._holds or self._heap or self._at_once)
+
+    def _stand(self, thread: threading.Thread) -> bool:
+        """Note that a thread has begun; whether it is the one that is wanted."""
+        with self._lock:
+            is_wanted = self._thread is thread
+            self._stands = self._stands or is_wanted
+            return is_wanted
 
     def _run(self) -> None:
-        while (timer := self._next_due()) is not None:
-            try:
-                timer.run()
-            except BaseException:  # such as SystemExit: it ends this thread, not the service
-                with self._condition:
-                    self._thread = None
-                    self._ensure_thread()
-                raise
+        me = _current_thread()
+        if not self._stand(me):
+            return
+        try:
+            while (timer := self._next_due()) is not None:
+                with self._inside():
+                    timer.run()
+        finally:
+            # Not so, if it was ended from outside (PyThreadState_SetAsyncExc).
+            if self._thread is me:
+                with self._lock:
+                    self._thread, self._stands = None, False
+                self._ensure_thread()
 
     def _next_due(self) -> Timer | None:
         """Wait for the next timer; None when there is none: then the thread ends."""
-        with self._condition:
-            while self._heap:
-                wait = self._heap[0][0] - time.monotonic()
-                if wait <= 0:
-                    self._running = heapq.heappop(self._heap)[2]
-                    return self._running
-                self._condition.wait(min(wait, LONGEST_WAIT_SECONDS))
-            self._thread = self._running = None
-            return None
+        while True:
+            with self._lock:
+                self._running = None
+                while self._at_once:
+                    self._push(Timer(-math.inf, self._at_once.popleft()))
+                if self._heap:
+                    wait = self._heap[0][0] - _clock()
+                    if wait <= 0:
+                        self._running = heapq.heappop(self._heap)[2]
+                        return self._running
+                elif self._holds > 0:
+                    wait = LONGEST_WAIT_SECONDS
+                else:
+                    self._thread, self._stands = None, False
+                    return None
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=min(wait, LONGEST_WAIT_SECONDS))
 
     # A fork copies only the forking thread. The lock is held across it, so that the
     # child finds the heap whole; the child then makes a lock and a thread of its own.
 
     def _before_fork(self) -> None:
-        self._condition.acquire()
+        self._lock.acquire()
 
     def _after_fork_in_parent(self) -> None:
-        self._condition.release()
+        self._lock.release()
 
     def _after_fork_in_child(self) -> None:
-        self._condition = threading.Condition(threading.RLock())
-        self._thread = None
+        self._lock = threading.RLock()
+        self._wake = SimpleQueue()
+        self._thread, self._stands = None, False
         # Whoever was running it is not here. It begins anew: at worst, a callback sees that
         # its work is done already.
         running, self._running = self._running, None
         if running is not None and running.pending:
-            heapq.heappush(self._heap, (running.deadline, next(self._order), running))
+            self._push(running)
 
     def _resume_in_child(self) -> None:
-        with self._condition:
-            self._ensure_thread()
+        self._ensure_thread()
 
 
 def _resume_after_forks() -> None:

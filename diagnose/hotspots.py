@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import linecache
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from diagnose.bytecode import timing
+from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class LineTime(NamedTuple):
     @property
     def source(self) -> str:
         """The line's text, without white space around it; empty where there is no file."""
-        return linecache.getline(self.file, self.line).strip()
+        return source_line(self.file, self.line)
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count:,} times"

@@ -7,6 +7,8 @@ it. Running :meth:`~InstrumentManager.apply` again changes nothing where nothing
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import datetime  # noqa: ICN001 - the name that expressions know
 import importlib
@@ -40,20 +42,26 @@ from diagnose.specs import Stage, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from diagnose.arming import Armed
     from diagnose.expressions import Policy
     from diagnose.guards import Allotment
     from diagnose.instruments import Instrument
+    from diagnose.probes import Changes
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
     from diagnose.targets import Target
 
-__all__ = ["CPU_BUDGET", "InstrumentManager", "mag"]
+__all__ = ["CPU_BUDGET", "MOST_PER_FUNCTION", "MOST_PER_PROCESS", "InstrumentManager", "mag"]
 
 log = logging.getLogger(__name__)
 
 CPU_BUDGET = 0.02
 """The share of one core that the instruments of a manager may cost, unless it is given another."""
+
+MOST_PER_FUNCTION = 20
+"""How many specs of a manager may be armed on one function, unless it is given another number."""
+
+MOST_PER_PROCESS = 200
+"""How many specs of a manager may be armed at once, unless it is given another number."""
 
 _FORK_WAIT_SECONDS = 1.0
 _STOP_WAIT_SECONDS = 1.0
@@ -115,7 +123,11 @@ class InstrumentManager:
             ``"restricted"``. No spec can change it.
         labels: what specs may select this process by, besides ``host``.
         cpu_budget: the share of one core that the instruments of all its specs may cost
-            together; above it the costliest is suspended for a time. None: no limit.
+            together; above it the costliest are suspended for a time. None: no limit.
+        most_per_function: how many of its specs may be armed on one function at once. One more
+            is an error of its own (``too-many``), and takes the place of the next that goes.
+            What is attached in code does not count. None: any number.
+        most_per_process: how many of its specs may be armed at once; likewise.
 
     Attributes:
         specs: documents by id. They are changed in place; put in, replace or remove what you
@@ -127,6 +139,8 @@ class InstrumentManager:
         labels: what specs may select this process by.
         expression_policy: as given; for instruments made from now on.
         budget: what they may cost; set its ``share`` at any time.
+        places: how many there may be; set its ``most_per_function`` and ``most_per_process`` at
+            any time.
     """
 
     def __init__(
@@ -136,6 +150,8 @@ class InstrumentManager:
         expression_policy: Policy = "python",
         labels: Mapping[str, str] | None = None,
         cpu_budget: float | None = CPU_BUDGET,
+        most_per_function: int | None = MOST_PER_FUNCTION,
+        most_per_process: int | None = MOST_PER_PROCESS,
     ) -> None:
         self.specs: dict[Any, Any] = {}
         self.process_id = process_id or _host_and_pid()
@@ -156,6 +172,7 @@ class InstrumentManager:
         }
         self.sinks: list[Sink] = []
         self.budget = Budget(cpu_budget, probes.timers)
+        self.places = arming.Places(most_per_function, most_per_process)
         self._id_is_given = bool(process_id)
         self._serial = next(_serials)
         self._records: dict[Hashable, Record] = {}
@@ -201,8 +218,9 @@ class InstrumentManager:
         self._stop_background()
         with self._lock:
             records, self._records = self._records, {}
-            for record in records.values():
-                self._disarm(record)
+            with probes.Changes() as changes:
+                for record in records.values():
+                    self._disarm(record, changes)
         # An apply() that is under way may still be telling; what takes longer is not waited for.
         waited = self._turn.acquire(timeout=_STOP_WAIT_SECONDS)
         try:
@@ -268,24 +286,44 @@ class InstrumentManager:
         now, switched_off = self.now(), self._switched_off()
         documents = dict(self.specs)
         imports.stand_first()
-        for key in [key for key in self._records if key not in documents]:
-            self._disarm(self._records.pop(key))
+        tried = []
+        with probes.Changes() as changes:
+            for key in [key for key in self._records if key not in documents]:
+                self._disarm(self._records.pop(key), changes)
+            for key, document in documents.items():
+                record = self._record(key, specs.fingerprint(document))
+                tried.append((key, document, record, record.outcome))
+                if record.coming is not None:  # left behind by an interrupt
+                    self._disarm(record, changes)
+                try:
+                    outcome = self._bring_up(
+                        key, record, document, now, switched_off=switched_off, changes=changes
+                    )
+                    if record.coming is None:  # else it is as it was, until the changes are made
+                        record.outcome = outcome
+                except Exception as exc:  # noqa: BLE001 - whatever a spec holds is its own error
+                    self._fail(record, exc, now, changes)
         news = []
-        for key, document in documents.items():
-            record = self._record(key, specs.fingerprint(document))
-            before = record.outcome
-            try:
-                record.outcome = self._bring_up(key, record, document, now, switched_off)
-            except Exception as exc:  # noqa: BLE001 - whatever a spec holds is its own error
-                self._disarm(record)
-                record.fail(exc)
-                self._await(record, now)
-            if record.told is not document and not self._has_entry(document):
-                record.told = UNTOLD
-            if record.told is UNTOLD or record.outcome != before:
-                record.told = document
-                news.append((key, document, record))
+        with probes.Changes() as changes:
+            for key, document, record, before in tried:
+                if record.coming is not None:
+                    try:
+                        record.outcome = self._welcome(record, changes)
+                    except Exception as exc:  # noqa: BLE001 - as above
+                        self._fail(record, exc, now, changes)
+                if record.told is not document and not self._has_entry(document):
+                    record.told = UNTOLD
+                if record.told is UNTOLD or record.outcome != before:
+                    record.told = document
+                    news.append((key, document, record))
         return news
+
+    def _fail(
+        self, record: Record, error: Exception, now: datetime.datetime, changes: Changes
+    ) -> None:
+        self._disarm(record, changes)
+        record.fail(error)
+        self._await(record, now)
 
     def _record(self, key: Hashable, content: object) -> Record:
         record = self._records.get(key)
@@ -293,6 +331,8 @@ class InstrumentManager:
             return record
         if record is not None:
             slot, probe = record.slot, record.probe
+            if record.coming is not None:  # left behind by an interrupt
+                probe = record.coming.probe
             if record.appointment is not None and (kept := record.appointment.cancel()) is not None:
                 probe = kept.probe
         else:
@@ -306,8 +346,11 @@ class InstrumentManager:
         record: Record,
         document: Any,
         now: datetime.datetime,
+        *,
         switched_off: str | None,
+        changes: Changes,
     ) -> Outcome | None:
+        """Do what is to be done for a spec, or have it done with the changes."""
         if record.spec is None:
             if record.error is not None and not record.is_due():
                 return record.outcome
@@ -315,14 +358,14 @@ class InstrumentManager:
             record.error = None
         spec = record.spec
         if not spec.selects(self.labels, self.process_id):
-            self._disarm(record)
+            self._disarm(record, changes)
             return None
         if switched_off is not None or not spec.enabled:
-            self._disarm(record)
+            self._disarm(record, changes)
             reason = () if switched_off is None else (switched_off,)
             return Outcome(State.DISABLED, warnings=(*reason, *spec.warnings))
         if spec.stage is Stage.TAKEN_BACK:
-            self._disarm(record)
+            self._disarm(record, changes)
             why = spec.reason or "its canary was taken back"
             return Outcome(State.DISABLED, warnings=(why, *spec.warnings))
         if record.final is not None:
@@ -330,41 +373,61 @@ class InstrumentManager:
         remaining = spec.remaining(now)
         if remaining is not None and remaining <= datetime.timedelta():
             # The probe's own timer did it already, unless this clock was put forward.
-            self._disarm(record)
+            self._disarm(record, changes)
             return Outcome(State.EXPIRED, warnings=spec.warnings)
         if record.appointment is not None and (armed := record.appointment.take()) is not None:
             record.appointment = None
             record.succeed(armed)
         if record.instrument is not None:
             if record.instrument.status.state in {"installed", "emitting"}:
-                self._follow(record, spec, remaining)
-            outcome = self._look_at(record, record.instrument)
+                self._follow(record, spec, remaining, changes)
+                if record.coming is not None:
+                    return None
+            outcome = self._look_at(record, record.instrument, changes)
             if outcome is not None:
                 return outcome
-        elif record.error is not None and not record.is_due():
+        elif record.error is not None and not self._is_due(record):
             return record.outcome
         record.warnings = spec.warnings_at(now)
         if spec.is_dry_run:
-            return self._rehearse(record, spec)
-        return self._look_at(record, self._arm(record, spec, remaining))
+            return self._rehearse(record, spec, changes)
+        return self._arm(record, spec, remaining, changes)
 
-    def _arm(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+    def _is_due(self, record: Record) -> bool:
+        """Whether what failed is to be tried again, this time."""
+        if not record.has_no_place or record.spec is None:
+            return record.is_due()
+        if self.places.is_full():
+            return False
+        found = targets.find(record.spec.target)
+        return not self.places.is_full(record.subject if found is None else found.subject)
+
+    def _arm(
+        self,
+        record: Record,
+        spec: Spec,
+        remaining: datetime.timedelta | None,
+        changes: Changes,
+    ) -> Outcome | None:
         appointment, record.appointment = record.appointment, None
         armed = None if appointment is None else appointment.cancel()
-        if armed is None:
-            record.spare = self._make(record, spec, remaining)
-            record.subject = None
-            armed = self._put(record, spec, record.spare, remaining, arming.locate(spec))
-        record.succeed(armed)
-        return armed.instrument
+        if armed is not None:
+            record.succeed(armed)
+            return self._look_at(record, armed.instrument, changes)
+        record.spare = self._make(record, spec, remaining)
+        record.subject = None
+        self._put(record, spec, record.spare, remaining, arming.locate(spec), changes=changes)
+        return None
 
-    def _rehearse(self, record: Record, spec: Spec) -> Outcome:
+    def _rehearse(self, record: Record, spec: Spec, changes: Changes) -> Outcome:
         """Find out what would be armed, and arm nothing."""
-        self._disarm(record)
+        self._disarm(record, changes)
         target = arming.locate(spec)
         record.subject = target.subject
-        found = arming.rehearse(spec, self._make(record, spec, None), target)
-        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings)))
+        instrument = self._make(record, spec, None)
+        found = arming.rehearse(spec, instrument, target)
+        notes = probes.notes(instrument, target)
+        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings, *notes)))
         record.final = Outcome(State.VALIDATED, warnings=warnings, found=found)
         return record.final
 
@@ -375,15 +438,36 @@ class InstrumentManager:
         instrument: Instrument,
         remaining: datetime.timedelta | None,
         target: Target,
-    ) -> Armed:
-        before, record.subject = record.probe, target.subject
+        *,
+        changes: Changes,
+    ) -> None:
+        """Have an instrument put on; :meth:`_welcome` it when the changes are made."""
+        record.subject = target.subject
         arming.check(spec, target)
-        armed = arming.arm(spec, record.slot, instrument, remaining, target)
-        if before is not None and before is not armed.probe:
-            before.detach(record.slot)
-        return armed
+        self.places.take(record.slot, target)
+        record.coming = arming.arm(
+            spec, record.slot, instrument, remaining, target, changes=changes
+        )
 
-    def _follow(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> None:
+    def _welcome(self, record: Record, changes: Changes) -> Outcome | None:
+        """Note what has come of an instrument that was to be put on."""
+        armed, before = record.coming, record.probe
+        if armed is None:
+            return record.outcome
+        armed.arrival.check()
+        record.coming = None
+        record.succeed(armed)
+        if before is not None and before is not armed.probe:
+            changes.detach(before, record.slot)
+        return self._look_at(record, armed.instrument, changes)
+
+    def _follow(
+        self,
+        record: Record,
+        spec: Spec,
+        remaining: datetime.timedelta | None,
+        changes: Changes,
+    ) -> None:
         """Go where the path leads now, if its function was redefined."""
         target = targets.find(spec.target)
         if target is None:
@@ -401,7 +485,7 @@ class InstrumentManager:
             if spec.limits.hits is not None:
                 left = max(1, spec.limits.hits - instrument.status.hits)
                 instrument.limits = dataclasses.replace(spec.limits, hits=left)
-            record.succeed(self._put(record, spec, instrument, remaining, target))
+            self._put(record, spec, instrument, remaining, target, changes=changes)
             here = target.location or f"a {type(target.subject).__name__}"
             record.moved = f"the function was redefined; the probe moved to the new one at {here}"
 
@@ -422,7 +506,13 @@ class InstrumentManager:
                     manager._wake()
 
             record.appointment = arming.Appointment(
-                spec, record.slot, instrument, remaining, module=error.name, kept=kept
+                spec,
+                record.slot,
+                instrument,
+                remaining,
+                places=self.places,
+                module=error.name,
+                kept=kept,
             )
         except Exception:
             log.exception("%r will be applied by the first apply() after its import only", spec.id)
@@ -437,25 +527,26 @@ class InstrumentManager:
         if background is not None:
             background.wake()
 
-    def _disarm(self, record: Record) -> None:
+    def _disarm(self, record: Record, changes: Changes) -> None:
         appointment, record.appointment = record.appointment, None
         armed = None if appointment is None else appointment.cancel()
-        on = {record.probe} if armed is None else {record.probe, armed.probe}
-        record.probe = record.instrument = None
+        on = {record.probe, *(each.probe for each in (armed, record.coming) if each is not None)}
+        record.probe = record.instrument = record.coming = None
+        self.places.leave(record.slot)
         for probe in on:
             try:
                 if probe is not None:
-                    probe.detach(record.slot)
+                    changes.detach(probe, record.slot)
             except Exception:
                 log.exception("taking %r off %r failed", record.slot, probe)
 
-    def _look_at(self, record: Record, instrument: Instrument) -> Outcome | None:
+    def _look_at(self, record: Record, instrument: Instrument, changes: Changes) -> Outcome | None:
         """What the armed instrument has come to; None if somebody took it off."""
         status = instrument.status
         state = status.state
         if state == "stopped":
             return None
-        found = () if record.probe is None else record.probe.warnings
+        found = () if record.probe is None else record.probe.warnings_on(record.slot)
         notes = [note for note in (record.moved, record.wrapped) if note is not None]
         warnings = tuple(dict.fromkeys((*record.warnings, *notes, *found, *instrument.warnings)))
         if state in {"new", "installed"}:
@@ -463,7 +554,7 @@ class InstrumentManager:
         outcome = Outcome(State(state), status.error, status.code, warnings)
         if outcome.state in {State.ERROR, State.EXPIRED, State.DONE}:
             record.final = outcome
-            self._disarm(record)
+            self._disarm(record, changes)
         return outcome
 
     def _make(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
@@ -634,3 +725,17 @@ os.register_at_fork(
     after_in_parent=_after_fork_in_parent,
     after_in_child=_after_fork_in_child,
 )
+
+
+# --- the end of the program ---
+
+
+def _end() -> None:
+    """Apply no more, and keep no function: the probes are taken off by those who put them on."""
+    for manager in _all_managers():
+        with contextlib.suppress(Exception):
+            manager._stop_background()
+            manager._records = {}
+
+
+atexit.register(_end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from diagnose import targets
+from diagnose.arming import TOO_MANY
 from diagnose.errors import (
     DiagnoseError,
     TargetDriftedError,
@@ -57,6 +58,7 @@ class Record:
         subject: what it is armed on, or was to be; None if the path led nowhere.
         appointment: what arms it as soon as its module is imported.
         spare: an instrument that was made for this version, and is armed nowhere yet.
+        coming: what takes the place of all that once the changes that it is part of are made.
         warnings: what there was to say when it was armed.
         moved: what there is to say if its function was redefined.
         wrapped: what there is to say while its function is wrapped by another.
@@ -72,6 +74,7 @@ class Record:
     __slots__ = (
         "appointment",
         "awaited",
+        "coming",
         "content",
         "error",
         "final",
@@ -105,6 +108,7 @@ class Record:
         self.subject: object = None
         self.appointment: Appointment | None = None
         self.spare: Instrument | None = None
+        self.coming: Armed | None = None
         self.warnings: tuple[str, ...] = ()
         self.moved: str | None = None
         self.wrapped: str | None = None
@@ -114,6 +118,11 @@ class Record:
         self.told: object = UNTOLD
         self.awaited: tuple[str, ...] = ()
         self.skips = self.skips_left = 0
+
+    @property
+    def has_no_place(self) -> bool:
+        """Whether it failed since there are too many."""
+        return isinstance(self.error, DiagnoseError) and self.error.code == TOO_MANY
 
     def is_due(self) -> bool:
         """Whether what failed is to be tried again, this time."""

@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import MutableMapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
-from diagnose.budget import Meter
-from diagnose.bytecode.containment import LostError
+from diagnose.budget import Meter, Pause
+from diagnose.bytecode.containment import LostError, drop
 from diagnose.clockwork import Clockwork
 from diagnose.errors import DiagnoseError
-from diagnose.instruments import base
+from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.interrupts import belongs_to_program
-from diagnose.sites import Armed, site_of
+from diagnose.sinks.standard import STANDARD_OUTPUT
+from diagnose.sites import Armed, happens_inside, site_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from datetime import timedelta
+    from types import TracebackType
 
+    from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
     from diagnose.clockwork import Timer
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
     from diagnose.targets import Target
 
-__all__ = ["FunctionProbe", "Hooked", "active_probes", "attach_to", "sensor", "start_all"]
+__all__ = [
+    "Arrival",
+    "Changes",
+    "FunctionProbe",
+    "Hooked",
+    "active_probes",
+    "attach_to",
+    "sensor",
+    "start_all",
+]
 
 log = logging.getLogger(__name__)
 
 active_probes: dict[str, FunctionProbe] = {}
 """The probes that are attached or were asked for, by target path."""
 
-timers = Clockwork("diagnose-timers")
-"""What calls at deadlines: lifespans, budgets."""
+timers = Clockwork("diagnose-timers", handlers.Quiet)
+"""What calls at deadlines: lifespans, budgets. It has a thread as long as anything is attached,
+since a hit, which must not start one, may want something done."""
 # Guards every change of what is probed. Held for microseconds, never while user code or
 # the network is waited for (so probes are silent in its holder, who may itself call what is
 # probed); a fork waits for it, so that a child finds no half-made probe.
 _lock = threading.RLock()
+
+
+class _Judge:
+    """Asks an attachment about an error, as long as it is armed.
+
+    Code that suspended generators still have refers to it, for ever maybe; so it refers to the
+    attachment, and by that to the function and its module, only until then.
+    """
+
+    __slots__ = ("attachment",)
+
+    def __init__(self, attachment: _Attachment) -> None:
+        self.attachment: _Attachment | None = attachment
+
+    def __call__(self, error: BaseException) -> bool:
+        attachment = self.attachment
+        return drop(error) if attachment is None else attachment.defect(error)
 
 
 class _Attachment:
@@ -55,8 +88,8 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_hits_at_resume", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site", "suspended",
-        "timer", "was_slow",
+        "_claim", "_holds_timers", "_judged", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "suspended", "timer",
     )  # fmt: skip
 
     def __init__(self, probe: FunctionProbe, key: str, instrument: Instrument, site: Site) -> None:
@@ -65,9 +98,9 @@ class _Attachment:
         self.instrument = instrument
         self.site = site
         self.timer: Timer | None = None
+        self._spent: dict[str, Any] = {}
+        self._holds_timers = True
         self.meter: Meter | None = None
-        self.was_slow = False
-        self._hits_at_resume = 0
         if instrument.longest_seconds is not None or instrument.budget is not None:
             longest = instrument.longest_seconds
             self.meter = Meter(math.inf if longest is None else longest, self.too_slow)
@@ -82,23 +115,26 @@ class _Attachment:
     def _write(self) -> Hook:
         instrument = self.instrument
         plan = instrument.plan(self.probe, self.fail, self.done, self.meter)
-        plan = dataclasses.replace(plan, defect=self.defect)
+        self._judged = _Judge(self)
+        plan = dataclasses.replace(plan, defect=self._judged)
         scope = self.site.scope(instrument.event, instrument.mgr.global_namespace)
         self._span = plan.span
-        return handlers.write(plan, scope, f"<probe {instrument.name}>")
+        return handlers.write(plan, scope, f"<probe {instrument.name}>", self._spent)
 
     def rewrite(self) -> None:
         """Make the functions that serve hits anew, since what the instrument does has changed."""
         with handlers.Quiet(), _lock:
             if not self.armed or not self.probe.holds(self):
                 return
-            before, self.hook = self.hook, handlers.parsing(self._write)
+            before, judged = self.hook, self._judged
+            self.hook = handlers.parsing(self._write)
             try:
-                _update(self.site, self)
+                _update(self.site, [self])
             except DiagnoseError:
-                self.hook = before
+                self.hook, self._judged = before, judged
                 raise
             handlers.disarm(before)
+            judged.attachment = None
 
     @property
     def event(self) -> str:
@@ -109,6 +145,12 @@ class _Attachment:
     def place(self) -> Hashable:
         """See :class:`_Placed`."""
         return self.probe, self.key
+
+    def let_go(self) -> None:
+        """Need the timers' thread no more."""
+        if self._holds_timers:
+            self._holds_timers = False
+            timers.release()
 
     # --- what handlers call, in the program's thread: it takes no lock, writes no log, starts no
     # --- thread; all of that is done by the timers' thread
@@ -145,7 +187,7 @@ class _Attachment:
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
         before = _restore_traceback(error)
         if self._give_up(code, text):
-            timers.after(0, lambda: self._tell(error, before))
+            timers.soon(lambda: self._tell(error, before))
 
     def _tell(self, error: BaseException, before: TracebackType | None) -> None:
         with handlers.Quiet():
@@ -157,33 +199,40 @@ class _Attachment:
                 _set_traceback(error, before)
         self._leave_site()
 
-    def too_slow(self, seconds: float) -> None:
-        """Be taken off after a hit that took too long; called in the program's thread.
+    def too_slow(self, hit: LongHit) -> None:
+        """Pause after a hit that took too long; called in the program's thread."""
+        if not self._disarm():
+            return
+        text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
+        self.suspended = True
+        status = self.instrument.status
+        status.state, status.code, status.error = "suspended", "too-slow", text
+        timers.soon(lambda: self._pause(hit))
 
-        It is tried again: a process that gets no processor for a while (a container at its
-        quota) looks the same. The second time is the last, unless many hits between were fast.
-        """
-        instrument, status = self.instrument, self.instrument.status
-        is_first = not self.was_slow or status.hits - self._hits_at_resume >= FORGIVING_HITS
-        self.was_slow = True
-        with handlers.Quiet():
-            text = (
-                f"one hit took {seconds * 1e3:.0f} ms, and {instrument.longest_seconds or 0:g} s is "
-                "what it may hold up the program: let it look at less "
-            )
-            if is_first:
-                text += f"(it is disarmed, and tried once more after {SLOW_PAUSE_SECONDS:g} s)"
-                if not self._disarm():
-                    return
-                self.suspended = True
-                status.state, status.code, status.error = "suspended", "too-slow", text
-                timers.after(SLOW_PAUSE_SECONDS, self.resume)
-            else:
-                text += f"({_REARM})"
-                if not self._give_up("too-slow", text):
-                    return
-            log.error("%r on %r: %s", instrument, self.probe.target, text)
-        self._leave_later()
+    def _pause(self, hit: LongHit) -> None:
+        self._leave_site()
+        Pause(timers, lambda late: self._judge(hit, late))
+
+    def _judge(self, hit: LongHit, late: float) -> None:
+        """Be tried again, unless the meter is sure that the hits themselves are to blame."""
+        if self.meter is None or not self.meter.is_last(hit, late):
+            log.warning("%r on %r: %s", self.instrument, self.probe.target, self._too_long(hit))
+            self.resume()
+            return
+        text = f"{self._too_long(hit)} ({_REARM})"
+        with handlers.Quiet(), _lock:
+            if not self.suspended or not self.probe.holds(self):
+                return
+            self.suspended = False
+            status = self.instrument.status
+            status.code, status.error, status.state = "too-slow", text, "error"
+        log.error("%r on %r: %s", self.instrument, self.probe.target, text)
+
+    def _too_long(self, hit: LongHit) -> str:
+        return (
+            f"one hit took {hit.seconds * 1e3:.0f} ms, and {self.instrument.longest_seconds or 0:g} "
+            "s is what it may hold up the program: let it look at less"
+        )
 
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
@@ -206,7 +255,8 @@ class _Attachment:
             self.suspended = True
             status = self.instrument.status
             status.state, status.code, status.error = "suspended", "cpu-budget", reason
-            _update(self.site)
+        # Later, when all that are to be suspended are: the first one makes the code for them all.
+        self._leave_later()
         log.warning("%r on %r: %s", self.instrument, self.probe.target, reason)
 
     def resume(self) -> None:
@@ -216,10 +266,9 @@ class _Attachment:
             if not self.suspended or not self.probe.holds(self):
                 return
             status = self.instrument.status
-            self._hits_at_resume = status.hits
             try:
                 self.arm()
-                _update(self.site, self)
+                _update(self.site, [self])
             except DiagnoseError as error:  # the code is another one by now
                 self.armed = self.suspended = False
                 status.state, status.code, status.error = "error", error.code, error.message
@@ -252,20 +301,20 @@ class _Attachment:
     def disarm(self) -> None:
         """Serve no hit from now on, also of calls that are inside."""
         handlers.disarm(self.hook)
+        self._judged.attachment = None
+        self.instrument.disarmed(self.hook)
         if self._span is not None:
             self._span.abandon()
 
     def _leave_later(self) -> None:
         # The code is made anew elsewhere: this thread has a program to go on with.
-        timers.after(0, self._leave_site)
+        timers.soon(self._leave_site)
 
     def _leave_site(self) -> None:
         with handlers.Quiet(), _lock:
             _update(self.site)
 
 
-SLOW_PAUSE_SECONDS = 1.0
-FORGIVING_HITS = 100
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
@@ -327,6 +376,13 @@ class FunctionProbe:
         """Whether an instrument that is added now is armed at once."""
         return self.started or bool(self._attachments)
 
+    def warnings_on(self, key: str) -> tuple[str, ...]:
+        """What of :attr:`warnings` is about the instrument under ``key``."""
+        target, one = self._resolved, self._attachments.get(key)
+        if target is None or one is None:
+            return () if target is None else target.warnings
+        return (*target.warnings, *one.site.warnings, *notes(one.instrument, target))
+
     @property
     def coverage(self) -> str:
         """``"code"``: every reference; ``"reference"``: those in modules and classes."""
@@ -336,8 +392,8 @@ class FunctionProbe:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about how the target is probed."""
         found = () if self._resolved is None else self._resolved.warnings
-        sites = {id(one.site): one.site for one in list(self._attachments.values())}
-        return (*found, *(text for site in sites.values() for text in site.warnings))
+        on_keys = [text for key in list(self._attachments) for text in self.warnings_on(key)]
+        return tuple(dict.fromkeys((*found, *on_keys)))
 
     def start(self) -> None:
         """Arm all instruments; import the target's module if need be.
@@ -355,21 +411,26 @@ class FunctionProbe:
             active_probes.setdefault(self.target, self)
             waiting = [key for key in self.instruments if key not in self._attachments]
         try:
-            for key in waiting:
-                self.attach(key, self.instruments[key])
+            with Changes() as changes:
+                arrivals = [changes.attach(self, key, self.instruments[key]) for key in waiting]
+            for arrival in arrivals:
+                arrival.check()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
-        with handlers.Quiet(), _lock:
-            self.started = False
-            gone = self._take_off(list(self._attachments), "stopped")
-            self._resolved = None
-            if active_probes.get(self.target) is self:
-                del active_probes[self.target]
-        _finish(gone)
+        with Changes() as changes, handlers.Quiet(), _lock:
+            self._leave(changes)
+
+    def _leave(self, changes: Changes) -> None:
+        self.started = False
+        for key in list(self._attachments):
+            changes.take_off(self, key, "stopped")
+        self._resolved = None
+        if active_probes.get(self.target) is self:
+            del active_probes[self.target]
 
     def attach(
         self,
@@ -395,22 +456,9 @@ class FunctionProbe:
         Raises:
             DiagnoseError: it can't be armed; then everything is as it was.
         """
-        seconds = None if lifespan is None else lifespan.total_seconds()
-        if seconds is None and instrument.expires is not None:
-            seconds = base.remaining_seconds(instrument.expires)
-        if seconds is not None and seconds <= 0:
-            instrument.status.state = "expired"
-            self.detach(key)
-            return
-        held = self._resolved
-        try:
-            found = target or held or targets.resolve(self.target, import_modules=False)
-            with handlers.Quiet(), _lock:
-                gone = self._put_on(key, instrument, target or self._resolved or found, seconds)
-        except DiagnoseError:
-            self._leave_if_empty()
-            raise
-        _finish(gone)
+        with Changes() as changes:
+            arrival = changes.attach(self, key, instrument, lifespan=lifespan, target=target)
+        arrival.check()
 
     def holds(self, attachment: _Attachment) -> bool:
         """Whether it is attached, suspended or not."""
@@ -418,57 +466,18 @@ class FunctionProbe:
 
     def detach(self, key: str) -> None:
         """Disarm what is under ``key``, if anything is; the last one puts the code back."""
-        with handlers.Quiet(), _lock:
-            gone = self._take_off([key], "stopped")
-            self._items.pop(key, None)
-            if not self.started:
-                self._leave_if_empty()
-        _finish(gone)
-
-    def _put_on(
-        self, key: str, instrument: Instrument, target: Target, seconds: float | None
-    ) -> list[_Attachment]:
-        site = site_of(target)
-        new = _Attachment(self, key, instrument, site)
-        old = self._attachments.get(key)
-        status = instrument.status
-        was = status.state, status.code, status.error
-        # Before it is armed: the first hit may fail at once, and what it says has to stay.
-        status.state, status.code, status.error = "installed", None, None
-        try:
-            _update(site, new)
-        except DiagnoseError:
-            status.state, status.code, status.error = was
-            # Code objects take no part in garbage collection: this breaks the cycle.
-            new.disarm()
-            raise
-        self._resolved = target
-        self._attachments[key] = new
-        self._items[key] = instrument
-        active_probes.setdefault(self.target, self)
-        status.attachments += 1
-        instrument._rewrites[new] = new.rewrite
-        gone = [] if old is None else [old]
-        for one in gone:
-            _retire(one, "stopped")
-            _update(one.site)
-        instrument.attached()
-        if instrument.budget is not None:
-            instrument.budget.add(new)
-        if seconds is not None:
-            new.timer = timers.after(seconds, lambda: self._expire(new))
-        return gone
+        with Changes() as changes:
+            changes.detach(self, key)
 
     def _expire(self, attachment: _Attachment) -> None:
-        with handlers.Quiet(), _lock:
+        # Other deadlines may be due: what is still to be sent is not waited for.
+        with Changes(waits=False) as changes, handlers.Quiet(), _lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
-            gone = self._take_off([attachment.key], "expired")
+            changes.take_off(self, attachment.key, "expired")
             self._items.pop(attachment.key, None)
             if not self._items:
                 self.started = False
-            self._leave_if_empty()
-        _finish(gone)
 
     def _leave_if_empty(self) -> None:
         with _lock:
@@ -482,13 +491,247 @@ class FunctionProbe:
     def _items(self) -> dict[str, Instrument]:
         return self.instruments.items_by_key
 
-    def _take_off(self, keys: list[str], state: str) -> list[_Attachment]:
-        gone = [self._attachments.pop(key) for key in keys if key in self._attachments]
-        for attachment in gone:
+
+class Arrival:
+    """What comes of an instrument that is to be put on; see :class:`Changes`.
+
+    Attributes:
+        error: why it could not be, once the changes are made.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def check(self) -> None:
+        """See that it was put on, once the changes are made.
+
+        Raises:
+            DiagnoseError: it could not be; what was there before goes on.
+        """
+        if self.error is not None:
+            raise self.error
+
+
+class _Newcomer(Arrival):
+    """One that does not serve hits yet."""
+
+    __slots__ = ("attachment", "seconds", "status", "target")
+
+    def __init__(self, attachment: _Attachment, target: Target, seconds: float | None) -> None:
+        super().__init__()
+        self.attachment = attachment
+        self.target = target
+        self.seconds = seconds
+        status = attachment.instrument.status
+        self.status = status.state, status.code, status.error
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its probe has it by now."""
+        return self.attachment.probe.holds(self.attachment)
+
+    def announce(self) -> None:
+        """Say that it is there.
+
+        Just before it is: the first hit may fail at once, and what it says has to stay.
+        """
+        status = self.attachment.instrument.status
+        self.status = status.state, status.code, status.error
+        status.state, status.code, status.error = "installed", None, None
+
+    def turn_back(self) -> None:
+        """Be as if it had never come."""
+        self.attachment.armed = False
+        # Code objects take no part in garbage collection: this breaks the cycle.
+        self.attachment.disarm()
+        self.attachment.let_go()
+        status = self.attachment.instrument.status
+        status.state, status.code, status.error = self.status
+
+
+class Changes:
+    """Instruments that are put on and taken off together: each function's code is made once.
+
+    A context. What is noted in it takes effect at its end, one function after the other; what
+    is taken off serves no hit from that moment on. If an exception ends it, nothing is put on.
+    It is for one thread; others may have their own at the same time.
+
+    Args:
+        waits: at its end, for a moment, for what is still to be sent of what was taken off.
+    """
+
+    def __init__(self, *, waits: bool = True) -> None:
+        self._waits = waits
+        self._coming: dict[tuple[FunctionProbe, str], _Newcomer] = {}
+        self._gone: list[_Attachment] = []
+        self._probes: dict[FunctionProbe, None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        groups: dict[tuple[int, bool], list[_Newcomer]] = {}
+        for newcomer in self._coming.values():
+            place = id(newcomer.target.subject), looks_inside(newcomer.attachment.instrument)
+            groups.setdefault(place, []).append(newcomer)
+        try:
+            while groups and kind is None:
+                with handlers.Quiet(), _lock:
+                    self._put_on(groups.pop(next(iter(groups))))
+        finally:
+            for newcomer in (each for group in groups.values() for each in group):
+                newcomer.turn_back()
+            for site in {id(one.site): one.site for one in self._gone}.values():
+                with handlers.Quiet(), _lock:
+                    _update(site)
+            for probe in self._probes:
+                probe._leave_if_empty()
+        _finish(self._gone, waits=self._waits)
+
+    def attach(
+        self,
+        probe: FunctionProbe,
+        key: str,
+        instrument: Instrument,
+        *,
+        lifespan: timedelta | None = None,
+        target: Target | None = None,
+    ) -> Arrival:
+        """Have an instrument put on; see :meth:`FunctionProbe.attach`.
+
+        Returns:
+            What says in the end whether it could be.
+
+        Raises:
+            DiagnoseError: it can't be, that much is known at once.
+        """
+        self._probes[probe] = None
+        self._turn_back(probe, key)
+        seconds = None if lifespan is None else lifespan.total_seconds()
+        if seconds is None and instrument.expires is not None:
+            seconds = base.remaining_seconds(instrument.expires)
+        if seconds is not None and seconds <= 0:
+            instrument.status.state = "expired"
+            self.detach(probe, key)
+            return Arrival()
+        found = target or probe._resolved or targets.resolve(probe.target, import_modules=False)
+        # Before it is armed, for the first hit may fail; and without the lock, for a new thread
+        # is waited for.
+        timers.hold()
+        try:
+            with handlers.Quiet(), _lock:
+                found = target or probe._resolved or found
+                site = site_of(found, inside=looks_inside(instrument))
+                attachment = _Attachment(probe, key, instrument, site)
+        except BaseException:
+            timers.release()
+            raise
+        newcomer = self._coming[probe, key] = _Newcomer(attachment, found, seconds)
+        return newcomer
+
+    def detach(self, probe: FunctionProbe, key: str) -> None:
+        """Take off what is under ``key``, if anything is, and forget it."""
+        self._turn_back(probe, key)
+        with handlers.Quiet(), _lock:
+            self.take_off(probe, key, "stopped")
+            probe._items.pop(key, None)
+
+    def take_off(self, probe: FunctionProbe, key: str, state: str) -> None:
+        """Take off what is under ``key``, if anything is; it stays listed. The lock is held."""
+        self._probes[probe] = None
+        attachment = probe._attachments.get(key)
+        if attachment is not None:
+            self._gone.append(attachment)
             _retire(attachment, state)
-        for site in {id(one.site): one.site for one in gone}.values():
-            _update(site)
-        return gone
+            del probe._attachments[key]
+
+    def _turn_back(self, probe: FunctionProbe, key: str) -> None:
+        newcomer = self._coming.pop((probe, key), None)
+        if newcomer is not None:
+            newcomer.turn_back()
+
+    def _put_on(self, group: list[_Newcomer]) -> None:
+        """Put instruments on one function, as many of them as can be."""
+        # Anew: somebody else may have put something on the function meanwhile.
+        inside = looks_inside(group[0].attachment.instrument)
+        site = site_of(group[0].target, inside=inside)
+        for each in group:
+            each.attachment.site = site
+            each.announce()
+        try:
+            errors = _place(site, [each.attachment for each in group])
+            for each in group:
+                each.error = errors.get(each.attachment)
+                if each.error is None:
+                    self._settle(each)
+        finally:
+            lost = [each for each in group if not each.is_in_place]
+            for each in lost:
+                each.turn_back()
+            if any(each.error is None for each in lost):  # an interrupt
+                olds = (
+                    each.attachment.probe._attachments.get(each.attachment.key) for each in lost
+                )
+                _update(site, [old for old in olds if old and old.armed and old.site is site])
+
+    def _settle(self, newcomer: _Newcomer) -> None:
+        new = newcomer.attachment
+        probe, key, instrument = new.probe, new.key, new.instrument
+        old = probe._attachments.get(key)
+        probe._attachments[key] = new
+        probe._items[key] = instrument
+        probe._resolved = newcomer.target
+        active_probes.setdefault(probe.target, probe)
+        instrument.status.attachments += 1
+        instrument._rewrites[new] = new.rewrite
+        if old is not None:
+            self._gone.append(old)
+            _retire(old, "stopped")
+        if instrument.budget is not None:
+            instrument.budget.add(new)
+        if newcomer.seconds is not None:
+            new.timer = timers.after(newcomer.seconds, lambda: probe._expire(new))
+        try:
+            instrument.attached()
+        except Exception as error:  # noqa: BLE001  (it is a matter of this instrument alone)
+            newcomer.error = error
+
+
+# --- behind decorators -------------------------------------------------------------------
+
+
+def looks_inside(instrument: Instrument) -> bool:
+    """Whether it means the function that was written, and not what callers see of it.
+
+    Raises:
+        ExpressionError: one of its expressions can't be used.
+    """
+    if happens_inside(instrument.event):
+        return True
+    texts = {
+        "value": instrument.value,
+        "when": instrument.when,
+        "custom.tags": instrument.custom.get("tags"),
+    }
+    return any(
+        "hotspots" in handlers.parsing(functools.partial(instrument._parse, text, field)).names
+        for field, text in texts.items()
+        if isinstance(text, str) and "hotspots" in text
+    )
+
+
+def notes(instrument: Instrument, target: Target) -> tuple[str, ...]:
+    """Which code is meant, where decorators leave a choice."""
+    body = target.body
+    if body is None or not target.decorators or not looks_inside(instrument):
+        return ()
+    code = body.__code__
+    what = repr(instrument.event) if happens_inside(instrument.event) else "'hotspots'"
+    where = f"{body.__module__}.{body.__qualname__}, {code.co_filename}:{code.co_firstlineno}"
+    many = "a decorator" if target.decorators == 1 else f"{target.decorators} decorators"
+    return (f"{what} is inside {where}, behind {many}",)
 
 
 # --- sites: which hooks are on which function ------------------------------------------
@@ -510,33 +753,50 @@ class _Placed(Protocol):
 
 
 _on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_has_ended = False
 
 
-def _update(site: Site, new: _Placed | None = None) -> None:
+def _place(site: Site, news: Sequence[_Attachment]) -> dict[_Attachment, Exception]:
+    """Bring what is new to a site, all at once; what can't be there, with the reason."""
+    try:
+        _update(site, news)
+    except Exception as error:  # noqa: BLE001  (it is told as the outcome of one of them)
+        if len(news) == 1:
+            return {news[0]: error}
+    else:
+        return {}
+    # One of them is to blame: the others are not to suffer for it.
+    middle = len(news) // 2
+    return _place(site, news[:middle]) | _place(site, news[middle:])
+
+
+def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
+    if _has_ended and news:
+        return  # a background thread still applies what it knows; the code stays as it is
     _, attachments = _on_site.get(id(site), (site, []))
-    kept = [one for one in attachments if one.armed]
-    if new is not None:
-        kept = [one for one in kept if one.place != new.place]
-        kept.append(new)
-    elif len(kept) == len(attachments):
+    places = {new.place for new in news}
+    kept = [one for one in attachments if one.armed and one.place not in places]
+    if not news and len(kept) == len(attachments):
         return
-    if new is not None:
+    kept += news
+    if news:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
         _on_site[id(site)] = (site, kept)
     try:
-        site.update([Armed(one.event, one.hook) for one in kept])
+        said = site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
-        if new is not None:
+        if news:
             if attachments:
                 _on_site[id(site)] = (site, attachments)
             else:
                 _on_site.pop(id(site), None)
             raise
-        if not isinstance(error, DiagnoseError):
-            raise
-        # Only where somebody else replaced the code: what was to go is disarmed anyway.
-        log.warning("%r could not be brought up to date: %s", site, error)
+        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
+        said = f"{site!r} could not be brought up to date: {error}"
+    if said is not None:
+        # Not here: a thread that waits for our lock may hold that of a log handler.
+        timers.after(0, functools.partial(log.warning, "%s", said))
     if kept:
         _on_site[id(site)] = (site, kept)
     else:
@@ -558,7 +818,7 @@ class Hooked:
     __slots__ = ("_site", "armed", "event", "hook")
 
     def __init__(self, target: Target, event: str, hook: Hook) -> None:
-        self._site = site_of(target)
+        self._site = site_of(target, inside=happens_inside(event))
         self._site.scope(event, {})  # raises if there is no such event
         self.event, self.hook = event, hook
         self.armed = False
@@ -571,7 +831,7 @@ class Hooked:
         """
         self.armed = True
         with handlers.Quiet(), _lock:
-            _update(self._site, self)
+            _update(self._site, [self])
 
     @property
     def place(self) -> Hashable:
@@ -589,7 +849,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
     attachment.disarm()
-    attachment.instrument._rewrites.pop(attachment, None)
+    attachment.let_go()
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
@@ -600,12 +860,14 @@ def _retire(attachment: _Attachment, state: str) -> None:
         status.state = state
 
 
-def _finish(gone: list[_Attachment]) -> None:
-    for attachment in gone:
-        if attachment.instrument.status.attachments:
-            continue  # it is on another function too, or was put on again
-        with handlers.Quiet():
-            attachment.instrument.detached()
+def _finish(gone: Sequence[_Attachment], *, waits: bool = True) -> None:
+    # Those that are on another function too, or were put on again, go on.
+    off = [one.instrument for one in gone if not one.instrument.status.attachments]
+    with handlers.Quiet():
+        for instrument in off:
+            _call_hook(instrument, "detached")
+        if off and waits:
+            metrics.settle()
 
 
 def _call_hook(instrument: Instrument, name: str, *args: object) -> None:
@@ -624,11 +886,12 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
     except BaseException as later:  # its own __str__
         if _is_theirs(later):
             raise
-    return f"{instrument.value!r:.200} raised {text:.1000}{_place(error)}"
+    return f"{instrument.value!r:.200} raised {text:.1000}{_where(error)}"
 
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
+_OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
 
@@ -655,12 +918,14 @@ def _entries(error: BaseException) -> list[TracebackType]:
     return entries
 
 
-def _place(error: BaseException) -> str:
+def _where(error: BaseException) -> str:
     """Where an error came up, if that is in code that an expression called."""
     entries = _entries(error)
     if not entries or entries[-1].tb_frame.f_code.co_filename.startswith("<probe "):
         return ""
     code = entries[-1].tb_frame.f_code
+    if code.co_filename.startswith(_OWN_FOLDER):
+        return ""
     return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
 
 
@@ -749,8 +1014,71 @@ def _decorate(instrument: Instrument, function: Any) -> None:
 base._Defaults.attach = staticmethod(_decorate)
 
 
+# --- the end of the program -------------------------------------------------------------
+
+
+def _end() -> None:
+    """Take everything off, so that the program comes apart as if nothing had been there.
+
+    Code that calls handlers keeps alive what these refer to, and the collector can't see it, as
+    code takes no part in collection: files would not be flushed, finalizers not run.
+    """
+    global _has_ended  # noqa: PLW0603
+    # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
+    # to be seen: the program has done all that it had to do.
+    with contextlib.suppress(BaseException), handlers.Quiet():
+        if not _lock.acquire(timeout=_END_WAIT_SECONDS):
+            return
+        try:
+            _has_ended = True
+            placed = [one for _, each in list(_on_site.values()) for one in each]
+            on = {one.probe for one in placed if isinstance(one, _Attachment)}
+            with Changes() as changes:
+                for probe in on.union(active_probes.values()):
+                    with contextlib.suppress(Exception):
+                        probe._leave(changes)
+            for site, each in list(_on_site.values()):
+                for one in each:
+                    one.armed = False
+                with contextlib.suppress(Exception):
+                    _update(site)
+        finally:
+            _lock.release()
+        STANDARD_OUTPUT.settle()
+
+
+_END_WAIT_SECONDS = 1.0
+_LAST_PRIORITY = -2000  # behind managers, which say good-bye to their server
+_is_following = False
+# It is called after what the program registered since this was imported.
+atexit.register(_end)
+
+
+def _follow_multiprocessing() -> None:
+    """See to it that all is taken off at the end of multiprocessing's children.
+
+    These end by ``os._exit``, so not with what `atexit` knows, but with finalizers; they begin by
+    forgetting their parent's, and then do what is to be done after a fork.
+    """
+    global _is_following  # noqa: PLW0603 - of the program, children included
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and hasattr(util, "register_after_fork") and not _is_following:
+        _is_following = True
+        util.register_after_fork(_end, _end_with_finalizers)
+
+
+def _end_with_finalizers(end: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, end, exitpriority=_LAST_PRIORITY)
+
+
+def _before_fork() -> None:
+    with contextlib.suppress(Exception):  # this is somebody else's module
+        _follow_multiprocessing()
+    _lock.acquire()
+
+
 os.register_at_fork(
-    before=_lock.acquire,
+    before=_before_fork,
     # In the child too: its only thread is the one that took it.
     after_in_parent=_lock.release,
     after_in_child=_lock.release,

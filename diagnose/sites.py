@@ -8,19 +8,19 @@ modules and classes refer to it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-import linecache
-import logging
 import re
 import sys
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots, readers, stepping
+from diagnose import hotspots, readers, standins, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
+from diagnose.source_lines import source_line
 from diagnose.targets import fingerprints
 from diagnose.targets.lookup import _namespace
 
@@ -30,9 +30,15 @@ if TYPE_CHECKING:
     from diagnose.bytecode.weaving import Hook
     from diagnose.targets import Target
 
-__all__ = ["Armed", "CodeSite", "ReferenceSite", "Site", "hides_frames", "site_of"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "Armed",
+    "CodeSite",
+    "ReferenceSite",
+    "Site",
+    "happens_inside",
+    "hides_frames",
+    "site_of",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +63,12 @@ class Site(Protocol):
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """What names mean for expressions on ``event`` here."""
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """Make exactly these hooks be called; none of them: put everything back.
+
+        Returns:
+            What an operator should know about it. It is not logged here: whoever calls holds a
+            lock that a thread inside of a log handler may be waiting for.
 
         Raises:
             ProbeError: it can't be done; then nothing has changed.
@@ -68,20 +78,26 @@ class Site(Protocol):
 _sites: dict[int, Site] = {}
 
 
-def site_of(target: Target) -> Site:
+def site_of(target: Target, *, inside: bool) -> Site:
     """The site of a target's function, which may have been reached on another path.
+
+    Args:
+        target: where to look.
+        inside: whether what happens inside the function is meant (its lines, its variables, its
+            end), which behind decorators is the innermost one; or what callers see.
 
     Raises:
         TargetKindError: the target can't be called.
     """
-    subject: Any = target.found if target.function is None else target.function
-    while isinstance(subject, _Standin):
-        subject = object.__getattribute__(subject, "_found")
+    function = target.function
+    if inside and target.body is not None:
+        function = target.body
+    subject: Any = target.subject if function is None else function
     site = _sites.get(id(subject))
     if site is not None:
         return site
-    if target.function is not None:
-        return CodeSite(target.function)
+    if function is not None:
+        return CodeSite(function)
     return ReferenceSite(target, subject)
 
 
@@ -96,6 +112,11 @@ def _remove(subject: object) -> None:
     if not _sites:
         readers.unserve()
         stepping.end()
+
+
+def happens_inside(event: str) -> bool:
+    """Whether an event is one inside the function's body."""
+    return event.partition(":")[0] in {"end", "line"}
 
 
 def _own_code(function: FunctionType) -> CodeType:
@@ -115,7 +136,7 @@ def _select(armed: Sequence[Armed], event: str) -> tuple[Hook, ...]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001  (it asks what decorators have put behind ``__wrapped__``)
         return None
 
 
@@ -138,7 +159,7 @@ class CodeSite:
             code = self._base
         parameters = weaving.Parameters.of(code)
         kind = event.partition(":")[0]
-        is_inside = kind in {"end", "line"}
+        is_inside = happens_inside(event)
         if kind == "line":
             _line(code, event)
         wraps = hasattr(self._function, "__wrapped__") and not is_inside
@@ -156,11 +177,11 @@ class CodeSite:
             parameters=None if is_inside else parameters,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
-            self._restore()
-            return
+            return self._restore()
+        self._see_interrupt()
         base = self._base
         if self._ours is None or self._function.__code__ is not self._ours:
             # New here, or somebody else put code over ours: theirs is the base now.
@@ -193,24 +214,30 @@ class CodeSite:
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
         _exchange(self._function, code)
         self._ours = code
+        return None
 
-    def _restore(self) -> None:
+    def _see_interrupt(self) -> None:
+        """Take note of an exchange that an interrupt kept from being noted."""
         if self._coming is not None and self._function.__code__ is self._coming:
             self._ours = self._coming
+
+    def _restore(self) -> str | None:
+        said = None
+        self._see_interrupt()
         if self._ours is not None:
             if self._function.__code__ is self._ours:
                 _exchange(self._function, self._base)
             elif self._function.__code__ is self._base:
                 pass  # an interrupt came before the exchange, or after it was undone
             else:
-                log.warning(
-                    "the code of %r was replaced by somebody else while it was probed; it is "
-                    "left as it is, and may go on calling handlers that do nothing",
-                    self._function,
+                said = (
+                    f"the code of {self._function!r} was replaced by somebody else while it was "
+                    "probed; it is left as it is, and may go on calling handlers that do nothing"
                 )
         self._ours = self._coming = None
         if _sites.get(id(self._function)) is self:
             _remove(self._function)
+        return said
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -252,7 +279,7 @@ def _unusable(function: FunctionType, error: Exception) -> ProbeError:
 
 # --- lines --------------------------------------------------------------------------------
 
-_DEF = re.compile(r"\s*(async\s+)?def\s")
+_DEF = re.compile(r"(async\s+)?def\s")
 
 
 def _line(code: CodeType, event: str) -> int:
@@ -309,7 +336,7 @@ def _def_line(code: CodeType) -> int:
     first = code.co_firstlineno
     last = min(flow.line_starts(assembly.read(code)), default=first)
     for number in range(first, last + 1):
-        if _DEF.match(linecache.getline(code.co_filename, number)):
+        if _DEF.match(source_line(code.co_filename, number)):
             return number
     return first
 
@@ -327,68 +354,13 @@ def _nearest(starts: Mapping[int, object], line: int) -> str:
     return ", ".join(map(str, nearest)) or "there are none"
 
 
-class _Standin:
-    """What references point at while a callable without code is probed.
-
-    It looks like what it stands for: attributes, ``isinstance``, equality and pickling
-    are those of the original. Each one is of a subclass with its own ``__call__``.
-    """
-
-    __slots__ = ("_found",)
-
-    def __init__(self, found: Any) -> None:
-        object.__setattr__(self, "_found", found)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "__wrapped__":
-            return object.__getattribute__(self, "_found")
-        return getattr(object.__getattribute__(self, "_found"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(object.__getattribute__(self, "_found"), name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(object.__getattribute__(self, "_found"), name)
-
-    def __eq__(self, other: object) -> bool:
-        found = object.__getattribute__(self, "_found")
-        return other is self or bool(found == other)
-
-    def __hash__(self) -> int:
-        return hash(object.__getattribute__(self, "_found"))
-
-    def __repr__(self) -> str:
-        return repr(object.__getattribute__(self, "_found"))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return object.__getattribute__(self, "_found").__reduce_ex__(protocol)
-
-
-class _BindingStandin(_Standin):
-    """For what binds to an instance as a method does (``lru_cache`` wrappers)."""
-
-    __slots__ = ()
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        found = object.__getattribute__(self, "_found")
-        bound = type(found).__get__(found, instance, owner)
-        if bound is found:
-            return self
-        if type(bound) is MethodType and bound.__func__ is found:
-            return MethodType(self, bound.__self__)  # type: ignore[arg-type]
-        return bound
+_BIND_AS_FUNCTIONS_DO = {type(functools.lru_cache(id)), functools.partial}
 
 
 class ReferenceSite:
     """Probes a callable without Python code by replacing references to it."""
 
     coverage = "reference"
-    warnings: tuple[str, ...] = (
-        (
-            "it has no Python code: references in loaded modules and classes are covered, "
-            "those kept elsewhere (containers, instances, C code) are not"
-        ),
-    )
 
     def __init__(self, target: Target, found: Any) -> None:
         if not callable(found):
@@ -399,20 +371,31 @@ class ReferenceSite:
             raise TargetKindError(message)
         self._target = target
         self._found = found
-        binds = hasattr(type(found), "__get__")
-        base = _BindingStandin if binds else _Standin
-
-        def call(_self: object, /, *args: Any, **kwargs: Any) -> Any:
-            return found(*args, **kwargs)
-
-        self._call = call
-        self._plain = call.__code__.replace(co_name=getattr(found, "__name__", "call"))
-        self._standin = type("Standin", (base,), {"__slots__": (), "__call__": call})(found)
+        self.warnings: tuple[str, ...] = (
+            (
+                "it has no Python code: references in loaded modules and classes are covered, "
+                "those kept elsewhere (containers, instances, C code) are not"
+            ),
+        )
+        if (
+            issubclass(type(target.owner), type)
+            and hasattr(type(found), "__get__")
+            and type(found) not in _BIND_AS_FUNCTIONS_DO
+        ):
+            self.warnings += (
+                (
+                    f"it is a {type(found).__name__}, which binds to instances in its own way: "
+                    "calls through them may not be seen; 'end' sees those of the function behind it"
+                ),
+            )
+        self._call, self._plain = standins.plain_call(target.name)
+        self._bare_call = self._call.__code__
+        self._standin = standins.make(found, self._call)
         self._placed = False
 
     def scope(self, event: str, namespace: Mapping[str, object]) -> Scope:
         """See :class:`Site`; there is no ``end`` in what has no frame."""
-        if event.partition(":")[0] in {"end", "line"}:
+        if happens_inside(event):
             message = (
                 f"{self._target.path!r} has no Python code, so there is no event {event!r} in it; "
                 "use 'return'"
@@ -427,32 +410,34 @@ class ReferenceSite:
             has_frame=False,
         )
 
-    def update(self, armed: Sequence[Armed]) -> None:
+    def update(self, armed: Sequence[Armed]) -> str | None:
         """See :class:`Site`."""
         if not armed:
             self._replace(self._standin, self._found)
             self._placed = False
             _remove(self._found)
-            self._call.__code__ = self._plain
-            return
+            self._call.__code__ = self._bare_call
+            standins.keep_for_weakrefs(self._standin)
+            return None
         woven = weaving.weave(
             self._plain,
             before=_select(armed, "call"),
             after=_select(armed, "return"),
             busy=BUSY,
-            hidden=_frames_hide,
+            hidden=standins.FRAMES_HIDE,
         )
         self._call.__code__ = readers.marked(woven, self._plain)
         if not self._placed:
             owner: Any = self._target.owner
             try:
-                setattr(owner, self._target.name, self._standin)
+                _assign(owner, self._target.name, self._standin)
             except Exception as error:
                 message = f"{self._target.path!r} can't be replaced on {owner!r}: {error}"
                 raise TargetKindError(message, code="target-immutable") from error
             self._placed = True
             _enter(self._found, self)
             self._replace(self._found, self._standin)
+        return None
 
     def _replace(self, old: object, new: object) -> None:
         """Replace every reference that a loaded module or a class in one holds."""
@@ -474,47 +459,21 @@ class ReferenceSite:
                     # Some refuse, as built-in types do, and some have a __setattr__ of
                     # their own, which may raise anything.
                     with contextlib.suppress(Exception):
-                        setattr(owner, name, new)
+                        _assign(owner, name, new)
 
 
-# --- does this interpreter hide frames without RESUME? ---------------------------------
-
-
-def _hides_frames() -> bool:
-    """Try on a small function whether frames without ``RESUME`` stay unseen."""
-    seen: list[object] = []
-
-    def look(*, flag: bool) -> object:
-        seen.append(sys._getframe(1).f_code)
-        if flag:
-            raise LookupError
-        return None
-
-    def call(_self: object, /, *args: Any, **kwargs: Any) -> object:
-        return look(*args, **kwargs)
-
-    hook = weaving.Hook(lambda _result: None, ("result",))
-    try:
-        call.__code__ = weaving.weave(call.__code__, after=(hook,), hidden=True)
-        here = sys._getframe().f_code
-        call(None, flag=False)
+def _assign(owner: Any, name: str, value: object) -> None:
+    """Set an attribute; on a class without asking its metaclass, whose code is the program's."""
+    if issubclass(type(owner), type):
         try:
-            call(None, flag=True)
-        except LookupError as error:
-            trace: Any = error.__traceback__
-            depth = 0
-            while trace is not None:
-                depth, trace = depth + 1, trace.tb_next
-            if depth != 2:  # noqa: PLR2004  (this function and `look`: no third)
-                return False
-        return seen == [here, here]
-    except Exception:  # noqa: BLE001  (whatever it is: use what surely works)
-        return False
-
-
-_frames_hide = sys.implementation.name == "cpython" and _hides_frames()
+            type.__setattr__(owner, name, value)
+        except TypeError:  # of a metaclass in C, which has to be asked
+            pass
+        else:
+            return
+    setattr(owner, name, value)
 
 
 def hides_frames() -> bool:
     """Whether the frames of stand-ins are invisible on this interpreter."""
-    return _frames_hide
+    return standins.FRAMES_HIDE

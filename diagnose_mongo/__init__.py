@@ -55,8 +55,8 @@ def start(
         sinks: where metrics go; ``manager.sinks`` can be changed at any time.
         options: keyword arguments of :class:`MongoInstrumentManager`: ``service``, ``env``,
             ``version``, ``labels``, ``process_id``, ``period``, ``heartbeat``, ``watch``,
-            ``expression_policy``, ``cpu_budget``, ``bounded_above``,
-            ``gives_way``.
+            ``expression_policy``, ``cpu_budget``, ``most_per_function``,
+            ``most_per_process``, ``bounded_above``, ``gives_way``.
 
     Returns:
         The manager; ``stop()`` ends it, as does the end of the program.

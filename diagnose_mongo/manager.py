@@ -22,7 +22,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
-from diagnose.managers import CPU_BUDGET, InstrumentManager
+from diagnose.managers import (
+    CPU_BUDGET,
+    MOST_PER_FUNCTION,
+    MOST_PER_PROCESS,
+    InstrumentManager,
+)
 from diagnose.outcomes import UNTOLD
 from diagnose.specs import FIELDS
 from diagnose_mongo import documents, presence
@@ -116,7 +121,10 @@ class MongoInstrumentManager(InstrumentManager):
         expression_policy: what expressions in specs may do. Whoever can write to the
             collection can do that in every process: ``"python"`` is everything.
         cpu_budget: the share of one core that all probes of this process may cost; above it
-            the costliest is suspended for a time. None: no limit.
+            the costliest are suspended for a time. None: no limit.
+        most_per_function: how many specs may be armed on one function; one more is the error
+            ``too-many``, and takes the place of the next that goes. None: any number.
+        most_per_process: how many specs may be armed at once; likewise.
         heartbeat: seconds between two times that the process says that it lives; who missed
             three counts as dead.
         watch: follow a change stream too, which takes a connection of its own: changes come
@@ -143,6 +151,8 @@ class MongoInstrumentManager(InstrumentManager):
         labels: Mapping[str, str] | None = None,
         expression_policy: Policy = "restricted",
         cpu_budget: float | None = CPU_BUDGET,
+        most_per_function: int | None = MOST_PER_FUNCTION,
+        most_per_process: int | None = MOST_PER_PROCESS,
         heartbeat: float = presence.HEARTBEAT_SECONDS,
         watch: bool = False,
         bounded_above: int = presence.BOUNDED_ABOVE,
@@ -156,6 +166,8 @@ class MongoInstrumentManager(InstrumentManager):
             expression_policy=expression_policy,
             labels=self._identity.labels,
             cpu_budget=cpu_budget,
+            most_per_function=most_per_function,
+            most_per_process=most_per_process,
         )
         if process_id is not None and process_id != self.process_id:
             log.warning(

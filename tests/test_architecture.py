@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     diagnose.errors
     diagnose.interrupts
+    diagnose.source_lines
     diagnose.clockwork
     diagnose.background
     diagnose.imports
@@ -32,6 +33,7 @@ ORDER = """
     diagnose.handlers
     diagnose.readers
     diagnose.stepping
+    diagnose.standins
     diagnose.sites
     diagnose.sinks
     diagnose.instruments

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ from diagnose.errors import (
     UnknownNameError,
 )
 from diagnose.guards import Limits
-from diagnose.instruments import CallTreeInstrument, HunterInstrument
+from diagnose.instruments import CallTreeInstrument, HunterInstrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 
 FAST = Limits(rate=1e6)
@@ -465,7 +467,7 @@ def test_where_no_tool_id_is_free_it_says_so(stage):
         instrument = Tree("t", limits=FAST)
         with attached(f"{shop.__name__}.top", instrument):
             assert shop.top(1) == 1
-        assert "all six tool ids" in instrument.status.error
+        assert "tool ids (5, 3, 4) of sys.monitoring are in use" in instrument.status.error
     finally:
         for number in taken:
             sys.monitoring.free_tool_id(number)
@@ -520,6 +522,301 @@ def test_a_spec_may_ask_for_a_tree_and_need_not_give_a_value(stage, capsys):
     assert "depth is 'x'" in applied["wrong"]["err"]
     assert applied["hunt"]["code"] == "expression-not-admitted"
     assert "├─ " in capsys.readouterr().out
+
+
+# --- nothing of it reaches the program --------------------------------------------------------
+
+
+class BadText(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+ERRORS = [
+    NameError, MemoryError, RecursionError, KeyError, BadText, StopIteration, GeneratorExit,
+    asyncio.CancelledError,
+]  # fmt: skip
+
+
+def uses(shop):
+    """All that there is to see of some calls."""
+    calls = [
+        lambda: shop.top(3),
+        lambda: shop.breaks(1),
+        lambda: shop.calls(shop.fails),
+        lambda: list(shop.numbers(3)),
+        lambda: asyncio.run(shop.waits(2)),
+        lambda: next(shop.numbers(1)),
+    ]
+    return [outcome(call) for call in calls]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("place", ["wants", "enter", "leave", "_pop", "end", "abandon", "__init__"])
+def test_what_a_collector_raises_does_not_reach_the_program(stage, monkeypatch, place, error):
+    shop = stage.script(SHOP)
+    bare = uses(shop)
+    way = "monitoring" if sys.version_info >= (3, 12) else "profiling"
+    module = sys.modules[f"diagnose.calltrees.{way}"]
+    cls = module.MonitoredCollector if way == "monitoring" else module.ProfiledCollector
+    original, raised = getattr(cls, place), []
+
+    def raises(self, *args, **kwargs):
+        if place == "abandon" or threading.current_thread() is threading.main_thread():
+            raised.append(error)
+            if place in {"end", "abandon"}:
+                original(self, *args, **kwargs)
+            raise error
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(cls, place, raises)
+    names = ["top", "breaks", "calls", "numbers", "waits"]
+    trees = {name: Tree("t", limits=FAST) for name in names}
+    for name in names:
+        attach_to(f"{shop.__name__}.{name}").attach("t", trees[name])
+    try:
+        assert uses(shop) == bare
+    finally:
+        for name in names:
+            attach_to(f"{shop.__name__}.{name}").stop()
+    assert raised or place == "abandon"
+    failed = [tree for tree in trees.values() if tree.status.error]
+    # At the recursion limit an event is lost; all else is said.
+    is_lost = error in {RecursionError, MemoryError} and place in {
+        "wants",
+        "enter",
+        "leave",
+        "_pop",
+    }
+    if way == "monitoring" or place != "abandon":
+        assert bool(failed) != is_lost or place == "_pop"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+@pytest.mark.parametrize("name", ["register_callback", "set_events", "use_tool_id"])
+def test_where_nothing_can_be_watched_nothing_is_left_behind(stage, monkeypatch, name):
+    shop = stage.script(SHOP)
+    bare = uses(shop)
+    tree = Tree("t", limits=FAST)
+
+    class Monitoring:
+        def __getattr__(self, asked):
+            if asked == name:
+                raise OSError(asked)
+            return getattr(sys.monitoring, asked)
+
+    from diagnose.calltrees import monitoring
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitoring, "_monitoring", Monitoring())
+        with attached(f"{shop.__name__}.top", tree):
+            assert uses(shop) == bare
+    assert "OSError" in tree.status.error
+    assert monitoring._tool is None
+    for number in range(6):
+        if sys.monitoring.get_tool(number) == "diagnose":  # it could not be given back
+            sys.monitoring.free_tool_id(number)
+
+
+def test_what_a_signal_handler_raises_while_a_call_is_collected_is_the_programs(stage, monkeypatch):
+    from diagnose.calltrees.collector import Collector
+
+    shop = stage.script(SHOP)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def enter(*_, **__):
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        tree = Tree("t", limits=FAST)
+        with attached(f"{shop.__name__}.top", tree):
+            shop.top(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(Collector, "enter", enter)
+                with pytest.raises(KeyboardInterrupt):
+                    shop.top(1)
+            shop.top(1)
+        assert tree.status.error is None
+        assert len(tree.trees) >= 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+DEEP = """\
+def deep(n):
+    global reached
+    reached = n
+    deep(n + 1)
+
+def other(n):
+    global reached
+    reached = n
+    deep_too(n + 1)
+
+def deep_too(n):
+    global reached
+    reached = n
+    other(n + 1)
+
+def run(function):
+    try:
+        function(0)
+    except RecursionError:
+        pass
+    return reached
+"""
+
+
+@pytest.mark.parametrize("name", ["deep", "other"])
+def test_a_recursion_gets_as_deep_as_without_a_tree_but_for_one_call(stage, name):
+    module = stage.script(DEEP)
+    function = getattr(module, name)
+    bare = in_thread(module.run, function)
+    tree = Tree("t", limits=FAST, depth=100)
+    counter = ProbeTestInstrument("n", "1", "call")
+    with attached(f"{module.__name__}.run", counter):
+        probed = in_thread(module.run, function)
+    with attached(f"{module.__name__}.run", tree):
+        watched = in_thread(module.run, function)
+    assert tree.status.error is None
+    assert len(tree.trees) == 1
+    assert probed - watched <= 1
+    assert bare - watched <= 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+def test_the_program_finds_its_tool_ids_free_while_a_call_is_watched(stage):
+    shop = stage.script(SHOP)
+    used = []
+
+    def use():
+        for number in (0, 1, 2, 3, 4):
+            if sys.monitoring.get_tool(number) is None:
+                sys.monitoring.use_tool_id(number, "of the program")
+                used.append(number)
+                sys.monitoring.free_tool_id(number)
+
+    tree = Tree("t", limits=FAST)
+    with attached(f"{shop.__name__}.calls", tree):
+        assert shop.calls(use) == 1
+    assert {3, 4} <= set(used)
+    assert len(tree.trees) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
+def test_what_another_tool_has_switched_off_stays_switched_off(stage):
+    shop = stage.script(SHOP)
+    monitoring, events = sys.monitoring, sys.monitoring.events
+    seen = []
+
+    def on_start(code, _offset):
+        if code.co_filename == shop.leaf.__code__.co_filename:
+            seen.append(code.co_name)
+        return monitoring.DISABLE
+
+    monitoring.use_tool_id(4, "of the program")
+    try:
+        monitoring.register_callback(4, events.PY_START, on_start)
+        monitoring.set_events(4, events.PY_START)
+        shop.calls(shop.recursive.__get__(3))
+        bare = list(seen)
+        tree = Tree("t", limits=FAST, modules=[shop.__name__])
+        with attached(f"{shop.__name__}.top", tree):
+            for _ in range(3):
+                shop.leaf(1)
+                shop.recursive(2)
+                shop.top(2)
+                shop.calls(shop.fails) if False else None
+        assert len(tree.trees) == 3
+        counts = {name: seen.count(name) for name in ("leaf", "recursive", "calls")}
+        assert counts == {name: bare.count(name) for name in counts}
+        assert bare.count("leaf") == 1
+    finally:
+        monitoring.set_events(4, 0)
+        monitoring.register_callback(4, events.PY_START, None)
+        monitoring.free_tool_id(4)
+    # And each tree is whole, whatever the one before it did not want.
+    whole = shape(tree.trees[0].data())
+    assert [shape(each.data()) for each in tree.trees] == [whole] * 3
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 has another way")
+def test_a_profiler_that_the_program_sets_inside_the_call_stays(stage):
+    shop = stage.script(SHOP)
+    profile = lambda *_: None
+    tree = Tree("t", limits=FAST)
+    try:
+        with attached(f"{shop.__name__}.calls", tree):
+            shop.calls(lambda: sys.setprofile(profile))
+            assert sys.getprofile() is profile
+            sys.setprofile(None)
+            kept = []
+            shop.calls(lambda: kept.append(sys.getprofile()))
+            assert sys.getprofile() is None
+            sys.setprofile(kept[0])  # it puts back what it found, too late
+            shop.leaf(1)
+            assert sys.getprofile() is None
+    finally:
+        sys.setprofile(None)
+    assert tree.status.error is None
+
+
+def test_a_daemon_thread_inside_a_watched_call_at_the_end_of_the_process_says_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys, threading, time, types
+from diagnose import attach_to
+from diagnose.guards import Limits
+from diagnose.instruments import CallTreeInstrument
+
+inside = threading.Event()
+
+def leaf():
+    return 1
+
+def subject(wait):
+    while True:
+        leaf()
+        if wait:
+            inside.set()
+            time.sleep(0.001)
+
+class Late:
+    def __del__(self):
+        leaf_too()
+
+def leaf_too():
+    print("late")
+
+shop = types.ModuleType("shop_daemon")
+shop.subject, shop.late = subject, Late()
+shop.itself = shop
+sys.modules["shop_daemon"] = shop
+if sys.argv[1:]:
+    tree = CallTreeInstrument("t", limits=Limits(rate=1e6))
+    attach_to("shop_daemon.subject").attach("t", tree)
+threading.Thread(target=subject, args=(True,), daemon=True).start()
+inside.wait()
+sys.late = Late()
+"""
+    )
+    bare, probed = (
+        subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+        for arguments in ([], ["probed"])
+    )
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert "late" in bare.stdout
+    assert (probed.returncode, probed.stdout, probed.stderr) == (0, bare.stdout, "")
 
 
 # --- hunter -----------------------------------------------------------------------------------
@@ -591,3 +888,104 @@ def test_taking_a_hunt_off_inside_the_call_ends_it(stage):
     probe.attach("h", hunt)
     assert shop.calls(lambda: probe.detach("h")) == 1
     assert hunt.seen == []
+
+
+def test_a_tracer_that_the_program_sets_inside_the_call_stays_and_sees_what_it_would(stage):
+    shop = stage.script(SHOP)
+    before = sys.gettrace()
+    seen = []
+
+    def trace(frame, event, _arg):
+        if frame.f_code.co_filename == shop.leaf.__code__.co_filename:
+            seen.append((frame.f_code.co_name, event))
+        return trace
+
+    def use():
+        suspended = shop.numbers(3)
+        next(suspended)
+        sys.settrace(trace)
+        next(suspended)
+        shop.leaf(1)
+
+    def run():
+        shop.calls(use)
+        is_there = sys.gettrace() is trace
+        shop.leaf(2)
+        sys.settrace(before)
+        return is_there
+
+    assert run()
+    bare, seen = seen, []
+    hunt = Hunt("h", query="Q(kind='call')")
+    with attached(f"{shop.__name__}.calls", hunt):
+        assert run()
+    assert seen == bare
+    assert len(hunt.seen) == 1
+    assert hunt.seen[0]
+
+
+def test_a_frame_that_a_hunt_has_seen_does_not_take_off_a_later_tracer(stage):
+    shop = stage.script(SHOP)
+    before = sys.gettrace()
+    kept = []
+
+    def use():
+        generator = shop.numbers(3)
+        next(generator)
+        kept.append((generator, sys.gettrace()))
+
+    with attached(f"{shop.__name__}.calls", Hunt("h", query="Q(kind='line')")):
+        shop.calls(use)
+    assert sys.gettrace() is before
+    trace = lambda *_: trace
+    ((generator, hunters),) = kept
+    try:
+        sys.settrace(trace)
+        assert list(generator) == [1, 2]
+        assert sys.gettrace() is trace
+        hunters(sys._getframe(), "line", None)  # as the interpreter calls what a frame has
+        assert sys.gettrace() is trace
+        sys.settrace(hunters)  # somebody puts back what was there
+        shop.leaf(1)
+        assert sys.gettrace() is None
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_a_hunts_query_raises_does_not_reach_the_program(stage, monkeypatch, capfd, error):
+    shop = stage.script(SHOP)
+    bare = uses(shop)
+    hunt = Hunt("h", query="Q(kind='call')")
+
+    def query(_event):
+        raise error
+
+    hunt.query = query
+    with attached(f"{shop.__name__}.top", hunt):
+        assert uses(shop) == bare
+    assert capfd.readouterr().err.count("Disabling tracer") == 0
+    is_lost = error in {RecursionError, MemoryError}
+    assert (hunt.status.error is None) == is_lost
+    assert sys.gettrace() is None
+
+
+def test_what_a_signal_handler_raises_amid_a_hunt_comes_at_the_end_of_the_call(stage):
+    shop = stage.script(SHOP)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    hunt = Hunt("h", query="Q(kind='call')")
+    hunt.query = lambda _event: signal.raise_signal(signal.SIGUSR1)
+    try:
+        with attached(f"{shop.__name__}.top", hunt):
+            with pytest.raises(KeyboardInterrupt):
+                shop.top(1)
+            hunt.query = lambda _event: False
+            assert shop.top(1) == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert hunt.status.error is None
+    assert sys.gettrace() is None

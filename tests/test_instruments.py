@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from types import FunctionType
 
 import pytest
 from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
@@ -30,6 +33,7 @@ from diagnose.instruments import (
 )
 from diagnose.instruments.base import remaining_seconds
 from diagnose.managers import InstrumentManager
+from diagnose.sinks import standard
 
 
 class ListSink:
@@ -235,11 +239,25 @@ def test_an_instrument_on_two_functions_is_drained_until_the_last_is_left(stage,
     assert sorted(value for _, _, values, _ in sink.got for value in values) == [1, 2, 3]
 
 
+@contextlib.contextmanager
+def drain_that_waits():
+    """Nothing is drained or sent inside of it."""
+    waits, leave = threading.Event(), threading.Event()
+    metrics._clockwork.hold()
+    metrics._clockwork.soon(lambda: (waits.set(), leave.wait(DEADLINE_SECONDS)))
+    assert waits.wait(DEADLINE_SECONDS)
+    try:
+        yield
+    finally:
+        leave.set()
+        metrics._clockwork.release()
+
+
 def test_more_values_than_a_buffer_holds_are_lost_with_a_warning(shop, manager, sink, monkeypatch):
     monkeypatch.setattr(metrics, "BUFFERED_VALUES", 10)
     metric = HistogramInstrument("h", "x", mgr=manager)
     with attached(shop.path, metric):
-        with metric._flushing:  # the drain waits meanwhile
+        with drain_that_waits():
             for number in range(25):
                 shop.same(number)
         metric.flush()
@@ -284,6 +302,140 @@ def test_a_broken_sink_is_logged_once_and_the_others_get_their_values(shop, mana
     assert caplog.text.count("OSError: the network is down") == 1
     assert [values for _, _, values, _ in sink.got] == [[0], [1], [2], [3]]
     assert broken.got == [("histogram", "h", [3], {})]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, OSError])
+def test_whatever_a_sink_raises_is_logged_once_and_the_rest_goes_on(
+    error, stage, manager, sink, caplog
+):
+    def one(x):
+        return x
+
+    def other(x):
+        return x
+
+    class Raising(ListSink):
+        def histogram(self, name, values, tags):
+            raise error
+
+        counter = histogram
+
+    module = stage.module(one, other)
+    manager.sinks.insert(0, Raising())
+    metrics_on = [
+        kind(f"{kind.__name__} {path}", "x", mgr=manager)
+        for kind in (HistogramInstrument, IncrementInstrument)
+        for path in ("one", "other")
+    ]
+    with attached(f"{module.__name__}.one", *metrics_on[::2]):
+        with attached(f"{module.__name__}.other", *metrics_on[1::2]):
+            for number in range(3):
+                one(number)
+                other(number)
+                for metric in metrics_on:
+                    metric.flush()
+            thread = metrics._clockwork.thread
+            assert all("a metric sink raised" in metric.warnings[0] for metric in metrics_on)
+    assert thread is not None
+    assert len(sink.got) == 12
+    assert [metric.status.hits for metric in metrics_on] == [3] * 4
+    assert caplog.text.count(f" {error.__name__}\n") + caplog.text.count(f"\n{error.__name__}") == 1
+
+
+def test_a_sink_that_hangs_is_waited_for_once_by_whoever_takes_instruments_off(
+    shop, manager, monkeypatch, caplog
+):
+    monkeypatch.setattr(metrics, "SETTLE_SECONDS", 0.05)
+    gate, inside = threading.Event(), threading.Event()
+
+    class Hanging(ListSink):
+        def histogram(self, name, values, tags):
+            inside.set()
+            gate.wait(DEADLINE_SECONDS)
+            super().histogram(name, values, tags)
+
+    hanging = Hanging()
+    manager.sinks[:] = [hanging]
+    several = [HistogramInstrument(f"h{number}", "x", mgr=manager) for number in range(5)]
+    with attached(shop.path, *several):
+        shop.same(1)
+        assert inside.wait(DEADLINE_SECONDS)
+        shop.same(2)
+    assert caplog.text.count("a metric sink has not come to an end") == 1
+    monkeypatch.setattr(metrics, "HANGS_AFTER_SECONDS", -1)
+    assert any("does not come to an end" in text for text in several[0].warnings)
+    monkeypatch.undo()
+    gate.set()
+    wait_until(lambda: sum(len(values) for _, _, values, _ in hanging.got) == 10)
+    with attached(shop.path, several[0]):
+        shop.same(3)
+    assert hanging.got[-1] == ("histogram", "h0", [3], {})
+
+
+def test_an_expiry_does_not_wait_for_a_sink(shop, manager):
+    gate, inside = threading.Event(), threading.Event()
+
+    class Hanging(ListSink):
+        def histogram(self, name, values, tags):
+            inside.set()
+            gate.wait(DEADLINE_SECONDS)
+
+    class Finished(HistogramInstrument):
+        def finish(self):
+            finished.set()
+
+    finished = threading.Event()
+    manager.sinks[:] = [Hanging()]
+    attach_to(shop.path).attach("other", HistogramInstrument("other", "x", mgr=manager))
+    shop.same(1)
+    assert inside.wait(DEADLINE_SECONDS)
+    attach_to(shop.path).attach(
+        "k", Finished("h", "x", mgr=manager), lifespan=timedelta(milliseconds=10)
+    )
+    shop.same(2)
+    assert finished.wait(DEADLINE_SECONDS)
+    assert not metrics._drain._is_stuck  # nobody has waited
+    gate.set()
+    attach_to(shop.path).stop()
+
+
+# Those of the first kind are appended by the function's own code, without a handler.
+@pytest.mark.parametrize("value", ["elapsed", "1.5", "x", "x + 0"])
+@pytest.mark.parametrize("kind", [HistogramInstrument, IncrementInstrument])
+def test_a_copy_of_the_code_that_outlives_the_probe_records_nothing(
+    shop, manager, sink, value, kind
+):
+    metric = kind("h", value, mgr=manager)
+    with attached(shop.path, metric):
+        shop.same(1)
+        copy = FunctionType(shop.same.__code__, vars(shop))
+        copy(1)
+    assert metric.status.hits == 2
+    sink.got.clear()
+    copy(1)
+    with attached(shop.path, metric):
+        copy(1)
+        metric.flush()
+        assert sink.got == []
+        shop.same(1)
+    assert metric.status.hits == 3
+    assert len(sink.got) == 1
+    assert len(metric._buffers) == 0
+
+
+def test_an_instrument_that_is_suspended_now_and_then_gathers_no_buffers(shop, manager):
+    for value in ("elapsed", "x"):
+        metric = HistogramInstrument("h", value, mgr=manager)
+        with attached(shop.path, metric) as probe:
+            (attachment,) = probe._attachments.values()
+            for _ in range(20):
+                shop.same(1)
+                attachment.suspend("it costs")
+                attachment.resume()
+                metric.flush()
+            shop.same(1)
+            assert len(metric._buffers) == 1
+        assert metric.status.hits == 21
 
 
 def test_a_sink_may_take_the_instrument_off(shop, manager):
@@ -606,3 +758,91 @@ def test_the_time_that_is_left_counts_from_now():
     assert 59 < remaining_seconds(now + timedelta(seconds=60)) <= 60
     assert 59 < remaining_seconds((now + timedelta(seconds=60)).replace(tzinfo=None)) <= 60
     assert remaining_seconds(datetime(2001, 1, 1)) < 0
+
+
+# --- standard output --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe_of(monkeypatch):
+    """Called in a test, it gives a real standard output: what is written to it can be read."""
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w") as real:
+
+        def begin():  # not before: pytest puts its own in place as the test begins
+            monkeypatch.setattr(sys, "stdout", real)
+            monkeypatch.setattr(sys, "__stdout__", real)
+            monkeypatch.setattr(standard.STANDARD_OUTPUT, "lost", False)
+            return reader
+
+        yield begin
+
+
+def test_lines_for_the_real_standard_output_pass_its_stream_in_order(shop, pipe_of):
+    pipe = pipe_of()
+    with attached(shop.path, LogInstrument("a", "x")):
+        sys.stdout.write("the program's own, kept in its buffer\n")
+        for number in range(50):
+            shop.same(number)
+        lines = [pipe.readline() for _ in range(50)]
+    assert lines == [f"Probe (a)[tags={{}}] = {number}\n" for number in range(50)]
+    sys.stdout.flush()
+    assert pipe.readline() == "the program's own, kept in its buffer\n"
+
+
+def test_lines_stand_where_they_belong_if_the_program_keeps_no_buffer(shop, pipe_of):
+    pipe = pipe_of()
+    sys.stdout.reconfigure(write_through=True)
+    with attached(shop.path, LogInstrument("a", "x")):
+        for number in range(5):
+            shop.same(number)
+            print(number, flush=True)
+        lines = [pipe.readline() for _ in range(10)]
+    expected = [(f"Probe (a)[tags={{}}] = {number}\n", f"{number}\n") for number in range(5)]
+    assert lines == [line for pair in expected for line in pair]
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(shop, pipe_of):
+    pipe = pipe_of()
+    sys.stdout.reconfigure(encoding="ascii")
+    with attached(shop.path, LogInstrument("a", "x")):
+        shop.same("é\udc80")
+        assert pipe.readline() == "Probe (a)[tags={}] = \\xe9\\udc80\n"
+
+
+@pytest.mark.parametrize("how", ["close", "none"])
+def test_without_a_standard_output_lines_are_lost_with_a_warning(shop, pipe_of, how, monkeypatch):
+    pipe_of()
+    log = LogInstrument("a", "x")
+    with attached(shop.path, log):
+        assert log.warnings == ()
+        if how == "close":
+            sys.stdout.close()
+        else:
+            monkeypatch.setattr(sys, "stdout", None)
+        assert shop.same(1) == 1
+    assert log.status.state != "error"
+    assert log.status.hits == 1
+    assert "lines were lost" in log.warnings[0]
+
+
+def test_a_childs_lines_are_its_own(shop, pipe_of):
+    pipe = pipe_of()
+    with attached(shop.path, LogInstrument("a", "x")):
+        shop.same("parent")
+
+        def child():
+            shop.same("child")
+            standard.STANDARD_OUTPUT.settle()
+
+        in_child(child)
+        lines = sorted(pipe.readline() for _ in range(2))
+    assert lines == [f"Probe (a)[tags={{}}] = {who}\n" for who in ("child", "parent")]
+    sys.stdout.close()
+    assert pipe.read() == ""
+
+
+def test_a_log_without_a_probe_writes_too(pipe_of):
+    pipe = pipe_of()
+    LogInstrument("a", "x").emit("a", 1, {})
+    assert pipe.readline() == "Probe (a)[tags={}] = 1\n"

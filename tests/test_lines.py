@@ -303,3 +303,41 @@ def test_a_tracer_sees_the_same_lines_as_before(stage):
         for line in (34, 35, 36):
             stack.enter_context(probed(f"{shop.__name__}.numbers", "n", f"line:{line}"))
         assert traced() == bare
+
+
+@pytest.mark.parametrize(
+    ("line", "value", "expected"),
+    [
+        ("+1", "total", [7]),
+        ("+1", "(x, total)", [(2, 7)]),
+        ("+2", "total", [7]),
+        ("+2", "each", [0, 1]),
+        ("+3", "each", [0, 1]),
+        ("+4", "first + second", [3]),
+        ("+5", "handle", ["entered"]),
+        ("+6", "handle", ["entered"]),
+    ],
+)
+def test_a_variable_that_only_this_line_sets_is_seen_behind_it(stage, line, value, expected):
+    shop = stage.script("""
+    class Block:
+        def __enter__(self):
+            return "entered"
+
+        def __exit__(self, *exc):
+            pass
+
+    def subject(x):
+        total = x + 5
+        for each in range(2):
+            last = each
+        first, second = 1, 2
+        with Block() as handle:
+            total += len(handle)
+        return total, last, first, second
+    """)
+    bare = shop.subject(2)
+    with probed(f"{shop.__name__}.subject", value, f"line:{line}") as seen:
+        assert shop.subject(2) == bare
+    assert seen.results[: len(expected)] == expected
+    assert seen.status.error is None

@@ -66,6 +66,10 @@ class Child:
             with contextlib.suppress(BaseException):
                 os.close(self._write)
                 warnings.simplefilter("error")
+                # As in pyproject.toml; since 3.15 fork raises it, where it is an error.
+                warnings.filterwarnings(
+                    "ignore", "This process .* is multi-thr", DeprecationWarning
+                )
                 work()
                 os.read(until, 1)
                 os._exit(0)

@@ -647,9 +647,9 @@ def test_a_failing_hit_waits_for_nobody(shop):
 def test_what_the_first_hit_says_is_not_lost(shop, monkeypatch):
     update = probes._update
 
-    def update_and_call(site, new=None):
-        update(site, new)
-        if new is not None:  # it is armed: another thread may be there at once
+    def update_and_call(site, news=()):
+        update(site, news)
+        if news:  # it is armed: another thread may be there at once
             in_thread(shop.double, 1)
 
     monkeypatch.setattr(probes, "_update", update_and_call)

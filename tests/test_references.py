@@ -334,7 +334,6 @@ USED_BY_THE_ENGINE = [
     "time.time",
     "time.monotonic",
     "threading.get_ident",
-    "sys._getframe",
     "random.random",
     "builtins.next",
     "builtins.print",

@@ -928,6 +928,7 @@ def test_every_attribute_of_every_loaded_module_is_resolved_or_refused_for_a_rea
     before = set(sys.modules)
     kinds = {TargetKind.FUNCTION: 0, TargetKind.METHOD: 0, TargetKind.REFERENCE: 0}
     refusals = {"target-kind", "target-immutable", "target-is-class", "target-is-module"}
+    refusals.add("target-looks-at-caller")
     for index, (path, holder, name, raw) in enumerate(subjects()):
         if isinstance(holder, type) and index % 7:
             continue
@@ -936,7 +937,10 @@ def test_every_attribute_of_every_loaded_module_is_resolved_or_refused_for_a_rea
             assert target.code in refusals, (path, target)
             assert type(raw) is not types.FunctionType, path
             continue
-        assert target.found is raw is inspect.getattr_static(holder, name), path
+        assert target.found is raw, path
+        # Since 3.14 modules have an attribute of that name by their type, which comes first there.
+        if not (isinstance(holder, types.ModuleType) and name == "__annotate__"):
+            assert raw is inspect.getattr_static(holder, name), path
         assert vars(target.owner)[target.name] is raw, path
         assert (target.function is None) == (target.kind is TargetKind.REFERENCE), path
         kinds[target.kind] = kinds.get(target.kind, 0) + 1

@@ -13,11 +13,20 @@ import threading
 import types
 
 import pytest
-from stage import DEADLINE_SECONDS, EVENTS, Stage, events, outcome, picture, probed
+from stage import (
+    DEADLINE_SECONDS,
+    EVENTS,
+    Stage,
+    events,
+    outcome,
+    picture,
+    probed,
+    timers_ran,
+)
 from waiting import wait_until
 
 from diagnose import sites
-from diagnose.bytecode import weaving
+from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, UnknownNameError
 
 # ``place(function)`` puts it into a module of its own and returns the path.
@@ -1025,6 +1034,7 @@ def test_code_that_somebody_else_put_in_meanwhile_is_left_alone(place, caplog):
         assert f(2) == 200
     assert f.__code__ is theirs
     assert seen.results == [1]
+    timers_ran()
     assert "replaced by somebody else" in caplog.text
 
 
@@ -1133,16 +1143,59 @@ def test_code_that_no_compiler_made_is_an_error_that_says_so(place, event):
         return x
 
     code = subject.__code__
-    operations = [
-        opcode.opmap["NOP"] if n == opcode.opmap["RESUME"] else n for n in code.co_code[::2]
-    ]
-    pairs = zip(operations, code.co_code[1::2], strict=True)
-    subject = code_like(subject, co_code=bytes(byte for pair in pairs for byte in pair))
+    unit = code.co_code.index(opcode.opmap["RESUME"]) // 2
+    units = 1 + assembly.CACHES[opcode.opmap["RESUME"]]
+    raw = bytearray(code.co_code)
+    raw[2 * unit : 2 * (unit + units)] = bytes([opcode.opmap["NOP"], 0] * units)
+    subject = code_like(subject, co_code=bytes(raw))
     assert subject(1) == 1
     with pytest.raises(ProbeError, match=r"subject.* can't be probed: .* no RESUME"):
         with probed(place(subject), "x", event):
             pass
     assert subject(1) == 1
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_a_generator_expression_is_woven_as_it_is(count):
+    # No path leads to one, but since 3.15 there is something on its stack when its body begins.
+    def around(numbers):
+        return (
+            (number, pulled.append(number))[0] for number in numbers if number % 2 or number > 4
+        )
+
+    (code,) = (each for each in around.__code__.co_consts if isinstance(each, types.CodeType))
+    starts = flow.line_starts(assembly.read(code))
+    kept = ("start", "now", "frame", "hotspots", "elapsed")[:count]
+    seen, looked, pulled, before = [], [], [], []
+    hook = weaving.Hook(lambda *values: seen.append(len(values)), (*kept, "result"))
+    prelude = weaving.Hook(lambda *_: before.append("called"), (), lambda: "prelude", ())
+    looks = weaving.Hook(
+        lambda value: value is weaving.MISSING or looked.append(value), ("number",)
+    )
+
+    def woven(**hooks):
+        made = weaving.weave(code, report=lambda *_: "hotspots", **hooks)
+        return types.FunctionType(
+            made, globals(), closure=tuple(types.CellType(pulled) for _ in code.co_freevars)
+        )
+
+    for hooks in (
+        {"before": [prelude]},
+        {"after": [hook]},
+        {"before": [prelude], "after": [hook], "ends": [looks]},
+        {"after": [hook], "lines": [(line, looks) for line in starts]},
+        {"lines": [(line, looks) for line in starts]},
+    ):
+        function = woven(**hooks)
+        # What the call is given is an iterable since 3.15, and was an iterator.
+        assert list(function(iter(range(1, 7)))) == [1, 3, 5, 6]
+        generator = function(iter(range(1, 7)))
+        assert next(generator) == 1
+        generator.close()
+    assert pulled == [1, 3, 5, 6, 1] * 5
+    assert before == ["called"] * 4
+    assert seen == [count + 1] * 6
+    assert set(looked) == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_condition_on_a_name_that_a_parameter_has_too_is_decided_by_the_result(place):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUPPORTED = {(3, 11), (3, 12), (3, 13), (3, 14)}
+SUPPORTED = {(3, 11), (3, 12), (3, 13), (3, 14), (3, 15)}
 NAME = re.compile(r"python3(\.\d+)?")
 
 # Where interpreters live that are not on PATH, or only as shims that don't run.

@@ -118,6 +118,8 @@ def verify(code: CodeType, given: dict[str, object]) -> None:
     at = {one.start: number for number, one in enumerate(listing)}
     depth = flow.depths(listing)
     kept = len(weaver.kept)
+    # The compiler leaves these one handler, which is deeper than the stack is behind the loop.
+    is_loose = sys.version_info >= (3, 15) and code.co_name == "<genexpr>"
     last = -1
     for number, (one, was, operation) in enumerate(zip(own, depth_of, opcodes, strict=True)):
         place = at[one.start]
@@ -145,7 +147,7 @@ def verify(code: CodeType, given: dict[str, object]) -> None:
             continue
         assert 0 <= here <= woven.co_stacksize, f"stack of {here} at {one}"
         if one.handler is not None:
-            assert one.handler.depth <= here, f"{one}: {here} deep, {one.handler}"
+            assert is_loose or one.handler.depth <= here, f"{one}: {here} deep, {one.handler}"
             takes = one.handler.depth + one.handler.keeps_place + 1
             assert takes <= woven.co_stacksize
             assert depth[id(one.handler.target)] == takes, f"handler of {one}"
@@ -161,9 +163,9 @@ def verify(code: CodeType, given: dict[str, object]) -> None:
         if name == "SEND" and sys.version_info < (3, 12):
             assert one.argument < 256
         if name not in {"RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS"}:
-            following = here + flow._effect(one, jump=False)
+            following = here + flow.effect(one, jump=False)
             assert following <= woven.co_stacksize
-            if one.handler is not None and "JUMP" not in name:
+            if one.handler is not None and "JUMP" not in name and not is_loose:
                 assert following >= one.handler.depth, f"{one} leaves {following}, {one.handler}"
 
 

@@ -31,6 +31,7 @@ class Library:
 
 LIBRARIES = {
     "here": Library("here", "here"),
+    "before": Library("before", "here"),  # another checkout, see --before
     "upstream": Library("upstream", "upstream", "diagnose==5.0.1"),
     "ddtrace": Library("ddtrace", "datadog", "ddtrace==4.16.0", wheels="ddtrace"),
     "wrapt": Library("wrapt", "wrapper", "wrapt==2.5.2", wheels="wrapt"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import linecache
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diagnose.handlers import Quiet
+from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:
     import threading
@@ -172,6 +172,6 @@ def describe(one: Condition) -> str:
     code = getattr(one, "__code__", None)
     if code is None:
         return f"a call for which {shown(one)} is true"
-    line = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    line = source_line(code.co_filename, code.co_firstlineno)
     where = f"{code.co_filename}:{code.co_firstlineno}"
     return f"a call for which {code.co_qualname} is true ({where}{': ' + line if line else ''})"

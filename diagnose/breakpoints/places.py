@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose import expressions, targets
 from diagnose.breakpoints.conditions import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
+from diagnose.sites import happens_inside
 from diagnose.targets import Target, TargetKind
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ class Place:
         if self._replaced is not None:
             self._replaced.undo()
 
-    @property
-    def signature(self) -> inspect.Signature | None:
+    def function(self, event: str) -> FunctionType | None:
+        """The function that an event is in: behind decorators, the one that callers see or not."""
+        return self.target.body if happens_inside(event) else self.target.function
+
+    def signature(self, event: str) -> inspect.Signature | None:
         """That of the function, if it has one that can be read."""
-        subject: Any = self.target.function or self.target.found
+        subject: Any = self.function(event) or self.target.found
         try:
             return inspect.signature(subject, follow_wrapped=False)
-        except (TypeError, ValueError):
+        except Exception:  # noqa: BLE001  (it asks objects of the program)
             return None
 
 
@@ -116,6 +120,7 @@ def place_of(target: Any) -> Place:
         raise TargetNotFoundError(_absent(owner, name)) from None
     function, replacement = _copied(owner, name, raw)
     text = describe(target)
+    # Without what is behind a decorator: that is not called through this one alone.
     found = Target(text, owner, name, TargetKind.FUNCTION, function, function)
     return Place(found, text, _Replaced(owner, name, replacement))
 

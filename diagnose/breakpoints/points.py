@@ -32,7 +32,7 @@ class Point(stops.Stops):
     @property
     def namespace(self) -> dict[str, Any]:
         """The namespace of its function's module; empty while it is not put on."""
-        function = self._place.target.function if self._place is not None else None
+        function = self._place.function(self.event) if self._place is not None else None
         return {} if function is None else function.__globals__
 
     def put_on(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -176,7 +177,7 @@ def short(file: str) -> str:
 
 def place_of(file: str, line: int) -> str:
     """File, line and its text."""
-    text = linecache.getline(file, line).strip()
+    text = source_line(file, line)
     return f"{short(file)}:{line}" + (f": {text}" if text else "")
 
 
@@ -195,5 +196,5 @@ def _texts(lines: Iterable[_Line]) -> Iterable[str]:
         code: Any = frame.f_code
         yield f"  {short(code.co_filename)}:{number}, in {code.co_qualname}"
         # The globals: so are lines found that come from an archive.
-        if source := linecache.getline(code.co_filename, number, frame.f_globals).strip():
+        if source := source_line(code.co_filename, number, frame.f_globals):
             yield f"    {source}"

@@ -207,12 +207,12 @@ class Stops:
         try:
             place = self._place = places.place_of(self.target)
             place.put_on()
-            function = place.target.function
+            function = place.function(self.event)
             is_awaited = function is not None and bool(
                 function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
             )
             self._takes_tasks = takes_tasks and is_awaited
-            self._conditions = Conditions(self._condition, place.signature)
+            self._conditions = Conditions(self._condition, place.signature(self.event))
             self._name = place.target.name
             event = {"error": "return", "leave": "return"}.get(self.event, self.event)
             self._hooked = Hooked(place.target, event, self._hook(event))

@@ -25,11 +25,11 @@ Location = tuple[int | None, int | None, int | None, int | None]
 _opmap, _opname = opcode.opmap, opcode.opname
 _EXTENDED_ARG = _opmap["EXTENDED_ARG"]
 
-# A list by opcode until 3.12, a dict by name since 3.13.
+# A list by opcode until 3.12; a mapping by name since 3.13 (a dict, since 3.15 a frozendict).
 _cache_table: Any = opcode._inline_cache_entries  # type: ignore[attr-defined]
 CACHES = tuple(
-    _cache_table.get(_opname[number], 0) if isinstance(_cache_table, dict) else _cache_table[number]
-    for number in range(256)
+    _cache_table[number] if isinstance(_cache_table, list) else _cache_table.get(name, 0)
+    for number, name in enumerate(_opname[:256])
 )
 """By opcode: how many units of inline cache follow."""
 
@@ -95,6 +95,11 @@ class Instruction:
         self.caches = CACHES[opcode]
         self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
         self.start = 0
+
+    def become(self, opcode: int, argument: int = 0) -> None:
+        """Let another instruction stand here: the caches go with it."""
+        self.opcode, self.argument, self.caches = opcode, argument, CACHES[opcode]
+        self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
 
     def __repr__(self) -> str:
         where = "" if self.target is None else f" -> {self.target.start}"

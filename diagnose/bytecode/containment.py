@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode.assembly import Handler, Instruction
-from diagnose.bytecode.emitter import Emitter
+from diagnose.bytecode.emitter import TELLS_OF_TARGETS, Emitter
 from diagnose.bytecode.flow import depths
 from diagnose.interrupts import belongs_to_program
 
@@ -133,6 +133,8 @@ class Stretch:
     def end(self, emit: Emitter) -> None:
         """End a stretch that leaves the stack as it was."""
         emit.handler = self._around
+        if TELLS_OF_TARGETS:
+            emit.add(_NOP)
         last = emit.out[-1]
         # It can't raise, and on 3.13 what the function's next instruction raises goes where this
         # one's does, if that is the error of entering a frame (of a property, say).

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Location
 
-__all__ = ["NOWHERE", "Constants", "Emitter"]
+__all__ = ["NOWHERE", "TELLS_OF_TARGETS", "Constants", "Emitter"]
 
 NOWHERE: Location = (None, None, None, None)
 """The location of what stands on no line: tracers and debuggers pass over it."""
 
 _NULL_COMES_FIRST = sys.version_info < (3, 13)
+TELLS_OF_TARGETS: bool = sys.version_info[:2] == (3, 12)
+"""Tracers are told of the line of what is jumped to, unless what ran before is on it too; behind a
+call that is not known."""
 _ENTERS_ONE_BEFORE = sys.version_info >= (3, 13)
 """The error of entering a frame goes to the handler of the instruction before the call."""
 _op = opcode.opmap
@@ -43,12 +46,16 @@ _POP_EXCEPT, _PUSH_EXC_INFO = _op["POP_EXCEPT"], _op["PUSH_EXC_INFO"]
 _JUMP_BACK = _op["JUMP_BACKWARD_NO_INTERRUPT"]
 _BINARY_OP, _ADD, _SUBTRACT = _op["BINARY_OP"], 0, 10
 _BUILD_TUPLE, _IS_OP = _op["BUILD_TUPLE"], _op["IS_OP"]
+_UNPACK, _RAISE_VARARGS = _op["UNPACK_SEQUENCE"], _op["RAISE_VARARGS"]
+_STORE_FAST, _STORE_DEREF = _op["STORE_FAST"], _op["STORE_DEREF"]
 _GET_LEN = _op["GET_LEN"]
 _GET_AWAITABLE, _SEND, _END_SEND = _op["GET_AWAITABLE"], _op["SEND"], _op.get("END_SEND")
 _YIELD, _RESUME = _op["YIELD_VALUE"], _op["RESUME"]
 # On 3.12: how many handlers are around; with one alone, `close()` would not raise there.
 _YIELDS_TO_AWAIT = {(3, 11): 0, (3, 12): 2}.get(sys.version_info[:2], 1)
 _RESUMES_AFTER_AWAIT = 3
+# Beside what is iterated over stands how far it is, for lists and tuples; else NULL.
+_INDEX_TO_SEND_TO = sys.version_info >= (3, 15)
 
 
 def _compiled(expression: str, *names: str) -> dis.Instruction:
@@ -124,7 +131,11 @@ class Emitter:
 
     def land(self, jump: Instruction) -> None:
         """Let a jump that stands elsewhere lead to what comes next here."""
-        self._landing.append(jump)
+        if TELLS_OF_TARGETS:
+            self.add(_NOP)
+            jump.target = self.add(_NOP)
+        else:
+            self._landing.append(jump)
 
     def end(self, following: Instruction) -> None:
         """Say what comes next."""
@@ -160,6 +171,27 @@ class Emitter:
         """Let the topmost value and the one at ``place``, counted from it, change places."""
         self.add(_SWAP, place)
 
+    def unpack(self, count: int) -> None:
+        """Replace the topmost value, a tuple, by its items; the first becomes the topmost."""
+        self.add(_UNPACK, count, count - 1)
+
+    def store(self, index: int, *, is_cell: bool) -> None:
+        """Give a variable the topmost value."""
+        self.add(_STORE_DEREF if is_cell else _STORE_FAST, index, -1)
+
+    def raise_it(self) -> None:
+        """Raise the topmost value."""
+        self.add(_RAISE_VARARGS, 1, -1)
+
+    def go(self, target: Instruction) -> None:
+        """Go on at ``target``, further on."""
+        self.add(_JUMP_FORWARD).target = target
+
+    def sink(self, count: int) -> None:
+        """Let the topmost value change places with the ``count`` values below it, as they are."""
+        for place in range(count + 1, 1, -1):
+            self.swap(place)
+
     def begin_call(self, function: object) -> None:
         """Begin to call ``function``; its arguments are pushed next."""
         if _NULL_COMES_FIRST:
@@ -185,12 +217,16 @@ class Emitter:
     def wait(self) -> None:
         """Await the topmost value, in a coroutine; what it comes to takes its place."""
         self.add(_GET_AWAITABLE)
+        if _INDEX_TO_SEND_TO:
+            self.add(_PUSH_NULL, 0, 1)
         self.constant(None)
         send = self.add(_SEND)
         self.add(_YIELD, _YIELDS_TO_AWAIT)
         self.add(_RESUME, _RESUMES_AFTER_AWAIT)
         self.jump_back(send)
-        send.target = self.add(_NOP if _END_SEND is None else _END_SEND, 0, -1)
+        send.target = self.add(
+            _NOP if _END_SEND is None else _END_SEND, 0, -2 if _INDEX_TO_SEND_TO else -1
+        )
 
     def read_clock(self) -> None:
         """Push what ``time.perf_counter`` says."""
@@ -221,6 +257,11 @@ class Emitter:
 
     def tuple_of(self, count: int) -> None:
         """Replace the ``count`` topmost values by a tuple of them."""
+        if not count:
+            # The empty tuple is immortal: BUILD_TUPLE, which the compiler never uses for it, would
+            # let its reference count go down by one each time (3.14 and 3.15).
+            self.constant(())
+            return
         self.add(_BUILD_TUPLE, count, 1 - count)
 
     def jump_if(self, target: Instruction, *, is_bool: bool = False) -> None:

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.assembly import Instruction
 
-__all__ = ["JUMPS", "LEAVES", "depths", "line_starts", "may_be_set", "plain_cells"]
+__all__ = [
+    "JUMPS",
+    "LEAVES",
+    "RESUMES_AT",
+    "begins_body",
+    "depths",
+    "effect",
+    "line_starts",
+    "may_be_set",
+    "plain_cells",
+    "stored",
+]
 
 _op = opcode.opmap
 # What leaves the function, or goes to a handler; and what goes on elsewhere in any case.
@@ -24,7 +35,15 @@ LEAVES = frozenset(
 JUMPS = frozenset(
     _op[name] for name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 )
-_END_ASYNC_FOR = _op["END_ASYNC_FOR"]
+_END_ASYNC_FOR, _RESUME = _op["END_ASYNC_FOR"], _op["RESUME"]
+
+RESUMES_AT = 7 if sys.version_info >= (3, 15) else 3
+"""What part of a RESUME's argument says where it stands: 0 at the begin, others behind yields.
+
+4, since 3.15: where the call of a generator expression begins, which asks for the iterator; the
+body begins with another one, as in all generators.
+"""
+
 # The interpreter jumps over these or expects them just where they are: nothing may be put
 # in front of them, so no line begins there either (as sys.monitoring has it too).
 _BOUND = frozenset(
@@ -47,7 +66,8 @@ if sys.version_info >= (3, 13):
     _BINDS_NEXT |= {_op["END_FOR"]}  # the POP_TOP behind it is jumped over too
 
 
-def _effect(instruction: Instruction, *, jump: bool) -> int:
+def effect(instruction: Instruction, *, jump: bool = False) -> int:
+    """By how many values the stack is deeper behind it; or where it jumps to."""
     operation = instruction.opcode
     # What dis of these versions says about the two is not what they do.
     if sys.version_info < (3, 13) and operation == _op["RETURN_GENERATOR"]:
@@ -79,10 +99,10 @@ def depths(listing: Sequence[Instruction]) -> dict[int, int]:
                 if id(place) not in found:
                     waiting.append((place, one.handler.depth + one.handler.keeps_place + 1))
             if one.target is not None and one.opcode != _END_ASYNC_FOR:
-                waiting.append((one.target.entry, depth + _effect(one, jump=True)))
+                waiting.append((one.target.entry, depth + effect(one, jump=True)))
             if one.opcode in LEAVES or one.opcode in JUMPS:
                 break
-            depth += _effect(one, jump=False)
+            depth += effect(one, jump=False)
             one = following[id(one)]
             if found.get(id(one)) == depth:
                 break
@@ -150,6 +170,15 @@ def plain_cells(
     return found
 
 
+def stored(one: Instruction) -> set[int]:
+    """The numbers of the local variables that an instruction gives values."""
+    if one.opcode == _STORE_FAST:
+        return {one.argument}
+    if one.opcode == _STORES_TWO:
+        return {one.argument >> 4, one.argument & 15}
+    return {one.argument >> 4} if one.opcode == _STORES_FIRST else set()
+
+
 _DELETES = frozenset({_op["DELETE_FAST"], _SAVES} - {None})
 
 
@@ -176,18 +205,19 @@ def may_be_set(listing: Sequence[Instruction], given: Iterable[int], count: int)
                 waiting.append((one.handler.target, now))
             if one.opcode in _DELETES:
                 now &= ~(1 << one.argument)
-            elif one.opcode == _STORES_TWO:
-                now |= 1 << (one.argument >> 4) | 1 << (one.argument & 15)
-            elif one.opcode == _STORES_FIRST:
-                now |= 1 << (one.argument >> 4)
-            elif one.opcode == _STORE_FAST and one.argument < count:
-                now |= 1 << one.argument
+            for number in stored(one):
+                now |= 1 << number if number < count else 0
             if one.target is not None:
                 waiting.append((one.target, now))
             if one.opcode in LEAVES or one.opcode in JUMPS or id(one) not in following:
                 break
             one = following[id(one)]
     return found
+
+
+def begins_body(instruction: Instruction) -> bool:
+    """Whether the body of the function begins behind it."""
+    return instruction.opcode == _RESUME and not instruction.argument & RESUMES_AT
 
 
 def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
@@ -211,7 +241,7 @@ def line_starts(listing: Sequence[Instruction]) -> dict[int, list[Instruction]]:
             if id(one) in targets:
                 line = None
             continue
-        if one.opcode == _op["RESUME"] and not one.argument & 3:
+        if begins_body(one):
             begun, line = True, None
             continue
         if not begun or bound:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import assembly
+from diagnose.bytecode.flow import begins_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ MISSING = type("Missing", (), {"__repr__": lambda _: "(no value)", "__slots__": 
 NOW = "@now"
 """A hook's name for the clock's reading (``time.perf_counter``) when it is called."""
 
-_RESUME, _MAKE_CELL = opcode.opmap["RESUME"], opcode.opmap["MAKE_CELL"]
+_MAKE_CELL = opcode.opmap["MAKE_CELL"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +63,10 @@ class Hook:
         judge: called with what one of its functions raised; True: it goes no further, False: it
             belongs to the program, and is raised. None: all that does not belong to the program
             is dropped.
+        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a tuple of
+            what is to be raised or None, and of new values for these parameters.
+        replaces: for ``return``: ``handler`` returns None, or a pair of whether it is to be raised,
+            and what the function returns or raises.
         may_raise: what ``handler`` raises is raised by the function, where it is called; and it
             is called also where there is no room for it. Such a hook has no ``prelude`` and
             no ``sift``, and is called behind all others.
@@ -76,6 +81,8 @@ class Hook:
     quick: tuple[Callable[[Any], object], str | float] | None = None
     sift: tuple[Callable[..., object], tuple[str, ...]] | None = None
     judge: Callable[[BaseException], bool] | None = None
+    sets: tuple[str, ...] | None = None
+    replaces: bool = False
     may_raise: bool = False
     awaits: bool = False
 
@@ -133,7 +140,7 @@ def places(code: CodeType, listing: Sequence[Instruction]) -> dict[str, tuple[in
 def body_begin(listing: Sequence[Instruction]) -> int:
     """Where the body begins."""
     for number, one in enumerate(listing, 1):
-        if one.opcode == _RESUME and not one.argument & 3:
+        if begins_body(one):
             return number
     message = "its code was not made by the compiler of this Python: it has no RESUME"
     raise ValueError(message)

@@ -87,15 +87,18 @@ class Timing:
     def _last(self) -> int:
         return self.runs + 1
 
-    def enter(self, emit: Emitter) -> int:
-        """Push what is kept; the number of values."""
-        self.runs = emit.depth
+    def enter(self, emit: Emitter, there: int) -> int:
+        """Push what is kept, below what is ``there`` already; the number of values."""
+        begin = emit.depth
+        self.runs = begin - there
         emit.add(_BUILD_LIST, 0, 1)
         for _ in range(len(self.lines) + 1):
             emit.add(_BUILD_LIST, 0, 1)
             emit.add(_LIST_APPEND, 1, -1)
+        emit.sink(there)
         emit.read_clock()
-        return emit.depth - self.runs
+        emit.sink(there)
+        return emit.depth - begin
 
     def end_run(self, emit: Emitter, one: Instruction, following: Instruction | None) -> None:
         """Give the time since the last run to the line of ``one``; then comes ``following``."""
@@ -202,7 +205,7 @@ class Timing:
         self.end_run(stub, one, target)
         self.stubs.append(stub)
         goes_back = one.opcode in _FORWARD_TWIN
-        one.opcode = _FORWARD_TWIN.get(one.opcode, one.opcode)
+        one.become(_FORWARD_TWIN.get(one.opcode, one.opcode), one.argument)
         stub.add(_JUMP_BACKWARD if goes_back else _op["JUMP_BACKWARD_NO_INTERRUPT"]).target = target
         one.target = stub.out[0]
 

@@ -43,7 +43,15 @@ from diagnose.bytecode import assembly
 from diagnose.bytecode.assembly import Handler, Instruction
 from diagnose.bytecode.containment import LOST, Containment, Stretch, all_of, drop
 from diagnose.bytecode.emitter import NOWHERE, Constants, Emitter
-from diagnose.bytecode.flow import depths, line_starts, may_be_set, plain_cells
+from diagnose.bytecode.flow import (
+    RESUMES_AT,
+    depths,
+    effect,
+    line_starts,
+    may_be_set,
+    plain_cells,
+    stored,
+)
 from diagnose.bytecode.hooks import (
     ENTRY_NAMES,
     EXIT_NAMES,
@@ -82,19 +90,18 @@ _RETURN, _RETURN_CONST, _LOAD_CONST = (
     _op.get("RETURN_CONST"),
     _op["LOAD_CONST"],
 )
+_POP_TOP = _op["POP_TOP"]
 _RERAISE, _YIELD = _op["RERAISE"], _op["YIELD_VALUE"]
 _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
 _BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
+_MOST_COPIES = 400
+"""Calls of hooks where exceptions leave, over all lines; if there would be more, all are on one."""
 _MOST_KEPT, _LIST = 4, "@list"
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
     if name.startswith(("STORE_FAST", "DELETE_FAST", "LOAD_FAST_AND_CLEAR"))
 )
-_TWO_NAMES = frozenset(
-    number for name, number in _op.items() if name.startswith("STORE_FAST_") and "MAYBE" not in name
-)
-
 # Tracers and profilers written in C (coverage, cProfile) keep a stack of frames. They are told of
 # the end of a hidden frame although they were not told of its begin: on 3.11 of every one, on
 # 3.12 of every one that was instrumented before, later of those that an exception leaves. So
@@ -159,6 +166,8 @@ class _Weaver:
         self.parameters = Parameters.of(code)
         begin = body_begin(self.listing)
         self.prologue, self.body = self.listing[:begin], self.listing[begin:]
+        # Since 3.15 the iterator of a generator expression is there before its body begins.
+        self.there = sum(map(effect, self.prologue))
         self.index = places(code, self.listing)
         self.changed = self._changed()
         self.plain: dict[int, frozenset[int]] = {}
@@ -178,10 +187,7 @@ class _Weaver:
         changed: set[int] = set()
         for one in self.body:
             if one.opcode in _CHANGES:
-                if one.opcode in _TWO_NAMES:
-                    changed |= {one.argument >> 4, one.argument & 15}
-                else:
-                    changed.add(one.argument)
+                changed |= stored(one) or {one.argument}
         return changed
 
     def weave(
@@ -206,8 +212,10 @@ class _Weaver:
             self.timing = Timing(self.constants, self.body, depth)
         if len(after) == 1 and not ends and after[0].sift is not None:
             self.only = after[0]
-        entry = Emitter(self.constants, 0, self._at(self._first_line()))
+        entry = Emitter(self.constants, self.there, self._at(self._first_line()))
         self.keeps = bool(after or ends)
+        # Instruments that watch see what the caller gave.
+        self.changed |= {self.index[name][0] for hook in before for name in hook.sets or ()}
         self._enter(entry, before, after)
         entry.end(self.body[0])
         leaving: list[Emitter] = []
@@ -225,7 +233,7 @@ class _Weaver:
                 self.judge,
             )
             self.deepest = max(self.deepest, self.timing.deepest + 1)
-        self._weave_lines(lines, starts, handlers, depth, woven)
+        self._weave_lines(lines, starts, handlers, depth, woven, behind)
         if self.keeps:
             self._weave_returns(after, ends, woven)
         listing = [*self.prologue, *entry.out]
@@ -298,15 +306,17 @@ class _Weaver:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self._keep(emit, _sifted(hook))
-        for hook in sorted(before, key=_raises):
+        for hook in sorted(before, key=_rank):
             if hook.may_raise:
                 self._call_handler(emit, hook, self._entry_value)
+            elif hook.sets is not None:
+                self._set_parameters(emit, hook, hook.sets)
             else:
                 with self.containment.passing(emit, hook.judge or drop) as stretch:
                     self._need(emit, stretch, hook.names)
                     self._call_hook(emit, hook, self._entry_value)
         if not self.keeps:
-            while emit.depth:
+            while emit.depth > self.there:
                 emit.pop()
             self.kept.clear()
             self.listed.clear()
@@ -317,11 +327,44 @@ class _Weaver:
         if self.timing is not None:
             self._enter_timing(emit, self.timing)
 
-    def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
-        position = self.kept["hotspots"] = emit.depth
+    def _set_parameters(self, emit: Emitter, hook: Hook, names: Sequence[str]) -> None:
+        """Call a hook and do what it says: raise, or give parameters other values."""
+        nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        self._push_outcome(emit, hook, self._entry_value, nothing)
+        emit.unpack(len(names) + 1)
+        goes_on = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        emit.copy(emit.depth - 1)
+        emit.jump_if_is(None, goes_on)
+        emit.raise_it()
+        emit.place(goes_on)
+        for name in names:
+            index, is_cell = self.index[name]
+            emit.store(index, is_cell=is_cell)
+        # Behind it is what pops the None.
         emit.constant(None)
+        emit.place(nothing)
+        emit.depth -= 1
+
+    def _push_outcome(
+        self,
+        emit: Emitter,
+        hook: Hook,
+        push: Callable[[Emitter, str], None],
+        nothing: Instruction,
+    ) -> None:
+        """Push what a hook returns, but go on at ``nothing`` if that is None."""
+        with self.containment.pushing(emit, None, hook.judge or drop) as stretch:
+            self._need(emit, stretch, hook.names)
+            self._call_handler(emit, hook, push, drops=False)
+        emit.copy(emit.depth - 1)
+        emit.jump_if_is(None, nothing)
+
+    def _enter_timing(self, emit: Emitter, timing: Timing) -> None:
+        position = self.kept["hotspots"] = emit.depth - self.there
+        emit.constant(None)
+        emit.sink(self.there)
         begin = len(emit.out)
-        for number in range(timing.enter(emit)):
+        for number in range(timing.enter(emit, self.there)):
             self.kept[f"@timing {number}"] = -1
 
         def lose(stub: Emitter) -> None:
@@ -350,14 +393,17 @@ class _Weaver:
 
         When a debugger jumps (``frame.f_lineno = N``), CPython reckons what is on the stack, and a
         SWAP where more than eleven values are makes it forget the lowest: it jumps with too much
-        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.14).
+        on the stack, or too little (``stack_swap`` of ``frameobject.c``, 3.11 to 3.15).
         """
+        below = self.there if self.keeps else 0
         if len(self.kept) < _MOST_KEPT - 1:
-            self.kept[name] = emit.depth - 1
+            self.kept[name] = emit.depth - 1 - below
+            emit.sink(below)
             return
         if not self.listed:
-            self.kept[_LIST] = emit.depth - 1
+            self.kept[_LIST] = emit.depth - 1 - below
             emit.add(_BUILD_LIST, 1)
+            emit.sink(below)
         else:
             emit.add(_LIST_APPEND, emit.depth - 1 - self.kept[_LIST], -1)
         self.listed[name] = len(self.listed)
@@ -469,7 +515,12 @@ class _Weaver:
         emit.choose(quick, handled)
 
     def _call_handler(
-        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None]
+        self,
+        emit: Emitter,
+        hook: Hook,
+        push: Callable[[Emitter, str], None],
+        *,
+        drops: bool = True,
     ) -> None:
         emit.begin_call(hook.handler)
         count = len(hook.names)
@@ -481,7 +532,8 @@ class _Weaver:
         emit.end_call(count)
         if hook.awaits and self.code.co_flags & _CAN_AWAIT:
             emit.wait()
-        emit.pop()
+        if drops:
+            emit.pop()
 
     def _look(self, emit: Emitter, hook: Hook, at: Instruction | None) -> None:
         """Call a hook with the values that the frame's variables have now, in front of ``at``."""
@@ -531,7 +583,7 @@ class _Weaver:
         by: Instruction | None = None,
     ) -> None:
         """Call what is to be called at the end; the result or, without ``by``, error is topmost."""
-        quiet = [hook for hook in after if not hook.may_raise]
+        quiet = [hook for hook in after if not hook.may_raise and not hook.replaces]
         if quiet or self.timing is not None:
             with self.containment.passing(emit, self.judge) as stretch:
                 if self.timing is not None and by is not None:
@@ -555,8 +607,41 @@ class _Weaver:
                 self._entry_value(out, name)
 
         for hook in after:
+            if hook.replaces:
+                self._replace_result(emit, hook, push, raised=by is None)
+        for hook in after:
             if hook.may_raise:
                 self._call_handler(emit, hook, push)
+
+    def _replace_result(
+        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None], *, raised: bool
+    ) -> None:
+        """Call a hook and do what it says: raise, or let the function return something else."""
+        nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        self._push_outcome(emit, hook, push, nothing)
+        emit.unpack(2)
+        raises = Instruction(_NOP, 0, emit.location, emit.handler)
+        emit.jump_if(raises, is_bool=True)
+        if raised:
+            # On the stack: what is kept, the place that raised, the exception before, this one.
+            returning = Emitter(self.constants, emit.depth, emit.location)
+            returning.drop_second()
+            returning.swap()
+            returning.add(_POP_EXCEPT, 0, -1)
+            for _ in range(len(self.kept) + 1):
+                returning.drop_second()
+            if self.hidden and _BEGINS_BEFORE_RETURN:
+                self._show(returning)
+            returning.add(_RETURN, 0, -1)
+            emit.out += returning.out
+        else:
+            emit.drop_second()
+            emit.constant(None)
+            emit.go(nothing)
+        # As deep as there: each of both ways has one value more than in the end.
+        emit.place(raises)
+        emit.raise_it()
+        emit.place(nothing)
 
     def _call_at_end(
         self,
@@ -642,7 +727,7 @@ class _Weaver:
             if one.opcode == _RETURN_CONST:
                 emit = Emitter(self.constants, len(self.kept), one.location)
                 emit.add(_LOAD_CONST, one.argument, 1)
-                one.opcode, one.argument, one.prefixes = _RETURN, 0, 0
+                one.become(_RETURN)
             elif one.opcode == _RETURN:
                 emit = Emitter(self.constants, len(self.kept) + 1, one.location)
             else:
@@ -703,7 +788,9 @@ class _Weaver:
         leaving: dict[int | None, tuple[Emitter, Handler]] = {}
         deeper: dict[int, Handler] = {}
         wrappers: dict[tuple[int, int | None], Handler] = {}
-        line = self.prologue[-1].location[0]
+        line = self._first_line()
+        lines = {one.location[0] for one in self.body}
+        is_per_line = not self.hidden and len(lines) * len((*after, *ends)) <= _MOST_COPIES
         targets = {id(one.handler.target) for one in self.body if _is_wrapped(one)}
 
         def last() -> Handler:
@@ -713,7 +800,7 @@ class _Weaver:
             return leaving[line][1]
 
         for one in self.body:
-            if not self.hidden:
+            if is_per_line:
                 line = one.location[0] or line
             handler = one.handler
             if handler is None:
@@ -774,7 +861,7 @@ class _Weaver:
         """
         for one in self.body:
             if one.opcode == _RESUME:
-                one.argument &= 3
+                one.argument &= RESUMES_AT
             elif one.opcode == _YIELD and sys.version_info[:2] == (3, 12) and one.argument == 1:
                 one.argument = 2
 
@@ -787,11 +874,16 @@ class _Weaver:
         handlers: set[int],
         depth: dict[int, int],
         woven: dict[int, list[Instruction]],
+        behind: dict[int, list[Instruction]],
     ) -> None:
         for line, hook in lines:
             if line not in starts:
                 message = f"there is no code on line {line}"
                 raise ValueError(message)
+            stores = self._only_stores(hook, line, starts[line][0])
+            if stores:
+                self._look_behind(hook, stores, depth, behind)
+                continue
             for one in starts[line]:
                 if id(one) not in depth:
                     continue  # it is never reached
@@ -803,6 +895,39 @@ class _Weaver:
                     emit.end_guard(stub)
                     self.stubs.append(stub)
                 self._put(woven, one, emit)
+
+    def _only_stores(self, hook: Hook, line: int, start: Instruction) -> list[Instruction]:
+        """Where a line gives values to variables of a hook that can have none before it.
+
+        None of them: the hook is called before the line. Else behind the last one, since before
+        it there would be nothing to see.
+        """
+        found = []
+        for name in () if hook.may_raise else hook.names:
+            index, is_cell = self.index.get(name, (0, True))
+            if is_cell or self.set.get(id(start), 0) >> index & 1:
+                continue
+            found += [one for one in self.body if one.location[0] == line and index in stored(one)]
+        return found
+
+    def _look_behind(
+        self,
+        hook: Hook,
+        stores: Sequence[Instruction],
+        depth: dict[int, int],
+        behind: dict[int, list[Instruction]],
+    ) -> None:
+        """Call a hook behind the last of these instructions."""
+        number = max(map(self.body.index, stores))
+        last, following = self.body[number : number + 2]
+        if id(following) not in depth:
+            return
+        begin = depth[id(following)] + len(self.kept)
+        emit = Emitter(self.constants, begin, last.location, last.handler)
+        self._look(emit, hook, following)
+        emit.end(following)
+        behind.setdefault(id(last), []).extend(emit.out)
+        self.deepest = max(self.deepest, emit.deepest)
 
     # --- hidden frames ---
 
@@ -817,7 +942,7 @@ class _Weaver:
         ``sys._getframe``, tracebacks and ``inspect`` leave out what is not. Verified at
         import by :mod:`diagnose.sites`.
         """
-        self.prologue[-1].opcode = _NOP
+        self.prologue[-1].become(_NOP)
         for one in listing:
             if one.opcode != _RESUME and one.location[1:] != (self.code.co_firstlineno, None, None):
                 one.location = NOWHERE
@@ -837,8 +962,9 @@ def _is_wrapped(one: Instruction) -> bool:
     )
 
 
-def _raises(hook: Hook) -> bool:
-    return hook.may_raise
+def _rank(hook: Hook) -> int:
+    """Those that watch come first, then those that act, then those that stop."""
+    return 2 if hook.may_raise else hook.sets is not None
 
 
 def _prelude(hook: Hook) -> str:

@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 from diagnose.calltrees.collector import is_ours
 from diagnose.calltrees.tree import CallTree, Node
 
+# Now: at the first hit it would be imported in the program's thread.
+if sys.version_info >= (3, 12):
+    from diagnose.calltrees import monitoring as _way
+else:
+    from diagnose.calltrees import profiling as _way
+
 if TYPE_CHECKING:
     from diagnose.calltrees.collector import Collector, Options
 
@@ -28,8 +34,4 @@ def begin(options: Options, frame: Any) -> Collector | None:
     Raises:
         ProbeError: nothing can watch calls just now.
     """
-    if sys.version_info >= (3, 12):
-        from diagnose.calltrees import monitoring as way  # noqa: PLC0415
-    else:
-        from diagnose.calltrees import profiling as way  # noqa: PLC0415
-    return way.begin(options, frame)
+    return _way.begin(options, frame)

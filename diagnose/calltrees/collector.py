@@ -58,10 +58,12 @@ class Collector:
 
     Attributes:
         is_last: for who made it to keep: whether there are to be more.
+        error: what went wrong while it collected, if anything did.
     """
 
     def __init__(self, options: Options, frame: Any) -> None:
         self.is_last = False
+        self.error: BaseException | None = None
         self._options = options
         # By the id of the code, which is kept: its hash is that of all that is in it.
         self._wanted: dict[int, tuple[CodeType, bool]] = {}
@@ -118,33 +120,38 @@ class Collector:
             self._too_deep -= 1
             return
         if len(self._stack) > 1 and self._stack[-1][0].code is code:
-            self._pop(_clock())
+            self._pop(1)
 
     def _suspend(self) -> None:
-        now = _clock()
-        while self._stack:
-            self._pop(now)
+        self._pop(len(self._stack))
         self._too_deep = 0
         self._active = False
 
-    def _pop(self, now: float) -> None:
-        node, began, inside = self._stack.pop()
-        seconds = now - began
-        node.total += seconds
-        node.own += seconds - inside
-        node.longest = max(node.longest, seconds)
-        if self._stack:
-            self._stack[-1][2] += seconds
+    def _pop(self, count: int) -> None:
+        now = _clock()
+        for _ in range(count):
+            node, began, inside = self._stack.pop()
+            seconds = now - began
+            node.total += seconds
+            node.own += seconds - inside
+            node.longest = max(node.longest, seconds)
+            if self._stack:
+                self._stack[-1][2] += seconds
 
-    def tree(self) -> CallTree:
-        """What was collected; nothing is added to it from now on."""
-        if self._active:
-            self._suspend()
+    def fail(self, error: BaseException) -> None:
+        """Keep what went wrong, of several the first; it is up to others to say so."""
+        if self.error is None:
+            self.error = error
+
+    @property
+    def made(self) -> CallTree:
+        """What was collected."""
         return CallTree(self._root, self._options.min_seconds, self._left_out)
 
-    def finish(self) -> CallTree:
-        """End collecting, in the thread of the call; the tree."""
-        return self.tree()
+    def end(self) -> None:
+        """End collecting, in the thread of the call."""
+        if self._active:
+            self._suspend()
 
     def abandon(self) -> None:
         """End collecting, from any thread: nobody is going to ask for the tree."""

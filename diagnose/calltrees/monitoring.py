@@ -1,18 +1,21 @@
 """Reports calls by ``sys.monitoring`` (PEP 669, CPython 3.12 and later).
 
 A tool id is held while something is collected, and given back then. The events are those of
-all threads (there is no other way to see functions that are not known yet); what a function is
-not wanted for is switched off at its first event.
+all threads: there is no other way to see functions that are not known yet. None is switched off
+where it is not wanted, since it could be switched on again for all tools alone, also for those
+that have switched it off for themselves.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
+from diagnose.calltrees.callbacks import contained
 from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
 
@@ -21,16 +24,15 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from diagnose.calltrees.collector import Options
-    from diagnose.calltrees.tree import CallTree
 
 __all__ = ["begin"]
 
 if sys.version_info >= (3, 12):
     _monitoring = sys.monitoring
     _events = _monitoring.events
-    # 3 and 4 belong to nobody; the others have a meaning for debuggers, coverage, profilers
-    # and optimizers, and are taken only if those are not there.
-    _CANDIDATES = (4, 3, 5, 2, 1, 0)
+    # While a tree is made the program may begin to use one itself, which must not fail. Those of
+    # debuggers, coverage and profilers (0 to 2) are theirs; 5 is for optimizers, which do not exist.
+    _CANDIDATES = (5, 3, 4)
     _WATCHED = (
         _events.PY_START
         | _events.PY_RESUME
@@ -43,6 +45,7 @@ if sys.version_info >= (3, 12):
     # Reentrant, for the collection of garbage runs code of anybody's while it is held.
     _lock = threading.RLock()
     _tool: int | None = None
+    _is_over = False
     _collectors: dict[int, MonitoredCollector] = {}
 
     class MonitoredCollector(Collector):
@@ -52,10 +55,10 @@ if sys.version_info >= (3, 12):
             super().__init__(options, frame)
             self._thread = _ident()
 
-        def finish(self) -> CallTree:
-            """See :meth:`Collector.finish`."""
+        def end(self) -> None:
+            """See :meth:`Collector.end`."""
             self.abandon()
-            return self.tree()
+            super().end()
 
         def abandon(self) -> None:
             """See :meth:`Collector.abandon`; its thread may just now be telling it something."""
@@ -80,13 +83,22 @@ if sys.version_info >= (3, 12):
         """See :func:`diagnose.calltrees.begin`."""
         with _lock:
             thread = _ident()
-            if thread in _collectors:
+            if thread in _collectors or _is_over:
                 return None
+            collector = MonitoredCollector(options, frame)
             _acquire()
-            collector = _collectors[thread] = MonitoredCollector(options, frame)
-        # What an earlier one did not want may be wanted by this one.
-        _monitoring.restart_events()
+            _collectors[thread] = collector
         return collector
+
+    def _end() -> None:
+        """Watch nothing from now on: the process ends, maybe with a thread inside a watched call."""
+        global _is_over  # noqa: PLW0603
+        with _lock:
+            _is_over = True
+            _collectors.clear()
+            _release()
+
+    atexit.register(_end)
 
     def _acquire() -> None:
         global _tool  # noqa: PLW0603
@@ -94,68 +106,78 @@ if sys.version_info >= (3, 12):
             return
         for candidate in _CANDIDATES:
             if _monitoring.get_tool(candidate) is None:
-                _monitoring.use_tool_id(candidate, "diagnose")
+                _monitoring.use_tool_id(candidate, _NAME)
                 break
         else:
-            names = [_monitoring.get_tool(candidate) for candidate in range(6)]
-            message = f"all six tool ids of sys.monitoring are in use ({names}); stop one of them"
+            names = [_monitoring.get_tool(candidate) for candidate in _CANDIDATES]
+            held = f"the tool ids {_CANDIDATES} of sys.monitoring are in use ({names})"
+            message = f"{held}; stop one of them"
             raise ProbeError(message, code="calltree-unavailable")
         _tool = candidate
-        for event, callback in _CALLBACKS.items():
-            _monitoring.register_callback(_tool, event, callback)
-        _monitoring.set_events(_tool, _WATCHED)
+        try:
+            for event, callback in _CALLBACKS.items():
+                _monitoring.register_callback(_tool, event, callback)
+            _monitoring.set_events(_tool, _WATCHED)
+        except BaseException:  # an interrupt, or an audit hook of the program
+            _release()
+            raise
 
     def _release() -> None:
-        global _tool  # noqa: PLW0603
-        if _tool is None:
+        global _tool
+        tool, _tool = _tool, None
+        if tool is None or _monitoring.get_tool(tool) != _NAME:
             return
-        _monitoring.set_events(_tool, 0)
-        for event in _CALLBACKS:
-            _monitoring.register_callback(_tool, event, None)
-        _monitoring.free_tool_id(_tool)
-        _tool = None
+        try:
+            _monitoring.set_events(tool, 0)
+            for event in _CALLBACKS:
+                _monitoring.register_callback(tool, event, None)
+        finally:
+            _monitoring.free_tool_id(tool)
 
-    def _enter(code: CodeType, _offset: int, *, is_new: bool) -> Any:
-        frame = _getframe(2)
+    # What they need is bound: at the end of a process a module's globals may be gone before.
+
+    def _entering(*, is_new: bool) -> Callable[..., object]:
+        def enter(
+            code: CodeType,
+            _offset: int,
+            _error: BaseException | None = None,
+            collectors: dict[int, MonitoredCollector] = _collectors,
+            ident: Callable[[], int] = _ident,
+            getframe: Callable[[int], Any] = _getframe,
+        ) -> None:
+            collector = collectors.get(ident())
+            if collector is not None:
+                frame = getframe(2)
+                if collector.wants(code, frame.f_globals.get("__name__")):
+                    collector.enter(code, frame, is_new=is_new)
+
+        return contained(enter, _failed)
+
+    def _leave(
+        code: CodeType,
+        _offset: int,
+        _value: object,
+        collectors: dict[int, MonitoredCollector] = _collectors,
+        ident: Callable[[], int] = _ident,
+        getframe: Callable[[int], Any] = _getframe,
+    ) -> None:
+        collector = collectors.get(ident())
+        if collector is not None:
+            frame = getframe(2)
+            if collector.wants(code, frame.f_globals.get("__name__")):
+                collector.leave(code, frame)
+
+    def _failed(error: BaseException) -> None:
         collector = _collectors.get(_ident())
-        if collector is None:
-            return None
-        if not collector.wants(code, frame.f_globals.get("__name__")):
-            # Others that run may want it, so it is switched off for one alone.
-            return _monitoring.DISABLE if len(_collectors) == 1 else None
-        collector.enter(code, frame, is_new=is_new)
-        return None
+        if collector is not None:
+            collector.fail(error)
 
-    def _on_start(code: CodeType, offset: int) -> Any:
-        return _enter(code, offset, is_new=True)
-
-    def _on_resume(code: CodeType, offset: int) -> Any:
-        return _enter(code, offset, is_new=False)
-
-    def _on_throw(code: CodeType, offset: int, _error: BaseException) -> Any:
-        _enter(code, offset, is_new=False)  # can't be switched off
-
-    def _leave(code: CodeType) -> Any:
-        frame = _getframe(2)
-        collector = _collectors.get(_ident())
-        if collector is None:
-            return None
-        if not collector.wants(code, frame.f_globals.get("__name__")):
-            return _monitoring.DISABLE if len(_collectors) == 1 else None
-        collector.leave(code, frame)
-        return None
-
-    def _on_return(code: CodeType, _offset: int, _value: object) -> Any:
-        return _leave(code)
-
-    def _on_unwind(code: CodeType, _offset: int, _error: BaseException) -> Any:
-        _leave(code)  # can't be switched off
-
+    _NAME = "diagnose"
     _CALLBACKS: dict[int, Callable[..., object]] = {
-        _events.PY_START: _on_start,
-        _events.PY_RESUME: _on_resume,
-        _events.PY_THROW: _on_throw,
-        _events.PY_RETURN: _on_return,
-        _events.PY_YIELD: _on_return,
-        _events.PY_UNWIND: _on_unwind,
+        _events.PY_START: _entering(is_new=True),
+        _events.PY_RESUME: _entering(is_new=False),
+        _events.PY_THROW: _entering(is_new=False),
+        _events.PY_RETURN: contained(_leave, _failed),
+        _events.PY_YIELD: contained(_leave, _failed),
+        _events.PY_UNWIND: contained(_leave, _failed),
     }

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import opcode
 import sys
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from diagnose.calltrees.callbacks import contained
 from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diagnose.calltrees.collector import Options
-    from diagnose.calltrees.tree import CallTree
 
 __all__ = ["begin"]
 
@@ -33,8 +36,10 @@ class ProfiledCollector(Collector):
         super().__init__(options, frame)
         self._first: dict[int, int] = {}
         self._ended = False
+        self.callback = contained(self._note, self.fail)
+        self.callback.collector = self
 
-    def __call__(self, frame: Any, event: str, _arg: object) -> None:
+    def _note(self, frame: Any, event: str, _arg: object) -> None:
         """Take note of an event in the thread."""
         if event not in _OURS:
             return
@@ -54,15 +59,16 @@ class ProfiledCollector(Collector):
             self.leave(code, frame)
 
     def _leave_thread(self) -> None:
-        if _getprofile() is self:
+        # The program may have set one of its own meanwhile.
+        if _getprofile() is self.callback:
             _install(None)  # if not now, then at the next event
 
-    def finish(self) -> CallTree:
-        """See :meth:`Collector.finish`."""
+    def end(self) -> None:
+        """See :meth:`Collector.end`."""
         if not self._ended:
             self._ended = True
             self._leave_thread()
-        return self.tree()
+        super().end()
 
     def abandon(self) -> None:
         """See :meth:`Collector.abandon`; the next event ends it."""
@@ -79,7 +85,7 @@ def begin(options: Options, frame: Any) -> Collector | None:
     """See :func:`diagnose.calltrees.begin`."""
     there = _getprofile()
     if there is not None:
-        if isinstance(there, ProfiledCollector):
+        if type(there) is FunctionType and type(vars(there).get("collector")) is ProfiledCollector:
             return None
         message = (
             f"another profiler is active in this thread ({there!r:.100}), and CPython "
@@ -87,10 +93,10 @@ def begin(options: Options, frame: Any) -> Collector | None:
         )
         raise ProbeError(message, code="calltree-unavailable")
     collector = ProfiledCollector(options, frame)
-    return collector if _install(collector) else None
+    return collector if _install(collector.callback) else None
 
 
-def _install(function: ProfiledCollector | None) -> bool:
+def _install(function: Callable[..., object] | None) -> bool:
     """Set the thread's profile function, unless another thread is setting its own just now.
 
     CPython 3.11 has one flag for all threads, and raises where it can't wait.

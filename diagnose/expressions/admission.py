@@ -229,6 +229,8 @@ class _Admission(ast.NodeTransformer):
         self.bound = frozenset(names)
         part.ifs = [self.visit(condition) for condition in part.ifs]
         for field in ("key", "value", "elt"):
+            if getattr(node, field, node) is None:  # since 3.15: {**each for each in several}
+                raise self.source.refused("unpacking with '**'", node)
             if hasattr(node, field):
                 setattr(node, field, self.visit(getattr(node, field)))
         self.bound = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
 
+    from diagnose.bytecode.weaving import Parameters
     from diagnose.handlers.plans import Scope
 
 __all__ = ["ABOUT_NAMES", "Names", "NamesSource"]
@@ -52,9 +54,19 @@ class NamesSource:
 
     def add_to(self, names: dict[str, Any]) -> None:
         """Add what is reckoned from other names."""
-        parameters = self._scope.parameters
-        if parameters is None or self._scope.is_inside:
+        if self._scope.is_inside:
             return
+        if self._scope.parameters is not None:
+            self._add_arguments(names, self._scope.parameters)
+        if self._scope.signature is not None:
+            # A call that does not fit it ends in an error of the function's own.
+            with contextlib.suppress(TypeError):
+                bound = self._scope.signature.bind(*names["args"], **names["kwargs"])
+                bound.apply_defaults()
+                for name, value in bound.arguments.items():
+                    names.setdefault(name, value)
+
+    def _add_arguments(self, names: dict[str, Any], parameters: Parameters) -> None:
         star, double_star = parameters.star, parameters.double_star
         args = tuple(names[name] for name in parameters.positional)
         kwargs = {name: names[name] for name in parameters.keyword_only}

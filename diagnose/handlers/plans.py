@@ -61,6 +61,9 @@ class Plan:
         defect: the same for what gets past a handler's own ``try``.
         done: called after the last hit.
         finish: called after each served hit, if given.
+        whole: ``deliver`` needs ``D·locals``, and neither ``E·value`` nor ``E·tags``.
+        act: if given, ``deliver`` ends by calling ``C·act(E·value, D·locals)`` for ``d·outcome``:
+            what the function is to do, see :mod:`diagnose.handlers.acting`.
     """
 
     deliver: str
@@ -78,6 +81,8 @@ class Plan:
     watch: Watch | None = None
     span: Span | None = None
     defect: Callable[[BaseException], bool] | None = None
+    act: Callable[[Any, Mapping[str, Any]], object] | None = None
+    whole: bool = False
     quick: bool = field(default=False)
     """Delivering can run no user code if the value is a plain number."""
 
@@ -106,16 +111,25 @@ class Watch(Protocol):
 
     Attributes:
         longest_seconds: what a hit may take.
-        pending: as long as there is something in it when a hit begins, that is told of too.
+        pending: if there is something in it as a hit begins, that is measured. It is one list
+            for ever.
     """
 
     longest_seconds: float
     pending: list[None]
 
-    def note(self, seconds: float, cpu_seconds: float | None) -> None:
-        """Take note of a hit; called in the program's thread.
+    def begin(self) -> object:
+        """Called in the program's thread as a hit begins that is to be measured.
+
+        Returns:
+            What is true, for :meth:`note`.
+        """
+
+    def note(self, seconds: float, begun: object) -> None:
+        """Take note of a hit that took so long; called in the program's thread.
 
         Args:
-            seconds: how long it took.
-            cpu_seconds: of its thread's CPU time, if something was pending when it began.
+            seconds: on the wall.
+            begun: what :meth:`begin` returned; or what is false, if it was not called and the
+                hit took longer than it may.
         """

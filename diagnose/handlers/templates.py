@@ -6,7 +6,7 @@ import ast
 import copy
 import secrets
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ class _Filler(ast.NodeTransformer):
         place = _PLACE + name
         self.used[place] = value
         # The condition is folded away; a bare constant that is called draws a warning.
-        return ast.IfExp(ast.Constant(value=True), ast.Constant(place), ast.Constant(None))
+        return ast.IfExp(_constant(value=True), _constant(place), _constant(None), **_HERE)
 
 
 class _Guards(ast.NodeTransformer):
@@ -98,7 +98,19 @@ def _statements(text: str) -> list[ast.stmt]:
 
 
 def _item(mapping: str, name: str) -> ast.expr:
-    return ast.Subscript(ast.Name(mapping, ast.Load()), ast.Constant(name), ast.Load())
+    return ast.Subscript(_name(mapping), _constant(name), ast.Load(), **_HERE)
+
+
+# Locations are given here, since to look through a whole tree for missing ones takes long.
+_HERE: dict[str, Any] = {"lineno": 1, "col_offset": 0}
+
+
+def _constant(value: object) -> ast.expr:
+    return ast.Constant(value, **_HERE)
+
+
+def _name(name: str, context: ast.expr_context | None = None) -> ast.expr:
+    return ast.Name(name, context or ast.Load(), **_HERE)
 
 
 _PLAIN = (int, float, bool, str, bytes, type(None))

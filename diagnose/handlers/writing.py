@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+import opcode
 import os
 import random
 import sys
@@ -31,15 +32,18 @@ from diagnose.bytecode import weaving
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
 from diagnose.guards import Limits
+from diagnose.handlers import acting
 from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
 from diagnose.handlers.quiet import BUSY
 from diagnose.handlers.templates import (
+    _HERE,
     _PLAIN_CHECK,
     _PLAIN_SIFT,
     _filled,
     _Filler,
     _is_plain,
     _item,
+    _name,
     _statements,
 )
 
@@ -54,18 +58,20 @@ __all__ = ["disarm", "write"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
-_clock, _cpu_clock, _getframe = time.perf_counter, time.thread_time, sys._getframe
+_clock, _getframe = time.perf_counter, sys._getframe
 _random = random.Random()  # not the program's, which would see that numbers are drawn
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
+def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = None) -> weaving.Hook:
     """Write the handler of ``plan`` for hits in ``scope``.
 
     Args:
         plan: what to evaluate and where to hand it.
         scope: what names mean.
         name: shown as the file in tracebacks out of expressions.
+        spent: what is left of the limits; of a handler that takes the place of another, the dict
+            that was given for that one.
 
     Returns:
         A hook for :func:`diagnose.bytecode.weaving.weave`.
@@ -73,7 +79,7 @@ def write(plan: Plan, scope: Scope, name: str) -> weaving.Hook:
     Raises:
         UnknownNameError: an expression uses a name that means nothing there.
     """
-    return _Writer(plan, scope, name).hook()
+    return _Writer(plan, scope, name, {} if spent is None else spent).hook()
 
 
 def disarm(hook: weaving.Hook) -> None:
@@ -99,7 +105,8 @@ def _nothing(count: int) -> CodeType:
 class _Writer:
     """Writes the functions of one hook."""
 
-    def __init__(self, plan: Plan, scope: Scope, name: str) -> None:
+    def __init__(self, plan: Plan, scope: Scope, name: str, spent: dict[str, Any]) -> None:
+        self.spent = spent
         self.plan = plan
         self.scope = scope
         self.name = name
@@ -146,9 +153,20 @@ class _Writer:
                 statements += _statements(f"if {name} is C·MISSING:\n C·absent({name!r})")
         return statements
 
+    def fetch_delivered(self, fetched: set[str]) -> list[ast.stmt]:
+        """Statements that give the names of what is delivered their values."""
+        plan = self.plan
+        given = () if plan.whole else (plan.value, plan.tags)
+        return [
+            statement
+            for each in given
+            if each is not None
+            for statement in self.fetch(each, fetched)
+        ]
+
     def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
         """Statements for one name; what its mapping lacks at a hit is called by its name."""
-        assignment = ast.Assign([ast.Name(name, ast.Store())], source)
+        assignment = ast.Assign([_name(name, ast.Store())], source, **_HERE)
         if not isinstance(source, ast.Subscript):
             return [assignment]
         self.constants |= {"KeyError": KeyError, "absent": _absent_keyword}
@@ -217,6 +235,7 @@ class _Writer:
             self.constants["check"] = check
             body = _statements("return C·check(args, kwargs)")
             prelude = self.function(["args", "kwargs"], self.envelope(body))
+        acts = self.plan.act is not None
         return weaving.Hook(
             handler,
             tuple(self.arguments),
@@ -225,7 +244,14 @@ class _Writer:
             self.quick(),
             self.sift(),
             self.plan.defect,
+            sets=self.settable if acts and self.scope.event == "call" else None,
+            replaces=acts and self.scope.event == "return",
         )
+
+    @property
+    def settable(self) -> tuple[str, ...]:
+        """The parameters that an instrument which acts can give other values."""
+        return self.scope.names if self.plan.act is not None else ()
 
     def span_hook(self, span: Span) -> weaving.Hook:
         """One that decides at the begin of a call, and is served at its end."""
@@ -261,11 +287,10 @@ class _Writer:
         names, self.arguments = tuple(self.arguments), []
 
         body, fetched = [], {span.name}
-        for expression in (plan.value, plan.tags):
-            if expression is not None:
-                body += self.fetch(expression, fetched)
-        body += _statements(plan.deliver) if "D·locals" not in plan.deliver else []
-        body += self.last_words("d·verdict.is_last")
+        body += self.fetch_delivered(fetched)
+        body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
+        if self.wants_all or plan.whole:
+            body[:0] = self.all_names(span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
         handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
@@ -287,6 +312,10 @@ class _Writer:
         plan = self.plan
         fetched: set[str] = set()
         ahead, body = [], []
+        if plan.act is not None:
+            is_call = self.scope.event == "call"
+            act = acting.on_call(plan.act, self.settable) if is_call else acting.on_return(plan.act)
+            self.constants["act"] = act
         if has_verdict:
             ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
         elif plan.check is not None:
@@ -299,20 +328,24 @@ class _Writer:
             condition += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
             if self.plain_condition:
                 ahead += _statements(_PLAIN_CHECK.replace("P·plain", self.plain_condition))
-                first = ast.If(ast.parse("not d·passed", mode="eval").body, condition, [])
+                (first,) = _statements("if not d·passed:\n pass")
+                first.body = condition  # type: ignore[attr-defined]
                 condition = [first]
             body += condition + self.guards()
-        for expression in (plan.value, plan.tags):
-            if expression is not None:
-                body += self.fetch(expression, fetched)
+        body += self.fetch_delivered(fetched)
         body += _statements(plan.deliver) + self.last_words("not d·more")
-        if self.wants_all or "D·locals" in plan.deliver:
+        if plan.act is not None:
+            body += _statements("return d·outcome")
+        if self.wants_all or plan.whole or plan.act is not None:
             body[:0] = self.all_names()
         if self.is_given_the_time:
             self.argument(weaving.NOW)
         parameters = ["d·verdict"] if has_verdict else []
         parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
-        return self.function(parameters, self.envelope(body, ahead, is_safe=self.is_safe()))
+        statements = self.envelope(
+            body, ahead, is_safe=self.is_safe(), is_given_the_time=self.is_given_the_time
+        )
+        return self.function(parameters, statements)
 
     def envelope(
         self,
@@ -321,6 +354,7 @@ class _Writer:
         *,
         first: str = "",
         is_safe: bool = False,
+        is_given_the_time: bool = False,
     ) -> list[ast.stmt]:
         """What stands around a body: see the module.
 
@@ -329,6 +363,7 @@ class _Writer:
             ahead: statements that run no code of the program, before the quiet state.
             first: what is done whether the hit is turned away or not.
             is_safe: the body runs no code of the program either.
+            is_given_the_time: ``d·began`` is an argument.
         """
         # Bound to a name first: the truth of a constant is decided by the compiler.
         head = _statements(
@@ -336,30 +371,29 @@ class _Writer:
             "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
         text = (
-            "try:\n pass\n"
-            "except C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
+            "try:\n pass\nexcept C·BaseException as d·error:\n if not C·fail(d·error):\n  raise\n"
         )
         whole = _block(text)
         if not is_safe:
             # The thread is asked for before anything is entered, and a call stands only in a try
             # whose end is to leave: there a signal handler may raise.
             inner = _block(f"try:\n pass\nfinally:\n if d·ident is not None:\n{self.leaving()}")
-            enter, own = self.entering()
+            enter, own = self.entering(is_given_the_time=is_given_the_time)
             inner.body = [*enter, *body]
             body = [*own, inner]
         whole.body = [*head, *ahead, *body]
         return [whole]
 
-    def entering(self) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    def entering(self, *, is_given_the_time: bool) -> tuple[list[ast.stmt], list[ast.stmt]]:
         """Statements that enter the quiet state, and those that set what leaving it needs."""
         text, own = "d·ident = C·ident()\nC·enter(d·ident)", "d·ident = "
         watch = self.plan.watch
         if watch is not None:
-            self.constants |= {"clock": _clock, "cpu_clock": _cpu_clock, "note": watch.note}
+            self.constants |= {"clock": _clock, "note": watch.note, "measure": watch.begin}
             self.constants |= {"pending": watch.pending, "longest": watch.longest_seconds}
-            text = f"if (d·pending := C·pending):\n d·cpu = C·cpu_clock()\n{text}"
-            own += "d·cpu = "
-            if not self.is_given_the_time:
+            text += "\nif (d·pending := C·pending):\n d·begun = C·measure()"
+            own += "d·begun = "
+            if not is_given_the_time:
                 text = "d·began = C·clock()\n" + text
         return _statements(text), _statements(f"{own}None")
 
@@ -370,10 +404,8 @@ class _Writer:
         return (
             "  try:\n"
             "   d·spent = C·clock() - d·began\n"
-            "   if d·cpu is not None:\n"
-            "    C·note(d·spent, C·cpu_clock() - d·cpu)\n"
-            "   elif d·spent > C·longest:\n"
-            "    C·note(d·spent, None)\n"
+            "   if d·begun or d·spent > C·longest:\n"
+            "    C·note(d·spent, d·begun)\n"
             "  finally:\n"
             "   C·leave(d·ident)\n"
         )
@@ -454,13 +486,14 @@ class _Writer:
             texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
-            self.constants.setdefault("rate", guards.Rate(limits.rate))
+            self.constants["rate"] = self.spent.setdefault("rate", guards.Rate(limits.rate))
             now = "d·began" if self.is_given_the_time else "C·clock()"
             texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·next(C·reject_rate)\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
-            self.constants.setdefault("tokens", guards.hit_tokens(limits.hits))
+            tokens = self.spent.setdefault("tokens", guards.hit_tokens(limits.hits))
+            self.constants["tokens"] = tokens
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·next(C·reject_hits)\n return")
         if self.plan.allotment is not None:
@@ -521,19 +554,23 @@ class _Writer:
             is_clock = isinstance(tree, ast.Name) and tree.id in self.clocks()
             is_literal = isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
             if is_clock or is_literal:
-                return ast.Name("E·value", ast.Load())
+                return _name("E·value")
         text = (
             "d·value if C·type(d·value := E·value) is C·float or C·type(d·value) is C·int "
             "else C·number(d·value)"
         )
         return ast.parse(text, mode="eval").body
 
-    def all_names(self) -> list[ast.stmt]:
-        """Statements that give ``d·all`` a mapping of all names of the call."""
-        names = sorted({*self.scope.names, *self.cheap_names})
+    def all_names(self, made: str | None = None) -> list[ast.stmt]:
+        """Statements that give ``d·all`` a mapping of all names of the call.
+
+        Args:
+            made: one more, which has its value already.
+        """
+        names = sorted({*self.scope.names, *self.cheap_names} - {made})
         for name in names:
             self.argument(name)
-        known = tuple(name for name in names if name.isidentifier())
+        known = tuple(name for name in (*names, *filter(None, [made])) if name.isidentifier())
         source = NamesSource(known, self.scope, self.name)
         self.constants |= {"Names": Names, "source": source}
         values = ", ".join(known) + ("," if known else "")
@@ -551,18 +588,33 @@ class _Writer:
         definition = ast.parse("def handler(): pass").body[0]
         if not isinstance(definition, ast.FunctionDef):
             raise TypeError
-        definition.args.args = [ast.arg(name) for name in parameters]
+        definition.args.args = [ast.arg(name, **_HERE) for name in parameters]
         filler = _Filler(self)
         definition.body = statements
         definition = filler.visit(definition)
-        module = ast.fix_missing_locations(ast.Module([definition], []))
+        module = ast.Module([definition], [])
         try:
             compiled = compile(module, self.name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError) as error:
             message = f"the expression can't be used with this function: {error}"
             raise ProbeError(message, code="expression") from error
         code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
-        return FunctionType(_filled(code, filler.used), self.scope.globals_, "handler")
+        has_use = self.plan.whole or _uses_globals(code)
+        globals_ = self.scope.globals_ if has_use else {}
+        return FunctionType(_filled(code, filler.used), globals_, "handler")
+
+
+_LOAD_GLOBAL = opcode.opmap["LOAD_GLOBAL"]
+
+
+def _uses_globals(code: CodeType) -> bool:
+    """Whether it looks up any: if not, it must not keep a module's alive.
+
+    A generator that is suspended keeps the code that it began with, so the handlers in it, also
+    past the end of the probe; and the collector does not see what code refers to.
+    """
+    inner = (value for value in code.co_consts if isinstance(value, CodeType))
+    return _LOAD_GLOBAL in code.co_code[::2] or any(map(_uses_globals, inner))
 
 
 def _block(text: str) -> ast.Try:

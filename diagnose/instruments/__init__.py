@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diagnose.handlers.acting import Raise, Result
 from diagnose.instruments.base import Instrument, Status
 from diagnose.instruments.calltree import CallTreeInstrument
 from diagnose.instruments.hunting import HunterInstrument
@@ -17,5 +18,7 @@ __all__ = [
     "Instrument",
     "LogInstrument",
     "ProbeTestInstrument",
+    "Raise",
+    "Result",
     "Status",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import logging
 import re
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from diagnose.budget import Budget
+    from diagnose.bytecode.weaving import Hook
     from diagnose.expressions import Expression, Policy
     from diagnose.guards import Allotment
     from diagnose.handlers import Watch
@@ -36,6 +38,11 @@ EVENTS = ("call", "return", "end")
 """The events an instrument can be on: before the body; after it returned or raised; inside
 its frame, just before it returns or raises. Also ``line:N`` and ``line:+K``: just before a line
 of the file runs, by its number, or counted from the line of the ``def``."""
+
+ACTING_EVENTS = ("call", "return")
+"""Those on which an instrument may act."""
+
+ACTS = "it acts: it may change what the function is given, returns or raises"
 
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
@@ -154,6 +161,8 @@ class Instrument:
     """
 
     quick: ClassVar[bool] = False
+    acts: ClassVar[bool] = False
+    """Whether :meth:`act` is called: then it may change what the function gets, returns, raises."""
     longest_seconds: ClassVar[float | None] = LONGEST_SECONDS
     """What serving one hit may take; then the instrument is taken off. None: any time."""
     budget: Budget | None = None
@@ -187,6 +196,12 @@ class Instrument:
             if not isinstance(given, kind):
                 message = f"an instrument's {field} has to be {words}, not {given!r:.200}"
                 raise InstrumentError(message)
+        if self.acts and event not in ACTING_EVENTS:
+            message = (
+                f"{type(self).__name__} acts, which it can do on 'call' and on 'return', not on "
+                f"{event!r}"
+            )
+            raise InstrumentError(message, code="unknown-event")
         if event not in EVENTS and not _LINE_EVENT.fullmatch(event):
             message = (
                 f"there is no event {event!r}{expressions.suggest(event, EVENTS)}; "
@@ -264,7 +279,7 @@ class Instrument:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know although nothing failed."""
-        return ()
+        return (ACTS,) if self.acts else ()
 
     # --- to be overridden ---
 
@@ -281,6 +296,21 @@ class Instrument:
     def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
         """Pass a value on; the base class has nowhere to pass it to."""
 
+    def act(self, value: Any, names: Mapping[str, Any]) -> object:
+        """Say what the function is to do; called at each hit of a class that has :attr:`acts`.
+
+        Args:
+            value: of the expression.
+            names: all names of the call; a mapping that is made when it is looked at.
+
+        Returns:
+            None: go on as if nothing were there. On ``call``, before the body: a dict of
+            parameters and the values that they are to have. On ``return``, also after an
+            exception: ``Result(value)``. On both: ``Raise(error)``. What it *raises* is an error
+            of the instrument, as everywhere, and changes nothing.
+        """
+        return None
+
     def evaluate(self, value: str, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> Any:
         """Evaluate an expression under this instrument's policy.
 
@@ -288,19 +318,21 @@ class Instrument:
             ExpressionError: it does not parse or is not admitted; besides, whatever
                 evaluating it raises.
         """
-        if value not in self._compiled:
-            tree = self._parse(value, "value")
-            code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), value, "eval")
-            # What is nested in it sees globals alone.
-            is_flat = not any(isinstance(node, _NESTING) for node in ast.walk(tree.tree))
-            self._compiled[value] = tree, code, is_flat
-        expression, code, is_flat = self._compiled[value]
+        expression, code, is_flat = self._compiled.get(value) or self._compile(value)
         if is_flat and type(_globals) is dict:
             names = {**_locals, **expression.constants} if expression.constants else _locals
             return eval(code, _globals, names)  # noqa: S307  (the policy admitted it)
         if type(_locals) is Names:
             return eval(code, {**_locals.everything(), **expression.constants})  # noqa: S307
         return eval(code, {**_globals, **_locals, **expression.constants})  # noqa: S307
+
+    def _compile(self, text: str) -> tuple[Expression, CodeType, bool]:
+        tree = self._parse(text, "value")
+        code = compile(ast.fix_missing_locations(ast.Expression(tree.tree)), text, "eval")
+        # What is nested in it sees globals alone.
+        is_flat = not any(isinstance(node, _NESTING) for node in ast.walk(tree.tree))
+        self._compiled[text] = tree, code, is_flat
+        return self._compiled[text]
 
     def merge_tags(self, _globals: Mapping[str, Any], _locals: Mapping[str, Any]) -> dict[str, Any]:
         """The manager's tags, overlaid by those of ``custom["tags"]``."""
@@ -335,6 +367,9 @@ class Instrument:
     def attached(self) -> None:
         """Called by a probe after arming."""
 
+    def disarmed(self, hook: Hook) -> None:
+        """Called when a hook that :meth:`plan` led to serves no more hits; also at a hit."""
+
     def detached(self) -> None:
         """Called by a probe when it is off its last function."""
 
@@ -366,15 +401,19 @@ class Instrument:
         if not _is_ours(self.mgr.get_tags):
             constants["get_tags"] = self.mgr.get_tags
             tags = f"{{**C·get_tags(), **{tags}}}"
-        if self._wants_everything():
+        act = self.act if self.acts else None
+        whole = act is None and self._wants_everything()
+        if act is not None:
+            deliver = "C·hit()\nd·outcome = C·act(E·value, D·locals)"
+        elif whole:
             deliver = "C·hit()\nC·fire(D·globals, D·locals)"
             constants["fire"] = self.fire
         else:
             deliver = self._deliver(tags, constants)
         return Plan(
             deliver=deliver,
-            value=self._parse(self.value, "value"),
-            tags=self._parse(own_tags, "custom.tags") if own_tags else None,
+            value=self._expression(self.value, "value", is_used=not whole),
+            tags=self._expression(own_tags, "custom.tags", is_used=not whole) if own_tags else None,
             when=None if self.when is None else self._parse(self.when, "when"),
             constants=constants,
             fail=fail,
@@ -384,9 +423,20 @@ class Instrument:
             allotment=self.allotment,
             check=self._check(probe),
             finish=None if _is_own(self, "finish") else self.finish,
+            act=act,
+            whole=whole,
             watch=watch,
             quick=self.quick and "C·append(E·number)" in deliver,
         )
+
+    def _expression(self, text: str, field: str, *, is_used: bool) -> Expression | None:
+        """Parse an expression; one that only :meth:`fire` may use need not be one."""
+        if is_used or (_is_own(self, "fire") and _is_own(self, "evaluate")):
+            return self._parse(text, field)
+        # Now, so that nothing is compiled at a hit.
+        with contextlib.suppress(ExpressionError):
+            return self._compile(text)[0]
+        return None
 
     def _own_limits(self) -> Limits:
         limits = self.limits.over(self.default_limits)

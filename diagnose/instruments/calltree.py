@@ -13,6 +13,7 @@ from diagnose.errors import InstrumentError
 from diagnose.guards import Limits
 from diagnose.handlers import BUSY, Span
 from diagnose.instruments.log import LogInstrument
+from diagnose.interrupts import belongs_to_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,17 +47,23 @@ class SpanInstrument(LogInstrument):
     def plan(
         self,
         probe: Any,
-        fail: Callable[[Exception], None],
+        fail: Callable[[BaseException], bool],
         done: Callable[[], None],
         watch: Watch | None = None,
     ) -> Plan:
         """See :meth:`Instrument.plan`."""
-        running = _Running(self.begin)
+        running = _Running(self.begin, fail)
         span = Span(running.begin, running.finish, self.made, running.abandon)
         return replace(super().plan(probe, fail, done, watch), span=span)
 
     def begin(self, frame: Any) -> Any:
-        """Begin to watch the call of ``frame``; None: not this one."""
+        """Begin to watch the call of ``frame``; None: not this one.
+
+        Returns:
+            An object with ``is_last``, which is for others to set; ``end()``, called in the thread
+            of the call; ``abandon()``, called from any thread instead; ``made``, what it has seen;
+            and ``error``, what went wrong meanwhile, or None.
+        """
         raise NotImplementedError
 
 
@@ -67,15 +74,18 @@ class _Running:
     to the set is one atomic call each time.
     """
 
-    __slots__ = ("_begin", "_calls", "_is_over")
+    __slots__ = ("_begin", "_calls", "_fail", "_is_over")
 
-    def __init__(self, begin: Callable[[Any], Any]) -> None:
+    def __init__(self, begin: Callable[[Any], Any], fail: Callable[[Any], object]) -> None:
         self._begin = begin
+        self._fail = fail
         self._calls: set[Any] = set()
         self._is_over = False
 
     def begin(self, frame: Any) -> Any:
-        call = self._begin(frame)
+        call = None
+        with _Served(self._fail):
+            call = self._begin(frame)
         if call is not None:
             self._calls.add(call)
             if self._is_over:  # it was abandoned meanwhile
@@ -90,7 +100,18 @@ class _Running:
         try:
             BUSY.add(ident)
             self._calls.discard(call)
-            return call.finish()
+            is_ended = False
+            try:
+                with _Served(self._fail):
+                    call.end()
+                    is_ended = True
+            finally:
+                if not is_ended:
+                    with _Served(self._fail):
+                        call.abandon()
+            if call.error is not None:
+                self._fail(call.error)
+            return call.made
         finally:
             if is_outermost:
                 BUSY.discard(ident)
@@ -102,7 +123,26 @@ class _Running:
                 call = self._calls.pop()
             except KeyError:  # it came to its end, or another thread was first
                 return
-            call.abandon()
+            with _Served(self._fail):
+                call.abandon()
+
+
+class _Served:
+    """A context that no error leaves but the program's; others are told of."""
+
+    __slots__ = ("_fail",)
+
+    def __init__(self, fail: Callable[[Any], object]) -> None:
+        self._fail = fail
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if error is None or belongs_to_program(error):
+            return False
+        self._fail(error)
+        return True
 
 
 class CallTreeInstrument(SpanInstrument):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from diagnose.calltrees.callbacks import contained
 from diagnose.calltrees.collector import is_ours
 from diagnose.errors import (
     ExpressionNotAdmittedError,
@@ -13,11 +14,15 @@ from diagnose.errors import (
     ProbeError,
 )
 from diagnose.instruments.calltree import SpanInstrument
+from diagnose.interrupts import belongs_to_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["HunterInstrument"]
+
+# Taken now: one of them may itself be probed.
+_gettrace, _settrace = sys.gettrace, sys.settrace
 
 
 class HunterInstrument(SpanInstrument):
@@ -74,7 +79,7 @@ class HunterInstrument(SpanInstrument):
                 "coverage; it would be switched off for the call"
             )
             raise ProbeError(message, code="hunter-unavailable")
-        return _Hunt(self.query, self.max_events)
+        return _Hunt(self.query, self.max_events, frame)
 
     def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
         """Write the events, on lines of their own."""
@@ -86,14 +91,18 @@ class HunterInstrument(SpanInstrument):
 class _Hunt:
     """One call that is traced."""
 
-    def __init__(self, query: Any, most: int) -> None:
+    def __init__(self, query: Any, most: int, frame: Any) -> None:
         self.is_last = False
-        self.events: list[str] = []
+        self.error: BaseException | None = None
+        self.made: list[str] = []
+        self._theirs: BaseException | None = None  # what is raised when the call ends
         self._most = most
         self._query = query
+        self._frame = frame
         self._ended = False
         self._tracer = self.tracer_class()(threading_support=False)
-        self._tracer.trace(self._note)
+        # It would print what comes out of its callback, and go on: nothing does.
+        self._tracer.trace(contained(self._note, self._fail, belongs=_is_kept))
 
     @staticmethod
     def tracer_class() -> Any:
@@ -103,21 +112,43 @@ class _Hunt:
         return hunter.Tracer
 
     def _note(self, event: Any) -> None:
-        if self._ended or len(self.events) >= self._most:
-            self._tracer.stop()
+        if self._ended or len(self.made) >= self._most:
+            self._leave_thread()
         elif not is_ours(event.filename) and self._query(event):
             source = event.source.rstrip()
-            self.events.append(f"{event.module}:{event.lineno:<5} {event.kind:9} {source}")
+            self.made.append(f"{event.module}:{event.lineno:<5} {event.kind:9} {source}")
 
-    def finish(self) -> list[str]:
-        """End tracing; what was selected."""
+    def _fail(self, error: BaseException) -> None:
         self._ended = True
-        self._tracer.stop()
-        return self.events
+        if belongs_to_program(error):
+            self._theirs = error
+        else:
+            self.error = error
+
+    def _leave_thread(self) -> None:
+        # Not by its `stop`: that takes off whatever is there, also what the program has set
+        # meanwhile. And so does one that was stopped, at the next line of a frame it has seen.
+        if _gettrace() is self._tracer:
+            _settrace(None)
+
+    def end(self) -> None:
+        """End tracing, in the thread of the call."""
+        self._ended = True
+        frame, self._frame = self._frame, None
+        if frame is not None and frame.f_trace is self._tracer:
+            frame.f_trace = None
+        self._leave_thread()
+        if self._theirs is not None:
+            raise self._theirs
 
     def abandon(self) -> None:
         """End tracing, from any thread: at the next event."""
         self._ended = True
+
+
+def _is_kept(_error: BaseException) -> bool:
+    """Nothing is raised at once."""
+    return False
 
 
 def _parsed(query: object) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import reprlib
-import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from diagnose.guards import Limits
 from diagnose.instruments.base import Instrument
+from diagnose.sinks.standard import STANDARD_OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,9 @@ class LogInstrument(Instrument):
     Attributes:
         MAX_CHARS: the most characters of a value that are written; the rest becomes
             ``...``.
-        out: anything with ``write(text)``; None: what ``sys.stdout`` is at that time. Set
-            it on the class, a subclass or an instance.
+        out: anything with ``write(text)``; None: what ``sys.stdout`` is at that time, through a
+            :class:`~diagnose.sinks.standard.StandardOutput`. Set it on the class, a subclass or
+            an instance.
     """
 
     MAX_CHARS: ClassVar[int] = 2000
@@ -41,12 +42,28 @@ class LogInstrument(Instrument):
 
     def emit(self, name: str, value: Any, tags: Mapping[str, Any]) -> None:
         """Write the line; what ``out`` raises disarms the instrument."""
-        out = self.out if self.out is not None else sys.stdout
+        out = self.out if self.out is not None else STANDARD_OUTPUT
         text = _picture(value, self.MAX_CHARS)
         # A table begins on a line of its own, so that its columns stand below each other.
         is_table = "\n" in text and not isinstance(value, str) and text[0] != "\n"
         gap = "\n" if is_table else ""
         out.write(f"Probe ({name})[tags={dict(tags)}] = {gap}{text}\n")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines that were lost."""
+        if self.out is None and STANDARD_OUTPUT.lost:
+            return ("standard output is closed, full or not read: lines were lost",)
+        return ()
+
+    def attached(self) -> None:
+        """See to it that there is a thread that writes."""
+        if self.out is None:
+            STANDARD_OUTPUT.begin(self)
+
+    def detached(self) -> None:
+        """Leave what is not written yet to that thread."""
+        STANDARD_OUTPUT.end(self)
 
 
 _SIZED = (list, tuple, dict, set, frozenset)

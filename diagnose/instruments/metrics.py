@@ -2,8 +2,9 @@
 
 A hit appends to a deque and is done. One thread empties the deques ten times a second,
 groups what it finds by tags and hands it to the manager's sinks; a sink can be slow or
-broken without any probed call noticing. When more comes than a buffer holds between two
-drains, the oldest values are lost, and a warning on the status says so.
+broken, or hang, without any probed call noticing, nor whoever takes an instrument off. When
+more comes than a buffer holds between two drains, the oldest values are lost, and a warning on
+the status says so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from datetime import timedelta
 from itertools import repeat, starmap
@@ -21,8 +24,9 @@ from diagnose.handlers import BUSY, Quiet
 from diagnose.instruments.base import Instrument
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from diagnose.bytecode.weaving import Hook
     from diagnose.sinks import Sink
 
     Tags = tuple[tuple[str, str], ...]
@@ -33,61 +37,152 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 0.1
 BUFFERED_VALUES = 1 << 18
+SETTLE_SECONDS = 1.0
+"""How long who takes instruments off waits for sinks, at most. One that does not come to an end
+by then is not waited for again before it did."""
+HANGS_AFTER_SECONDS = 5.0
 
-_clockwork = Clockwork("diagnose-metrics")
+_clockwork = Clockwork("diagnose-metrics", Quiet)
+
+# Taken now: they may themselves be probed, and then their modules have stand-ins for them.
+_ident, _clock = threading.get_ident, time.monotonic
+_schedule = _clockwork.after
 
 
 class _Drain:
-    """The set of instruments whose buffers are emptied in the background."""
+    """The set of instruments whose buffers are emptied in the background.
+
+    Whatever a sink is handed it is handed in that one thread, and nobody else waits for a sink
+    for longer than :data:`SETTLE_SECONDS`.
+    """
 
     def __init__(self) -> None:
         self._instruments: set[_Metric] = set()
-        self._lock = threading.Lock()
-        self._scheduled = False
-        self._process = os.getpid()
+        self._turn: object = None
+        # What instruments that were taken off have left: how many values, and what sends them.
+        self._left: deque[tuple[int, Callable[[], None]]] = deque()
+        self._is_stuck = False
+        self._broken: dict[int, Sink] = {}
+        self._entered: float | None = None
 
     def add(self, instrument: _Metric) -> None:
-        with self._lock:
-            self._instruments.add(instrument)
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self._schedule()
-
-    def _schedule(self) -> None:
-        process = self._process
-        _clockwork.after(DRAIN_SECONDS, lambda: self._run(process))
+        """Empty its buffers from now on."""
+        self._instruments.add(instrument)
+        if self._turn is None:
+            self._take_turns()
 
     def discard(self, instrument: _Metric) -> None:
-        with self._lock:
-            self._instruments.discard(instrument)
+        """Leave them alone."""
+        self._instruments.discard(instrument)
 
-    def _run(self, process: int) -> None:
-        if process != self._process:
-            return  # a timer that a forked child has from its parent
-        with self._lock:
-            due = list(self._instruments)
-        for instrument in due:
-            instrument.flush()
-        with self._lock:
-            self._scheduled = bool(self._instruments)
-            if not self._scheduled:
-                return
-        self._schedule()
+    def _take_turns(self) -> None:
+        # Of several that begin at once the last one goes on; and so ends, in a forked child,
+        # what the parent began.
+        turn = self._turn = object()
+        _schedule(DRAIN_SECONDS, lambda: self._run(turn))
+
+    def _run(self, turn: object) -> None:
+        if turn is not self._turn:
+            return
+        try:
+            for instrument in list(self._instruments):
+                self.send(instrument, instrument.take())
+        finally:
+            self._turn = None
+            if self._instruments:
+                self._take_turns()
+
+    def hand_over(self, instrument: _Metric) -> None:
+        """Take what is in its buffers now, and send it soon."""
+        values = instrument.take()
+        if not values:
+            return
+        if self.is_here():  # a sink took the instrument off, or wants its values
+            self.send(instrument, values)
+            return
+        self._left.append((len(values), lambda: self.send(instrument, values)))
+        _schedule(0, self._send_left)
+
+    def _send_left(self) -> None:
+        if self._left:  # not so in a forked child: what the parent had left is the parent's
+            try:
+                self._left[0][1]()
+            finally:
+                self._left.popleft()
+
+    def settle(self) -> None:
+        """Wait until what was handed over is sent, for a short time at most."""
+        # Who waited in vain has said so, and until that is over nobody else waits.
+        if not self._left or self._is_stuck:
+            return
+
+        def settled() -> None:
+            self._is_stuck = False
+
+        if not _clockwork.settle(SETTLE_SECONDS, settled):
+            self._is_stuck = True
+            log.warning(
+                "a metric sink has not come to an end within %g s: %d values of instruments that "
+                "were taken off wait for it, and are lost if the program ends before it does",
+                SETTLE_SECONDS,
+                sum(count for count, _ in list(self._left)),
+            )
+
+    def is_here(self) -> bool:
+        """Whether this is the drain's own thread."""
+        thread = _clockwork.thread
+        return thread is not None and thread.ident == _ident()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a sink has not come to an end for a while."""
+        entered = self._entered
+        return entered is not None and _clock() - entered > HANGS_AFTER_SECONDS
+
+    def send(self, instrument: _Metric, values: list[Any]) -> None:
+        """Hand values to the sinks. What these raise is logged, once for each."""
+        if not values:
+            return
+        plain = [value for value in values if type(value) is not tuple]
+        groups: dict[Tags, list[float]] = {(): plain} if plain else {}
+        for value in values if len(plain) != len(values) else ():
+            if type(value) is tuple:
+                groups.setdefault(value[1], []).append(value[0])
+        for sink in list(instrument.sinks):
+            self._entered = _clock()
+            try:
+                for tags, batch in groups.items():
+                    instrument.send_group(sink, batch, dict(tags))
+            except BaseException:
+                instrument.broken.add(id(sink))
+                if id(sink) not in self._broken:
+                    self._broken[id(sink)] = sink
+                    log.exception("sink %r failed for %r; values are lost", sink, instrument)
+            else:
+                if id(sink) in instrument.broken:
+                    instrument.broken.discard(id(sink))
+                    if not any(id(sink) in each.broken for each in list(self._instruments)):
+                        self._broken.pop(id(sink), None)
+            finally:
+                self._entered = None
 
     def after_fork_in_child(self) -> None:
-        # The parent sends what was in the buffers. A lock may have been held by a thread
-        # that does not exist here, and the fork may have come in the middle of a run.
-        self._lock = threading.Lock()
-        self._scheduled = False
-        self._process = os.getpid()
+        """Begin anew: the parent sends what was in the buffers."""
+        self._left, self._is_stuck, self._entered = deque(), False, None
         for instrument in list(self._instruments):
             instrument.forget()
-            self.add(instrument)
+        self._turn = None
+        if self._instruments:
+            self._take_turns()
 
 
 _drain = _Drain()
 os.register_at_fork(after_in_child=_drain.after_fork_in_child)
+
+
+def settle() -> None:
+    """Wait, for a second at most, until the sinks have what was left of what was taken off."""
+    _drain.settle()
 
 
 def as_number(value: Any) -> float:
@@ -125,16 +220,41 @@ def freeze(tags: Mapping[Any, Any]) -> Tags:
     return tuple(sorted((str(key), str(value)) for key, value in tags.items()))
 
 
+class _Buffer:
+    """The values of the hits of one attachment, as long as anybody may append to it.
+
+    Attributes:
+        values: what was not drained yet.
+    """
+
+    __slots__ = ("_append", "_is_closed", "values")
+
+    def __init__(self, values: deque[Any], append: Callable[[Any], None]) -> None:
+        self.values = values
+        # Handlers hold it, and nobody else: when they are gone, so is it.
+        self._append = weakref.ref(append)
+        self._is_closed = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what comes in from now on counts."""
+        return not self._is_closed and self._append() is not None
+
+    def close(self, append: object) -> None:
+        """Let nothing count any more that comes in by this way."""
+        self._is_closed = self._is_closed or self._append() is append
+
+
 class _Metric(Instrument):
     quick: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._buffer: deque[Any] = deque(maxlen=BUFFERED_VALUES)
-        # Reentrant, for a sink may take off the instrument whose values it is handed.
-        self._flushing = threading.RLock()
+        self._emitted: deque[Any] = deque(maxlen=BUFFERED_VALUES)
+        self._buffers: list[_Buffer] = []
+        self._taking = threading.RLock()
         self._overflowed = False
-        self._broken: set[int] = set()
+        self.broken: set[int] = set()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -145,8 +265,13 @@ class _Metric(Instrument):
                 "no metric sink is configured in this process: hits are counted, values are "
                 "dropped; the application has to put one into manager.sinks"
             )
-        if self._broken:
+        if self.broken:
             found.append("a metric sink raised, see the application's log: values are missing")
+        if _drain.hangs:
+            found.append(
+                "a metric sink does not come to an end: values wait for it, and the oldest of "
+                "them get lost"
+            )
         if self._overflowed:
             found.append(
                 f"more than {BUFFERED_VALUES} values came within {DRAIN_SECONDS} s: "
@@ -160,15 +285,19 @@ class _Metric(Instrument):
         Raises:
             TypeError: it is no number.
         """
-        self._buffer.append((as_number(value), freeze(tags)))
+        self._emitted.append((as_number(value), freeze(tags)))
 
     def _deliver(self, tags: str, constants: dict[str, object]) -> str:
+        if not self.status.attachments:
+            # Calls that were inside when it was taken off may have emitted since.
+            self._emitted.clear()
         if getattr(self.emit, "__func__", None) is not _Metric.emit:
             return super()._deliver(tags, constants)
-        if not self.status.attachments:
-            # Calls that were inside when it was taken off may have appended since.
-            self._buffer.clear()
-        constants["append"] = self._buffer.append
+        # A buffer of its own: what still appends when this attachment has ended (calls that are
+        # inside, copies of the function's code) appends to what nobody reads any more.
+        values: deque[Any] = deque(maxlen=BUFFERED_VALUES)
+        append = constants["append"] = values.append
+        self._buffers.append(_Buffer(values, append))
         constants["number"] = as_number
         if tags == "{}":
             return "C·append(E·number)"
@@ -179,48 +308,51 @@ class _Metric(Instrument):
         """Begin to be drained."""
         _drain.add(self)
 
+    def disarmed(self, hook: Hook) -> None:
+        """Let no more values come by a hook whose function appends to a buffer by itself."""
+        if hook.quick is not None:
+            for buffer in list(self._buffers):
+                buffer.close(hook.quick[0])
+
     def detached(self) -> None:
-        """Send what is left, and be drained no more."""
+        """Hand over what is left, and be drained no more."""
         _drain.discard(self)
-        self.flush()
+        with Quiet():
+            _drain.hand_over(self)
 
     def forget(self) -> None:
         """In a forked child: what is buffered is the parent's."""
-        self._buffer.clear()
-        self._flushing = threading.RLock()
+        self._taking = threading.RLock()
+        for values in self._sources():
+            values.clear()
 
     def flush(self) -> None:
-        """Empty the buffer into the sinks now. Sinks' errors are logged, not raised."""
-        with self._flushing, Quiet():
-            buffer = self._buffer
-            count = len(buffer)
-            if count == 0:
-                return
-            self._overflowed |= count == buffer.maxlen
-            # Hits go on appending at the other end meanwhile; theirs stay.
-            values = list(starmap(buffer.popleft, repeat((), count)))
-            self.status.drained += count
-            plain = [value for value in values if type(value) is not tuple]
-            groups: dict[Tags, list[float]] = {(): plain} if plain else {}
-            if len(plain) != count:
-                for value in values:
-                    if type(value) is tuple:
-                        groups.setdefault(value[1], []).append(value[0])
-            for sink in self.sinks:
-                self._send(sink, groups)
+        """Bring what is buffered to the sinks, and wait for that for a second at most."""
+        with Quiet():
+            _drain.hand_over(self)
+            _drain.settle()
 
-    def _send(self, sink: Sink, groups: Mapping[Tags, Sequence[float]]) -> None:
-        try:
-            for tags, values in groups.items():
-                self._send_group(sink, values, dict(tags))
-        except Exception:
-            if id(sink) not in self._broken:
-                self._broken.add(id(sink))
-                log.exception("sink %r failed for %r; values are lost", sink, self)
-        else:
-            self._broken.discard(id(sink))
+    def _sources(self) -> list[deque[Any]]:
+        return [self._emitted, *(buffer.values for buffer in list(self._buffers))]
 
-    def _send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+    def take(self) -> list[Any]:
+        """Empty the buffers; those that nothing comes in by any more are dropped."""
+        taken: list[Any] = []
+        with self._taking:
+            dead = [buffer for buffer in self._buffers if not buffer.is_live]
+            for values in self._sources():
+                count = len(values)
+                self._overflowed |= count == values.maxlen
+                # Hits go on appending at the other end meanwhile; theirs stay.
+                taken += starmap(values.popleft, repeat((), count))
+                if values is not self._emitted:  # those were counted at the hit
+                    self.status.drained += count
+            for buffer in dead:
+                self._buffers.remove(buffer)
+        return taken
+
+    def send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+        """Hand a batch of values with the same tags to a sink."""
         raise NotImplementedError
 
 
@@ -231,12 +363,14 @@ class HistogramInstrument(_Metric):
     error of the instrument.
     """
 
-    def _send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+    def send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+        """See :class:`_Metric`."""
         sink.histogram(self.name, values, tags)
 
 
 class IncrementInstrument(_Metric):
     """Adds every value to a counter; values of one drain are summed before they are sent."""
 
-    def _send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+    def send_group(self, sink: Sink, values: Sequence[float], tags: Mapping[str, str]) -> None:
+        """See :class:`_Metric`."""
         sink.counter(self.name, sum(values), tags)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from diagnose.targets.completion import Completion, complete
 from diagnose.targets.fingerprints import fingerprint
 from diagnose.targets.given import path_of, target_of
-from diagnose.targets.search import Target, TargetKind, find, module_names, resolve
+from diagnose.targets.search import Target, TargetKind, find, innermost, module_names, resolve
 
 __all__ = [
     "Completion",
@@ -26,6 +26,7 @@ __all__ = [
     "complete",
     "find",
     "fingerprint",
+    "innermost",
     "module_names",
     "path_of",
     "resolve",

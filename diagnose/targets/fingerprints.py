@@ -55,7 +55,7 @@ below this module and knows."""
 
 
 def fingerprint(target: Target) -> str:
-    """Make the fingerprint of a target's function.
+    """Make the fingerprint of a target's function: behind decorators, of the one that was written.
 
     Costs about half a millisecond for 1,000 bytes of code.
 
@@ -73,12 +73,12 @@ def fingerprint(target: Target) -> str:
         >>> print(fingerprint(resolve("textwrap.dedent", import_modules=True)))
         3...-...-...
     """
-    if target.function is None:
+    if target.body is None:
         raise TargetKindError(
             f"{target.path!r} has no Python code, so there is no fingerprint of it",
             code="no-fingerprint",
         )
-    code = read_code(target.function)
+    code = read_code(target.body)
     digest = hashlib.blake2b(_whole(code, code.co_firstlineno), digest_size=6).hexdigest()
     return f"{sys.version_info[0]}.{sys.version_info[1]}-{digest}-{code.co_firstlineno}"
 

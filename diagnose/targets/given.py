@@ -6,7 +6,7 @@ from types import FunctionType
 from typing import Any
 
 from diagnose.errors import TargetKindError
-from diagnose.targets.search import Target, TargetKind
+from diagnose.targets.search import Target, TargetKind, innermost
 
 __all__ = ["path_of", "target_of"]
 
@@ -29,6 +29,6 @@ def target_of(given: Any) -> Target:
     if type(function) is not FunctionType:  # a wrapper may claim to be one
         message = f"{given!r:.200} has no Python function in it that an instrument can be put on"
         raise TargetKindError(message)
-    return Target(
-        path_of(function), None, function.__name__, TargetKind.FUNCTION, function, function
-    )
+    path, name = path_of(function), function.__name__
+    inner, count = innermost(function)
+    return Target(path, None, name, TargetKind.FUNCTION, function, function, (), inner, count)

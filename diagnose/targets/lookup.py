@@ -25,9 +25,9 @@ _read_class_function = classmethod.__dict__["__func__"].__get__
 
 _MISSING = object()
 
-# What a probe puts in the place of a callable without code (sites.py, which may not be
+# What a probe puts in the place of a callable without code (standins.py, which may not be
 # imported here) has that callable in this slot of a class of this module.
-_STANDIN_MODULE, _STANDIN_SLOT = "diagnose.sites", "_found"
+_STANDIN_MODULE, _STANDIN_SLOT = "diagnose.standins", "_found"
 
 
 class _Step(NamedTuple):
@@ -147,6 +147,13 @@ def _unwrapped(value: object) -> object:
 
 def _read_wrapped(value: object) -> object:
     """What a wrapper has as its ``__wrapped__``; `_MISSING` if that is not to be read so."""
+    kind = type(value)
+    if not issubclass(kind, type) and _in_classes(_read_mro(kind), "__wrapped__") is None:
+        # From its own dictionary, if it has one: looking at that by its name would make it.
+        try:
+            return object.__getattribute__(value, "__wrapped__")
+        except AttributeError:
+            return _MISSING
     step = _look_up(value, "__wrapped__")
     if step is None:
         return _MISSING
@@ -156,6 +163,10 @@ def _read_wrapped(value: object) -> object:
             return found.__get__(value, type(value))
         except Exception:  # noqa: BLE001 - a proxy that was never made ready
             return _MISSING
+    if step.owner is not value and not _is_a(value, type):
+        methods = _read_mro(type(found))
+        if _in_classes(methods, "__get__"):
+            return _MISSING  # a property, say: what it would give is only known when it runs
     return found
 
 

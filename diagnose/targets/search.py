@@ -5,14 +5,18 @@ Everything is read from the dictionaries of modules, classes and instances; see 
 
 from __future__ import annotations
 
+import _warnings
 import builtins
 import enum
+import faulthandler
 import functools
+import gc
 import re
 import sys
 import unicodedata
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 from diagnose.errors import (
     TargetError,
@@ -61,13 +65,28 @@ from diagnose.targets.lookup import (
     _unwrapped,
 )
 
-__all__ = ["Target", "TargetKind", "find", "module_names", "resolve"]
+__all__ = ["Target", "TargetKind", "find", "innermost", "module_names", "resolve"]
 
 _MAX_PATH_CHARS = 1000
-_MAX_WRAPPERS = 20
+_MAX_WRAPPERS = 1000
 _OTHER_JOINTS = re.compile(r"(\.py)?:+|/")  # as pytest, entry points and files have them
 
 _ACCESSORS = {name: property.__dict__[name].__get__ for name in ("fget", "fset", "fdel")}
+
+_LOOKERS = {
+    id(getattr(sys.modules[module], name)): f"{module}.{name}"
+    for module, names in {
+        "builtins": "locals globals vars dir eval exec compile breakpoint __build_class__",
+        "sys": "_getframe _getframemodulename breakpointhook getrefcount settrace setprofile",
+        _warnings.__name__: "warn",
+        gc.__name__: "get_referrers",
+        faulthandler.__name__: "dump_traceback",
+    }.items()
+    for name in names.split()
+    if hasattr(sys.modules[module], name)
+}
+"""C functions that look at the frame that calls them, or at who holds their arguments. There would
+be a stand-in in between, and what they give or do another thing."""
 
 _TPFLAGS_IMMUTABLETYPE = 1 << 8  # all static types have it too
 
@@ -99,6 +118,9 @@ class Target:
             object, a property, and so on.
         function: the function whose code a probe swaps; None for `TargetKind.REFERENCE`.
         warnings: what a user may not expect of this target, one sentence each.
+        inner: the innermost function behind its decorators (see `innermost`), unless there are
+            none, or the path itself ends in ``__wrapped__``.
+        decorators: how many of them `inner` is behind.
     """
 
     path: str
@@ -108,6 +130,13 @@ class Target:
     found: object
     function: FunctionType | None
     warnings: tuple[str, ...] = ()
+    inner: Any = None
+    decorators: int = 0
+
+    @property
+    def body(self) -> Any:
+        """The function that was written: behind decorators `inner`; None where no function is."""
+        return self.function if self.inner is None else self.inner
 
     @property
     def subject(self) -> object:
@@ -116,8 +145,8 @@ class Target:
 
     @property
     def location(self) -> str | None:
-        """File and first line of the function; None where there is no Python code."""
-        code = None if self.function is None else self.function.__code__
+        """File and first line of the function that was written; None where none was."""
+        code = None if self.body is None else self.body.__code__
         return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
     def wraps(self, subject: object) -> bool:
@@ -125,12 +154,42 @@ class Target:
 
         That is what decorators leave behind that use `functools.wraps` or wrapt.
         """
-        found: object = _unwrapped(self.subject)
-        for _ in range(_MAX_WRAPPERS):
-            found = _unwrapped(_read_wrapped(found))
-            if found is _MISSING or found is subject:
-                break
-        return found is subject
+        return any(found is subject for found in _behind(_unwrapped(self.subject)))
+
+
+def innermost(function: object) -> tuple[FunctionType | None, int]:
+    """The innermost function behind ``__wrapped__``, and how many decorators it is behind.
+
+    Nothing of the program is run. None for what is no decorator's work, or leads in a circle. What
+    stands further in and is no function does not count.
+    """
+    inner, count = None, 0
+    for number, found in enumerate(_behind(function), 1):
+        if type(found) is FunctionType:
+            inner, count = found, number
+    return inner, count
+
+
+def _behind(wrapper: object) -> list[object]:
+    """What a chain of ``__wrapped__`` leads to, the outermost first; nothing if it never ends."""
+    found: list[object] = []
+    seen = {id(wrapper)}
+    behind = wrapper
+    while (behind := _inside(_read_wrapped(behind))) is not _MISSING:
+        if id(behind) in seen or len(found) >= _MAX_WRAPPERS:
+            return []
+        seen.add(id(behind))
+        found.append(behind)
+    return found
+
+
+def _inside(value: object) -> object:
+    """The function inside any descriptor that a class may hold; any other value as it is."""
+    if _is_a(value, property):
+        value = _ACCESSORS["fget"](value)
+    elif _is_a(value, functools.cached_property):
+        value = _entry(_namespace(value), "func")
+    return _unwrapped(value)
 
 
 def resolve(path: str, *, import_modules: bool) -> Target:
@@ -436,6 +495,10 @@ class _Search:
     def _reference(self, step: _Step, holder: object, here: str) -> Target:
         owner = step.owner
         advice = "probe the Python function that calls it"
+        if id(step.value) in _LOOKERS:
+            name = _LOOKERS[id(step.value)]
+            why = f"is {name}, which looks at its caller: with a probe it would find another one"
+            raise TargetKindError(f"{here!r} {why}; {advice}", code="target-looks-at-caller")
         if _is_a(owner, type):
             if _read_flags(owner) & _TPFLAGS_IMMUTABLETYPE:
                 source = f"{'is inherited' if holder is not owner else 'is'} from"
@@ -471,7 +534,12 @@ class _Search:
             if _is_script(file) and owner is not sys.modules.get("__main__"):
                 warnings.append(f"{here} also exists in __main__: calls there are not seen")
         code_owner = function if type(function) is FunctionType else None
-        return Target(self.path, owner, name, kind, value, code_owner, tuple(warnings))
+        inner, decorators = None, 0
+        if name != "__wrapped__":  # who walks through decorators one by one means where they stop
+            inner, decorators = innermost(_seen_through(value) if code_owner is None else function)
+        return Target(
+            self.path, owner, name, kind, value, code_owner, tuple(warnings), inner, decorators
+        )
 
 
 def _classify(step: _Step, holder: object, path: str) -> Target:

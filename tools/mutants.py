@@ -1,0 +1,275 @@
+"""The mutants of a module: its text with one small mistake each, at known places.
+
+Not made are those that are equal by construction, or that say nothing about the code: docstrings,
+annotations, ``__all__`` and other names that only declare, what stands under ``TYPE_CHECKING``,
+what is for another version of Python than that which runs this,
+and texts for people (a string with a blank in it), but for text that is code itself: that of
+handlers, with the marks of :mod:`diagnose.handlers.templates` in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+
+COMPARISONS = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.In: ("in", "not in"), ast.NotIn: (r"not\s+in", "in"),
+    ast.Is: ("is", "is not"), ast.IsNot: (r"is\s+not", "is"),
+}  # fmt: skip
+ARITHMETIC = {ast.Add: (r"\+", "-"), ast.Sub: ("-", "+"), ast.Mult: (r"\*", "//")}
+IN_CODE = [
+    ("not ", ""), (" is not ", " is "), (" and ", " or "), (" or ", " and "), (" >= ", " < "), (" > ", " < "),
+    ("= True", "= False"), ("= False", "= True"), ("return\n", "pass\n"), ("return\\n", "pass\\n"),
+]  # fmt: skip
+MARK = "·"
+DECLARING = {"__all__", "__slots__", "__hash__"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One mistake: bytes from ``begin`` to ``end`` of a file are ``instead``."""
+
+    path: str
+    line: int
+    begin: int
+    end: int
+    instead: bytes
+    what: str
+
+    def apply(self, source):
+        """The file's text with the mistake."""
+        return source[: self.begin] + self.instead + source[self.end :]
+
+
+def mutants(path, source):
+    """All mutants of a file that are still Python."""
+    finder = _Finder(path, source)
+    finder.visit(ast.parse(source))
+    return [each for each in finder.found if _compiles(each.apply(source))]
+
+
+def _compiles(source):
+    try:
+        compile(source, "<mutant>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+class _Finder(ast.NodeVisitor):
+    def __init__(self, path, source):
+        self.path = path
+        self.source = source
+        self.lines = [0]
+        for line in source.splitlines(keepends=True):
+            self.lines.append(self.lines[-1] + len(line))
+        self.found = []
+
+    # --- places ---
+
+    def begin(self, node):
+        return self.lines[node.lineno - 1] + node.col_offset
+
+    def end(self, node):
+        return self.lines[node.end_lineno - 1] + node.end_col_offset
+
+    def text(self, node):
+        return self.source[self.begin(node) : self.end(node)].decode()
+
+    def replace(self, node, instead, what):
+        self.put(node.lineno, self.begin(node), self.end(node), instead, what)
+
+    def put(self, line, begin, end, instead, what):
+        self.found.append(Mutant(self.path, line, begin, end, instead.encode(), what))
+
+    def between(self, left, right, pattern, instead, what):
+        """Change an operator: what stands between its operands, brackets and all."""
+        begin, end = self.end(left), self.begin(right)
+        text = self.source[begin:end].decode()
+        changed, count = re.subn(pattern, lambda _: instead, text, count=1)
+        if count:
+            line = left.end_lineno + text[: re.search(pattern, text).start()].count("\n")
+            self.put(line, begin, end, changed, what)
+
+    # --- what is left as it is ---
+
+    def visit_arg(self, node):
+        """Annotations say nothing at run time."""
+
+    def visit_AnnAssign(self, node):
+        if node.value is not None and not _declares([node.target]):
+            self.statement(node)
+            self.visit(node.value)
+
+    def visit_JoinedStr(self, node):
+        """A text for people, mostly."""
+
+    def visit_FunctionDef(self, node):
+        self.visit(node.args)
+        self.block(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_ClassDef(self, node):
+        self.block(node)
+
+    def visit_Module(self, node):
+        self.block(node)
+
+    def block(self, node):
+        """The statements of a thing that may have a docstring."""
+        first = 1 if ast.get_docstring(node, clean=False) is not None else 0
+        for each in node.body[first:]:
+            self.visit(each)
+
+    # --- statements ---
+
+    def statement(self, node):
+        """It may be missing."""
+        self.replace(node, "pass", "statement deleted")
+
+    def visit_Expr(self, node):
+        if isinstance(node.value, ast.Constant):
+            return
+        if not _only_says(node.value):
+            self.statement(node)
+            self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        if _declares(node.targets):
+            return
+        self.statement(node)
+        self.visit(node.value)
+
+    def visit_AugAssign(self, node):
+        self.statement(node)
+        self.visit(node.value)
+
+    def visit_Raise(self, node):
+        self.statement(node)
+
+    def visit_Delete(self, node):
+        self.statement(node)
+
+    def visit_Break(self, node):
+        self.statement(node)
+
+    visit_Continue = visit_Break
+
+    def visit_Return(self, node):
+        if node.value is None:
+            self.statement(node)
+        elif not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            self.replace(node, "return None", "returns None")
+            self.visit(node.value)
+
+    # --- expressions ---
+
+    def visit_If(self, node):
+        text = self.text(node.test)
+        if "TYPE_CHECKING" in text or "sys.version_info" in text:
+            is_true = "TYPE_CHECKING" not in text and _holds(node.test)
+            for each in node.body if is_true else node.orelse:
+                self.visit(each)
+            return
+        self.condition(node.test)
+        self.generic_visit(node)
+
+    def visit_While(self, node):
+        if not isinstance(node.test, ast.Constant):
+            self.condition(node.test)
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node):
+        if "sys.version_info" in self.text(node.test):
+            self.visit(node.body if _holds(node.test) else node.orelse)
+            return
+        self.condition(node.test)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node):
+        for test in node.ifs:
+            self.condition(test)
+        self.generic_visit(node)
+
+    def condition(self, test):
+        """The opposite."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            self.replace(test, f"({self.text(test.operand)})", "condition negated")
+        elif not isinstance(test, ast.Compare) or len(test.ops) > 1:
+            self.replace(test, f"(not ({self.text(test)}))", "condition negated")
+
+    def visit_Compare(self, node):
+        if "sys.version_info" in self.text(node):
+            return
+        left = node.left
+        for operator, right in zip(node.ops, node.comparators, strict=True):
+            old, new = COMPARISONS[type(operator)]
+            self.between(left, right, old, new, "comparison changed")
+            left = right
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node):
+        old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            self.between(left, right, rf"\b{old}\b", new, f"{old} is {new}")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node):
+        if type(node.op) in ARITHMETIC:
+            old, new = ARITHMETIC[type(node.op)]
+            self.between(node.left, node.right, old, new, "operator changed")
+        self.generic_visit(node)
+
+    def visit_Call(self, node):
+        # Of the positional ones the last: without another one the call rarely fits.
+        last = [len(node.args) - 1] if node.args else []
+        for number in [*last, *range(len(node.args), len(node.args) + len(node.keywords))]:
+            every = [*map(ast.unparse, node.args), *map(ast.unparse, node.keywords)]
+            del every[number]
+            text = f"{self.text(node.func)}({', '.join(every)})"
+            self.replace(node, text, "argument dropped")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        value = node.value
+        if isinstance(value, bool):
+            self.replace(node, str(not value), "constant changed")
+        elif isinstance(value, int | float):
+            self.replace(node, "0" if value == 1 else repr(value + 1), "constant changed")
+        elif isinstance(value, str) and MARK in value:
+            self.code(node)
+        elif isinstance(value, str) and " " not in value:
+            self.replace(node, repr(value + "x" if value else "x"), "constant changed")
+
+    def code(self, node):
+        """Text of a handler: the mistakes that can be made in a line of it."""
+        text = self.text(node)
+        for old, new in IN_CODE:
+            for found in re.finditer(re.escape(old), text):
+                begin = self.begin(node) + len(text[: found.start()].encode())
+                line = node.lineno + text[: found.start()].count("\n")
+                self.put(
+                    line, begin, begin + len(old.encode()), new, f"handler: {old!r} is {new!r}"
+                )
+
+
+def _declares(targets):
+    names = {each.id for each in targets if isinstance(each, ast.Name)}
+    return bool(names & DECLARING)
+
+
+def _holds(test):
+    """Whether a condition about the version is true for this one."""
+    try:
+        return bool(eval(ast.unparse(test), {"sys": sys}))
+    except NameError:  # and about something else
+        return True
+
+
+def _only_says(node):
+    """Whether a call is one of a logger."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.")
