@@ -280,8 +280,9 @@ class Site:
 
     def __init__(self, number, loads, function):
         self.number, self.loads, self.function = number, loads, function
-        self.is_judge = getattr(function, "__name__", "") in {"defect", "drop", "judge"}
-        self.name = "judge" if self.is_judge else getattr(function, "__name__", "?")
+        kind = getattr(function, "__name__", type(function).__name__)
+        self.is_judge = kind in {"drop", "judge", "_Judge"}
+        self.name = "judge" if self.is_judge else kind
 
 
 def sites(listing, woven, own):
@@ -341,7 +342,7 @@ class Injector:
             sift, quick = hook.sift or (None,), hook.quick or (None,)
             for function in (hook.handler, hook.prelude, sift[0], quick[0]):
                 if function is not None:
-                    self.owners[id(function)] = hook.judge.__self__.instrument
+                    self.owners[id(function)] = hook.judge.attachment.instrument
         choose, self.choose = self.choose, lambda sites: ()
         return replaced(woven, listing, choose(self.sites))
 
