@@ -293,6 +293,7 @@ SPACE = {
     "kind": tuple(_KINDS),
     "event": ("return", "call", "end", "line:+1"),
     "instrument": tuple(_INSTRUMENTS),
+    "value": ("X", "literal", "clock", "all"),
     "when": tuple(_CONDITIONS),
     "limits": tuple(_LIMITS),
     "tags": ("none", "own"),
@@ -439,13 +440,27 @@ class _World:
             return None
         return expression.replace("X", self.x_name).replace("ODD", self.odd_name)
 
+    def value_text(self):
+        is_inside = self.event not in ("call", "return")
+        if self.value == "clock":
+            return "1" if is_inside else "elapsed" if self.event == "return" else "start"
+        if self.value == "all":
+            if self.instrument == "calltree":
+                return "tree"
+            names = "args, kwargs, frame, now, start"
+            if self.event == "return":
+                names += ", result, exception, elapsed, end"
+                names += "" if self.kind in _BY_REFERENCE else ", hotspots.worst"
+            return "locals()" if is_inside else f"({names})"
+        return "1" if self.value == "literal" else "X"
+
     def set_up(self):
         """Put the instrument on; the code of what refuses that, or None."""
         self.instrument_made = None
         self.manager = self.make_manager()
         made_by, when = self.instrument_class(), self.text(_CONDITIONS[self.when])
         custom = {"tags": self.text("{'t': X}")} if self.tags == "own" else {}
-        limits, value = _LIMITS[self.limits], self.text("X")
+        limits, value = _LIMITS[self.limits], self.text(self.value_text())
         if self.way == "attach":
             try:
                 self.instrument_made = made_by(
@@ -642,6 +657,9 @@ def judged(world):
     least, most = expected_hits(world, failed=state == "error")
     if not least <= hits <= most:
         wrong.append(f"{hits} hits in place of {least} to {most} ({dict(status.suppressed)})")
+    is_each = world.hook in ("finish", "emit") and world.does.startswith("returns")
+    if is_each and state != "error" and world.hook_calls != hits:
+        wrong.append(f"{world.hook} was called {world.hook_calls} times for {hits} hits")
     if state == "error" and code == "runtime-error" and world.hook.endswith("handle_error"):
         if world.hook_calls != 1:
             wrong.append(f"handle_error was called {world.hook_calls} times")
@@ -653,6 +671,8 @@ def errors(world):
     raised = bool(world.raised) and world.hook in _AT_HITS
     may = raised
     if world.when in ("raising", "odd raising"):
+        may = True
+    if world.value == "all" and world.instrument in ("hist", "incr"):
         may = True
     if world.does.startswith("returns") and world.hook_calls:
         may |= world.hook in ("manager.get_tags", "evaluate", "merge_tags")

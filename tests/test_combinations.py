@@ -89,9 +89,12 @@ def all_pairs(draw):
 
 
 def drawn(draw):
-    """Combinations out of the whole space."""
+    """Combinations out of the whole space: near to the plainest, and far away from it."""
     while True:
-        yield {name: draw.choice(values) for name, values in SPACE.items()}
+        combination = {name: values[0] for name, values in SPACE.items()}
+        for name in draw.sample(list(SPACE), draw.randint(2, len(SPACE))):
+            combination[name] = draw.choice(SPACE[name])
+        yield combination
 
 
 def wrong(module, combination):
