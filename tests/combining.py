@@ -14,208 +14,13 @@ import threading
 import types
 from itertools import chain
 
+from combined import BY_REFERENCE, KINDS, XS, Odd, Quit, Unspeakable, Unusable
+from stage import in_thread, outcome, timers_ran
+
 import diagnose
 from diagnose import handlers, instruments, managers, probes
 from diagnose.errors import DiagnoseError
 from diagnose.guards import Limits
-from stage import in_thread, outcome, timers_ran
-
-SUBJECTS = """
-    import functools, types
-
-    ODD = None
-
-    @types.coroutine
-    def pause(value):
-        return (yield value)
-
-    def plain(x, odd):
-        y = x * 2
-        odd.act()
-        return x, y, sorted(locals())
-
-    class C:
-        def __init__(self, x, odd):
-            self.x, self.odd = x, odd
-
-        def method(self, x, odd):
-            y = x * 2
-            odd.act()
-            return x, y, sorted(locals())
-
-        @staticmethod
-        def static(x, odd):
-            y = x * 2
-            odd.act()
-            return x, y, sorted(locals())
-
-        @classmethod
-        def made(cls, x, odd):
-            y = x * 2
-            odd.act()
-            return x, y, sorted(locals())
-
-        @property
-        def prop(self):
-            y = self.x * 2
-            self.odd.act()
-            return y, sorted(locals())
-
-        def __call__(self, x, odd):
-            y = x * 2
-            odd.act()
-            return x, y, sorted(locals())
-
-    instance = C(0, None)
-
-    def numbers(x, odd):
-        y = x * 2
-        yield y
-        odd.act()
-        yield sorted(locals())
-        return y
-
-    async def work(x, odd):
-        y = x * 2
-        await pause(y)
-        odd.act()
-        return y, sorted(locals())
-
-    async def ticks(x, odd):
-        y = x * 2
-        yield y
-        await pause(y)
-        odd.act()
-        yield sorted(locals())
-
-    def make(base):
-        def closure(x, odd):
-            y = x * base
-            odd.act()
-            later = lambda: y
-            return later(), sorted(locals())
-
-        return closure
-
-    closure = make(3)
-
-    def decorate(function):
-        @functools.wraps(function)
-        def wrapper(*args, **kwargs):
-            done = function(*args, **kwargs)
-            return done, sorted(locals())
-
-        return wrapper
-
-    @decorate
-    def decorated(x, odd):
-        y = x * 2
-        odd.act()
-        return x, y, sorted(locals())
-
-    small = lambda x, odd: (
-        odd.act(),
-        x * 2,
-        sorted(locals()),
-    )
-
-    def walk(x, odd):
-        y = x * 2
-        if x:
-            return walk(x - 1, odd), y
-        odd.act()
-        return y, sorted(locals())
-"""
-
-# By kind: the path, how it is called, and what expressions call the two arguments.
-_KINDS = {
-    "plain": ("plain", lambda m, x, odd: m.plain(x, odd), "x", "odd"),
-    "method": ("C.method", lambda m, x, odd: m.instance.method(x, odd), "x", "odd"),
-    "static": ("C.static", lambda m, x, odd: m.C.static(x, odd=odd), "x", "odd"),
-    "class": ("C.made", lambda m, x, odd: m.C.made(x, odd), "x", "odd"),
-    "property": ("C.prop", lambda m, x, odd: m.C(x, odd).prop, "self.x", "self.odd"),
-    "special": ("C.__call__", lambda m, x, odd: m.instance(x, odd), "x", "odd"),
-    "generator": ("numbers", lambda m, x, odd: list(m.numbers(x, odd)), "x", "odd"),
-    "coroutine": ("work", lambda m, x, odd: _drive(m.work(x, odd)), "x", "odd"),
-    "asyncgen": ("ticks", lambda m, x, odd: _drive(_all_of(m.ticks(x, odd))), "x", "odd"),
-    "closure": ("closure", lambda m, x, odd: m.closure(x, odd), "x", "odd"),
-    "decorated": ("decorated", lambda m, x, odd: m.decorated(x, odd=odd), "x", "odd"),
-    "lambda": ("small", lambda m, x, odd: m.small(x, odd), "x", "odd"),
-    "recursive": ("walk", lambda m, x, odd: m.walk(x, odd), "x", "odd"),
-    "instance": ("instance", lambda m, x, odd: m.instance(x, odd), "x", "odd"),
-    "builtin": ("inv", lambda m, x, odd: m.inv(odd), "args[0].x", "args[0]"),
-}
-_BY_REFERENCE = {"instance", "builtin"}
-_XS = (0, 1, 2)
-
-
-def _drive(coroutine):
-    yielded = []
-    try:
-        while True:
-            yielded.append(coroutine.send(None))
-    except StopIteration as stop:
-        return yielded, stop.value
-
-
-async def _all_of(generator):
-    return [each async for each in generator]
-
-
-class Quit(BaseException):
-    """Of the program's own."""
-
-
-class Unspeakable(Exception):
-    """It can't be shown."""
-
-    def __str__(self):
-        raise ValueError("no text")
-
-    __repr__ = __str__
-
-
-class Unusable:
-    """It has no truth, no text and no length."""
-
-    def __bool__(self):
-        raise ValueError("no truth")
-
-    def __str__(self):
-        raise ValueError("no text")
-
-    __repr__ = __len__ = __str__
-
-
-class Answer:
-    """Is true, and no bool."""
-
-    __slots__ = ()
-
-
-class Odd:
-    """An argument: it does what the call is to do, and compares in ways of its own."""
-
-    __hash__ = None
-
-    def __init__(self, x, how):
-        self.x = x
-        self.error = {"returns": None, "raises": ValueError("theirs", x), "quits": Quit(x)}[how]
-
-    def act(self):
-        if self.error is not None:
-            raise self.error
-
-    def __eq__(self, other):
-        return Answer()
-
-    def __lt__(self, other):
-        raise Quit("compared")
-
-    def __invert__(self):
-        self.act()
-        return self.x
-
 
 # --- the space --------------------------------------------------------------------------------
 
@@ -290,7 +95,7 @@ _CHECKS = {"manager.check_call", "check_call"}
 _REENTRIES = ("applies", "starts", "stops", "attaches", "detaches", "changes custom", "calls")
 
 SPACE = {
-    "kind": tuple(_KINDS),
+    "kind": tuple(KINDS),
     "event": ("return", "call", "end", "line:+1"),
     "instrument": tuple(_INSTRUMENTS),
     "value": ("X", "literal", "clock", "all"),
@@ -329,7 +134,7 @@ class _World:
     def __init__(self, module, combination):
         self.module = module
         vars(self).update(combination)
-        name, self.call, self.x_name, self.odd_name = _KINDS[self.kind]
+        name, self.call, self.x_name, self.odd_name = KINDS[self.kind]
         if self.kind == "decorated" and self.event not in ("call", "return"):
             self.x_name, self.odd_name = "1", "ODD"  # which function's variables: not our matter
         self.path = f"{module.__name__}.{name}"
@@ -358,7 +163,8 @@ class _World:
             self.raised += 1
             if self.does == "raises from C":
                 next(iter(()))
-            raise _RAISED[what]()
+            error = _RAISED[what]()
+            raise error
         # What a hook returns that does something else does no harm.
         is_tags = self.hook == "evaluate" and given[0].startswith("{")
         return {} if is_tags or self.hook in ("manager.get_tags", "merge_tags") else 1
@@ -450,7 +256,7 @@ class _World:
             names = "args, kwargs, frame, now, start"
             if self.event == "return":
                 names += ", result, exception, elapsed, end"
-                names += "" if self.kind in _BY_REFERENCE else ", hotspots.worst"
+                names += "" if self.kind in BY_REFERENCE else ", hotspots.worst"
             return "locals()" if is_inside else f"({names})"
         return "1" if self.value == "literal" else "X"
 
@@ -504,7 +310,7 @@ class _World:
 
     def call_all(self):
         got = []
-        for x in _XS:
+        for x in XS:
             self.odd = Odd(x, self.outcome)
             self.module.ODD = self.odd
             work = outcome, self.call, self.module, x, self.odd
@@ -555,7 +361,7 @@ def bare(module, kind, how, thread):
 def functions(module):
     """By kind, the function that is probed, or what stands for it in the module."""
     found = {}
-    for kind, (path, *_) in _KINDS.items():
+    for kind, (path, *_) in KINDS.items():
         thing = operator.attrgetter(path.partition(".")[0])(module)
         for name in path.split(".")[1:]:
             thing = vars(thing)[name]
@@ -572,7 +378,7 @@ def watchers():
 
 
 def run(module, **combination):
-    """Run one combination on a module made of :data:`SUBJECTS`; what is wrong, in words."""
+    """Run one combination on a module made of :data:`combined.SUBJECTS`; what is wrong, in words."""
     combination = {name: combination.get(name, values[0]) for name, values in SPACE.items()}
     expected = bare(module, combination["kind"], combination["outcome"], combination["thread"])
     world = _World(module, combination)
@@ -585,7 +391,7 @@ def run(module, **combination):
         if refused is None:
             got = world.call_all()
             if got != expected:
-                pairs = zip(_XS, expected, got, strict=True)
+                pairs = zip(XS, expected, got, strict=True)
                 wrong += [f"x={x}: {a} became {b}" for x, a, b in pairs if a != b]
             if world.instrument_made is not None:
                 flushed = outcome(world.instrument_made.flush)
@@ -625,9 +431,9 @@ def refusals(world):
     if world.instrument == "calltree":
         if world.event != "return":
             codes |= {"unknown-event"}
-        if world.kind in _BY_REFERENCE:
+        if world.kind in BY_REFERENCE:
             codes |= {"calltree-unavailable"}
-    if world.kind in _BY_REFERENCE and world.event not in ("call", "return"):
+    if world.kind in BY_REFERENCE and world.event not in ("call", "return"):
         codes |= {"end-unavailable"}
     return codes
 
@@ -683,9 +489,9 @@ def errors(world):
 def expected_hits(world, *, failed):
     """How many hits there are at least and at most."""
     frames = (
-        list(chain.from_iterable(range(x + 1) for x in _XS))
+        list(chain.from_iterable(range(x + 1) for x in XS))
         if (world.kind == "recursive")
-        else list(_XS)
+        else list(XS)
     )
     if world.when in ("false", "raising", "odd raising"):
         return 0, 0

@@ -19,9 +19,9 @@ import threading
 import traceback
 from pathlib import Path
 
-import combining
 import pytest
-from combining import SPACE, SUBJECTS, run
+from combined import SUBJECTS
+from combining import SPACE, run
 from stage import Stage, timers_ran
 
 from diagnose import probes
@@ -171,11 +171,6 @@ def test_what_is_wrong_is_seen(module, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(probes._Attachment, "fail", lambda self, error: True)
         assert any("in place of error" in each for each in wrong(module, raising))
-    with monkeypatch.context() as patch:
-        patch.setattr(combining, "_XS", (0, 1, 2, 3))
-        assert any(
-            "x=3" in each or "hits in place" in each for each in [*map(str, wrong(module, {}))]
-        )
 
 
 @pytest.mark.skipif(EXAMPLES < 500, reason="in the long form only (DIAGNOSE_TEST_EXAMPLES)")
