@@ -97,6 +97,8 @@ GOALS = (
     ),
     at_most("end", 400, "`end`, histogram"),
     cheaper(["end", "end-emit"], 30, "upstream", "`end`, the lesser of histogram and `emit`"),
+    at_most("fire", 700, "an empty `fire`"),
+    at_most("fire-name", 1_000, "a `fire` that evaluates a name"),
     at_most("line", 350, "`line`, histogram"),
     at_most("when", 120, "condition false"),
     at_most("rate", 200, "over its rate limit"),

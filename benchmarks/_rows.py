@@ -21,6 +21,8 @@ BODY_LINE = 5
 ELAPSED = {"event": "return", "value": "elapsed", "variant": "discard"}
 LOCAL_AT_END = {"event": "end", "value": "total", "variant": "discard"}
 LOCAL_AT_LINE = {"event": "line", "line": 2, "value": "total", "variant": "discard"}
+FIRE = {"event": "return", "value": "a"}
+ACTING = {"event": "return", "value": "1"}
 LOG = {"event": "return", "value": "(a, b)", "variant": "log"}
 
 
@@ -76,6 +78,10 @@ MEASUREMENTS = {
     "end": Measurement((*DEBUGGERS, "monitoring"), LOCAL_AT_END),
     "end-emit": Measurement(LIBRARIES, LOCAL_AT_END | {"variant": "emit"}),
     "line": Measurement(("here", "ddtrace", "monitoring"), LOCAL_AT_LINE, more=MAY_BE_ABSENT),
+    "fire": Measurement(LIBRARIES, FIRE | {"variant": "fire"}),
+    "fire-name": Measurement(LIBRARIES, FIRE | {"variant": "fire-name"}),
+    "acting": Measurement(HERE, ACTING | {"variant": "acting"}),
+    "acting-result": Measurement(HERE, ACTING | {"variant": "acting-result"}),
     "log": Measurement(DEBUGGERS, LOG | {"rate": 1e9}),
     "when": Measurement(("here", "ddtrace"), ELAPSED | {"when": "a > 100"}, "condition"),
     "rate": Measurement(("here", "ddtrace"), LOG | {"rate": 1}, "rate"),
@@ -131,6 +137,10 @@ ROWS = (
     Row("end", "`end`, a local into a histogram"),
     Row("end-emit", "the same, to a subclass's `emit`"),
     Row("line", "`line:+2`, a local into a histogram"),
+    Row("fire", "`return`, a subclass's `fire` that does nothing"),
+    Row("fire-name", "the same, with a `fire` that evaluates a name"),
+    Row("acting", "`return`, a subclass that acts and returns None", is_compared=False),
+    Row("acting-result", "the same, and replaces the result", is_compared=False),
     Row("log", "`return`, a line of text of two arguments"),
     Row("when", "condition false: `return`, `a > 100`"),
     Row("rate", "over its rate limit: a log of one a second"),

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from diagnose import handlers, imports, probes, sites, targets
+from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, TargetDriftedError, TargetKindError
 from diagnose.handlers import Quiet
 from diagnose.targets import fingerprints
@@ -188,7 +189,7 @@ def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, ob
     check(spec, target)
     site = sites.site_of(target, inside=probes.looks_inside(instrument))
     probe = probes.FunctionProbe(spec.target)
-    plan = instrument.plan(probe, _ignore, _ignore)
+    plan = instrument.plan(probe, drop, _ignore)
     scope = site.scope(spec.event, instrument.mgr.global_namespace)
     # Code objects take no part in garbage collection: this breaks the cycle.
     handlers.disarm(handlers.write(plan, scope, f"<probe {instrument.name}>"))
@@ -207,7 +208,7 @@ def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, ob
     }
 
 
-def _ignore(*_: object) -> None:
+def _ignore() -> None:
     return None
 
 

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # day to find that nothing is due costs nothing.
 LONGEST_WAIT_SECONDS = 86_400.0
 SWEEP_AT_LEAST = 64
+LOOK_SECONDS = 1.0
+"""How often the thread sees whether it is still held, where nothing is due."""
 
 # Taken now: a program may probe or replace them, and then its modules have something else.
 _clock = time.monotonic
@@ -142,10 +144,9 @@ class Clockwork:
         self._ensure_thread()
 
     def release(self) -> None:
-        """Let the thread end when nothing is due any more."""
+        """Let the thread end, within a second, when nothing is due any more."""
         with self._lock:
             self._holds -= 1
-        self._wake.put(None)
 
     def settle(self, seconds: float, done: Callable[[], object]) -> bool:
         """Wait until what was asked for before this is done, for so long at most.
@@ -239,7 +240,9 @@ class Clockwork:
                         self._running = heapq.heappop(self._heap)[2]
                         return self._running
                 elif self._holds > 0:
-                    wait = LONGEST_WAIT_SECONDS
+                    # It looks for itself: to be woken when it is let go costs more than all else
+                    # that stopping a probe does.
+                    wait = LOOK_SECONDS
                 else:
                     self._thread, self._stands = None, False
                     return None

@@ -27,7 +27,7 @@ import threading
 from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import Any
 
-__all__ = ["belongs_to_program"]
+__all__ = ["belongs_to_program", "is_signal_handler"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _get_ident, _main_thread, _getsignal = threading.get_ident, threading.main_thread, signal.getsignal
@@ -90,6 +90,12 @@ def belongs_to_program(error: BaseException) -> bool:
         entry.tb_frame.f_code in codes or _is_handler(entry.tb_frame) or _is_pause(before)
         for before, entry in itertools.pairwise(entries)
     )
+
+
+def is_signal_handler(frame: FrameType) -> bool:
+    """Whether a frame of this thread is that of a handler which a signal called."""
+    is_main = _get_ident() == _main_thread().ident
+    return is_main and (frame.f_code in _codes_of_handlers() or _is_handler(frame))
 
 
 def _entries(error: BaseException) -> list[TracebackType]:

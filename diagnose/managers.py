@@ -35,6 +35,7 @@ from diagnose.instruments import (
     IncrementInstrument,
     LogInstrument,
 )
+from diagnose.instruments.base import ACTS
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import Stage, State
@@ -112,7 +113,8 @@ class InstrumentManager:
     latter once a minute. Each spec then has ``applied[process_id]``, a dict of ``lm`` (the
     ``lastmodified`` that it is about), ``err``, ``state`` (see
     :class:`~diagnose.specs.State`), ``at`` (naive, UTC: when it became so), and where there
-    is something to say, ``code`` and ``warnings``.
+    is something to say, ``code``, ``warnings`` and ``acts`` (True: its instrument may change what
+    the program does, see :meth:`Instrument.act <diagnose.instruments.Instrument.act>`).
 
     Thread-safe. A forked child keeps what is armed, gets a process id of its own (unless one
     was given) and goes on applying in the background if its parent did.
@@ -426,9 +428,12 @@ class InstrumentManager:
         record.subject = target.subject
         instrument = self._make(record, spec, None)
         found = arming.rehearse(spec, instrument, target)
-        notes = probes.notes(instrument, target)
-        warnings = tuple(dict.fromkeys((*record.warnings, *target.warnings, *notes)))
-        record.final = Outcome(State.VALIDATED, warnings=warnings, found=found)
+        notes = (*target.warnings, *probes.notes(instrument, target))
+        acts = (ACTS,) if instrument.acts else ()
+        warnings = tuple(dict.fromkeys((*record.warnings, *notes, *acts)))
+        record.final = Outcome(
+            State.VALIDATED, warnings=warnings, found=found, acts=instrument.acts
+        )
         return record.final
 
     def _put(
@@ -550,8 +555,8 @@ class InstrumentManager:
         notes = [note for note in (record.moved, record.wrapped) if note is not None]
         warnings = tuple(dict.fromkeys((*record.warnings, *notes, *found, *instrument.warnings)))
         if state in {"new", "installed"}:
-            return Outcome(State.INSTALLED, warnings=warnings)
-        outcome = Outcome(State(state), status.error, status.code, warnings)
+            return Outcome(State.INSTALLED, warnings=warnings, acts=instrument.acts)
+        outcome = Outcome(State(state), status.error, status.code, warnings, acts=instrument.acts)
         if outcome.state in {State.ERROR, State.EXPIRED, State.DONE}:
             record.final = outcome
             self._disarm(record, changes)
@@ -636,6 +641,8 @@ class InstrumentManager:
             entry["warnings"] = list(outcome.warnings)
         if outcome.found is not None:
             entry["found"] = dict(outcome.found)
+        if outcome.acts:
+            entry["acts"] = True
         return entry
 
     def _has_entry(self, document: Any) -> bool:

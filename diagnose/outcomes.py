@@ -41,6 +41,8 @@ class Outcome:
     code: str | None = None
     warnings: tuple[str, ...] = ()
     found: Mapping[str, object] | None = None
+    acts: bool = False
+    """Whether its instrument may change what the program does."""
 
 
 class Record:

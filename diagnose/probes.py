@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from diagnose import handlers, targets
@@ -30,7 +29,7 @@ from diagnose.sites import Armed, happens_inside, site_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from datetime import timedelta
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
@@ -88,7 +87,7 @@ class _Attachment:
     """
 
     __slots__ = (
-        "_claim", "_holds_timers", "_judged", "_spent", "_span", "armed", "hook", "instrument", "key", "meter", "probe", "site",
+        "_claim", "_holds_timers", "_judged", "_span", "_spent", "armed", "hook", "instrument", "key", "meter", "probe", "site",
         "suspended", "timer",
     )  # fmt: skip
 
@@ -126,15 +125,17 @@ class _Attachment:
         with handlers.Quiet(), _lock:
             if not self.armed or not self.probe.holds(self):
                 return
-            before, judged = self.hook, self._judged
+            before, judged, span = self.hook, self._judged, self._span
             self.hook = handlers.parsing(self._write)
             try:
                 _update(self.site, [self])
             except DiagnoseError:
-                self.hook, self._judged = before, judged
+                self.hook, self._judged, self._span = before, judged, span
                 raise
             handlers.disarm(before)
             judged.attachment = None
+            if span is not None:
+                span.abandon()
 
     @property
     def event(self) -> str:
@@ -185,18 +186,20 @@ class _Attachment:
     def _end_by(self, error: BaseException, code: str) -> None:
         next(self.instrument.status.tallies()["error"])
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
-        before = _restore_traceback(error)
+        if not _restore_traceback(error):
+            # It is new: what was being handled meanwhile holds frames of the program, too.
+            _set_context(error, None)
+            _set_cause(error, None)
         if self._give_up(code, text):
-            timers.soon(lambda: self._tell(error, before))
+            timers.soon(lambda: handlers.quietly(self._tell, error))
 
-    def _tell(self, error: BaseException, before: TracebackType | None) -> None:
-        with handlers.Quiet():
-            try:
-                raise error
-            except BaseException:  # noqa: BLE001  (whatever it is)
-                _call_hook(self.instrument, "handle_error", self.probe)
-            finally:
-                _set_traceback(error, before)
+    def _tell(self, error: BaseException) -> None:
+        try:
+            raise error
+        except BaseException:  # noqa: BLE001  (whatever it is)
+            _call_hook(self.instrument, "handle_error", self.probe)
+        finally:
+            _restore_traceback(error)
         self._leave_site()
 
     def too_slow(self, hit: LongHit) -> None:
@@ -583,7 +586,7 @@ class Changes:
         finally:
             for newcomer in (each for group in groups.values() for each in group):
                 newcomer.turn_back()
-            for site in {id(one.site): one.site for one in self._gone}.values():
+            for site in dict.fromkeys(one.site for one in self._gone):
                 with handlers.Quiet(), _lock:
                     _update(site)
             for probe in self._probes:
@@ -752,7 +755,7 @@ class _Placed(Protocol):
         """What tells it from others."""
 
 
-_on_site: dict[int, tuple[Site, list[_Placed]]] = {}
+_on_site: dict[Site, list[_Placed]] = {}
 _has_ended = False
 
 
@@ -774,7 +777,7 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     """Bring a site's hooks in line with what is armed; if it raises, nothing changed."""
     if _has_ended and news:
         return  # a background thread still applies what it knows; the code stays as it is
-    _, attachments = _on_site.get(id(site), (site, []))
+    attachments = _on_site.get(site, [])
     places = {new.place for new in news}
     kept = [one for one in attachments if one.armed and one.place not in places]
     if not news and len(kept) == len(attachments):
@@ -782,25 +785,46 @@ def _update(site: Site, news: Sequence[_Placed] = ()) -> None:
     kept += news
     if news:
         # First: after an interrupt in the middle of it, whoever takes it off finds it here.
-        _on_site[id(site)] = (site, kept)
+        _on_site[site] = kept
     try:
         said = site.update([Armed(one.event, one.hook) for one in kept])
     except Exception as error:
         if news:
-            if attachments:
-                _on_site[id(site)] = (site, attachments)
-            else:
-                _on_site.pop(id(site), None)
+            _note(site, attachments)
+            if not isinstance(error, DiagnoseError):
+                _try_again(site)
             raise
-        # Somebody else replaced the code, or forbids us to. What was to go is disarmed anyway.
-        said = f"{site!r} could not be brought up to date: {error}"
-    if said is not None:
-        # Not here: a thread that waits for our lock may hold that of a log handler.
-        timers.after(0, functools.partial(log.warning, "%s", said))
-    if kept:
-        _on_site[id(site)] = (site, kept)
+        _try_again(site)
     else:
-        _on_site.pop(id(site), None)
+        _say(said)
+    _note(site, kept)
+
+
+def _note(site: Site, placed: list[_Placed]) -> None:
+    if placed:
+        _on_site[site] = placed
+    else:
+        _on_site.pop(site, None)
+
+
+def _try_again(site: Site) -> None:
+    """Bring a site to what is noted, after something has failed in the midst of a change.
+
+    An audit hook of the program may have raised, at any step. What is to go is disarmed anyway.
+    """
+    placed = [Armed(one.event, one.hook) for one in _on_site.get(site, []) if one.armed]
+    try:
+        _say(site.update(placed))
+    except Exception as error:  # noqa: BLE001
+        # Somebody else replaced the code, or forbids us to; also to start a thread.
+        with suppress(Exception):
+            _say(f"{site!r} could not be brought up to date: {error}")
+
+
+def _say(text: str | None) -> None:
+    """Log a warning, not here: a thread that waits for our lock may hold that of a log handler."""
+    if text is not None:
+        timers.after(0, functools.partial(log.warning, "%s", text))
 
 
 class Hooked:
@@ -850,6 +874,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     attachment.armed = attachment.suspended = False
     attachment.disarm()
     attachment.let_go()
+    attachment.instrument._rewrites.pop(attachment, None)
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:
@@ -858,6 +883,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
     status.attachments -= 1
     if not status.attachments and status.state not in {"error", "done"}:
         status.state = state
+        status.code = status.error = None
 
 
 def _finish(gone: Sequence[_Attachment], *, waits: bool = True) -> None:
@@ -891,6 +917,8 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
+_set_context = BaseException.__dict__["__context__"].__set__
+_set_cause = BaseException.__dict__["__cause__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
@@ -926,19 +954,46 @@ def _where(error: BaseException) -> str:
     code = entries[-1].tb_frame.f_code
     if code.co_filename.startswith(_OWN_FOLDER):
         return ""
-    return f" (in {code.co_qualname}, {os.path.basename(code.co_filename)}:{entries[-1].tb_lineno})"
+    file = code.co_filename.rpartition(os.sep)[2]
+    return f" (in {code.co_qualname}, {file}:{entries[-1].tb_lineno})"
 
 
-def _restore_traceback(error: BaseException) -> TracebackType | None:
-    """Take the entries of this hit off an error's traceback; return what it had before.
+def _is_of_hit(frame: FrameType | None) -> bool:
+    """Whether it is below what serves a hit; also when it has come to its end."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<probe ") or code is handlers.quietly.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _restore_traceback(error: BaseException) -> bool:
+    """Take the entries of hits out of an error's traceback; whether any are left.
 
     So nothing of the call is kept alive, and an exception of the program's that an expression
-    raised is as it was.
+    raised is as it was. Other threads may raise it at the same time: theirs stay. (3.11 does not
+    say who called a generator that is over; entries of those stay too.)
     """
-    entries = _entries(error)
-    before = entries[-1].tb_next if entries else None
-    _set_traceback(error, before)
-    return before
+    entries: list[TracebackType | None] = []
+    before: TracebackType | None = None
+    entry = _get_traceback(error)
+    while entry is not None:
+        if not _is_of_hit(entry.tb_frame):
+            entries.append(entry)
+        elif (
+            # What got past a handler's own `try` came to the probed function.
+            before is not None
+            and entries[-1:] == [before]
+            and entry.tb_frame.f_back is before.tb_frame
+        ):
+            entries.pop()
+        before, entry = entry, entry.tb_next
+    for entry, following in itertools.pairwise([*entries, None]):
+        if entry is not None and entry.tb_next is not following:
+            entry.tb_next = following
+    _set_traceback(error, entries[0] if entries else None)
+    return bool(entries)
 
 
 # --- the public functions ---------------------------------------------------------------
@@ -1026,21 +1081,21 @@ def _end() -> None:
     global _has_ended  # noqa: PLW0603
     # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
     # to be seen: the program has done all that it had to do.
-    with contextlib.suppress(BaseException), handlers.Quiet():
+    with suppress(BaseException), handlers.Quiet():
         if not _lock.acquire(timeout=_END_WAIT_SECONDS):
             return
         try:
             _has_ended = True
-            placed = [one for _, each in list(_on_site.values()) for one in each]
+            placed = [one for each in list(_on_site.values()) for one in each]
             on = {one.probe for one in placed if isinstance(one, _Attachment)}
             with Changes() as changes:
                 for probe in on.union(active_probes.values()):
-                    with contextlib.suppress(Exception):
+                    with suppress(Exception):
                         probe._leave(changes)
-            for site, each in list(_on_site.values()):
+            for site, each in list(_on_site.items()):
                 for one in each:
                     one.armed = False
-                with contextlib.suppress(Exception):
+                with suppress(Exception):
                     _update(site)
         finally:
             _lock.release()
@@ -1072,7 +1127,7 @@ def _end_with_finalizers(end: Callable[[], None]) -> None:
 
 
 def _before_fork() -> None:
-    with contextlib.suppress(Exception):  # this is somebody else's module
+    with suppress(Exception):  # this is somebody else's module
         _follow_multiprocessing()
     _lock.acquire()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diagnose import hotspots, readers, standins, stepping
+from diagnose import hotspots, muffling, readers, standins, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import BUSY, Scope
@@ -105,6 +105,7 @@ def _enter(subject: object, site: Site) -> None:
     _sites[id(subject)] = site
     readers.serve()
     stepping.begin()
+    muffling.begin()
 
 
 def _remove(subject: object) -> None:
@@ -112,6 +113,7 @@ def _remove(subject: object) -> None:
     if not _sites:
         readers.unserve()
         stepping.end()
+        muffling.end()
 
 
 def happens_inside(event: str) -> bool:

@@ -20,29 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose import bytecode, readers
 from diagnose.calltrees import is_ours
+from diagnose.exchange import Exchange
 
 if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["begin", "end"]
 
-_exchanged: tuple[Any, Any] | None = None
-"""How the class does it now, and how it did it before."""
-
-
 # What stands for a function without code is not seen as the caller of these.
 _CALLED_BY_WOVEN = ("<probe ", str(Path(bytecode.__file__).parent) + os.sep)
-
-
-def begin() -> None:
-    """Let debuggers step over. Not from two threads at once."""
-    global _exchanged  # noqa: PLW0603 - there is one class
-    if _exchanged is None:
-        before = bdb.Bdb.dispatch_call
-        _exchanged = _stepping_over(before), before
-    ours, before = _exchanged
-    if bdb.Bdb.dispatch_call is before:  # an interrupt may have come between these two
-        bdb.Bdb.dispatch_call = ours  # type: ignore[method-assign]
 
 
 def _stepping_over(before: Any) -> Any:
@@ -55,15 +41,8 @@ def _stepping_over(before: Any) -> Any:
     return dispatch_call
 
 
-def end() -> None:
-    """Put back what was there. Not from two threads at once."""
-    global _exchanged  # noqa: PLW0603
-    if _exchanged is None:
-        return
-    ours, before = _exchanged
-    if bdb.Bdb.dispatch_call is ours:
-        bdb.Bdb.dispatch_call = before  # type: ignore[method-assign]
-    _exchanged = None
+_exchange = Exchange(bdb.Bdb, "dispatch_call", _stepping_over)
+begin, end = _exchange.begin, _exchange.end
 
 
 def _serves_hit(frame: FrameType) -> bool:

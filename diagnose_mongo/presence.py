@@ -91,6 +91,8 @@ def _figures(raw_id: Any, version: object, record: Record) -> dict[str, Any]:
             found["code"] = outcome.code
         if outcome.err is not None:
             found["err"] = documents.text(outcome.err, _LONGEST_ERROR)
+        if outcome.acts:
+            found["acts"] = True
     if status is not None:
         found["hits"] = status.hits
         if record.instrument is not None:

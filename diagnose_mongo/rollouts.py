@@ -61,6 +61,7 @@ class Rollout:
         failures: those in an error, by its code, the most frequent first.
         error: why the document is no valid spec, if it is none.
         paused: why nothing is armed in the whole fleet just now; None: it is.
+        acts: whether its instrument may change what the program does, as one process at least says.
     """
 
     spec_id: object
@@ -71,6 +72,7 @@ class Rollout:
     failures: tuple[Failure, ...]
     error: str | None = None
     paused: str | None = None
+    acts: bool = False
 
     @property
     def processes(self) -> int:
@@ -177,7 +179,8 @@ def _rollout(
     gone = counts.pop("gone", 0)
     ordered = dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
     failures.sort(key=lambda each: (-each.count, each.code))
-    return Rollout(name, version, stage, ordered, gone, tuple(failures))
+    acts = any(row["acts"] for row in rows)
+    return Rollout(name, version, stage, ordered, gone, tuple(failures), acts=acts)
 
 
 def wait_for_rollout(

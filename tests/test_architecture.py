@@ -21,6 +21,7 @@ ORDER = """
     diagnose.interrupts
     diagnose.source_lines
     diagnose.clockwork
+    diagnose.exchange
     diagnose.background
     diagnose.imports
     diagnose.targets
@@ -34,6 +35,7 @@ ORDER = """
     diagnose.readers
     diagnose.stepping
     diagnose.standins
+    diagnose.muffling
     diagnose.sites
     diagnose.sinks
     diagnose.instruments

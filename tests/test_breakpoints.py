@@ -742,7 +742,7 @@ def test_join_says_who_stands_at_the_breakpoint(shop):
         bp.wait()
         with pytest.raises(BreakpointTimeoutError) as found:
             bp.join(0.01)
-    assert "'breakpoint:quadruple' is in double (bp_shop.py:4)" in str(found.value)
+    assert "'breakpoint:quadruple' is in double (bp_shop.py:5)" in str(found.value)
     assert "it stands at this breakpoint: release() it" in str(found.value)
 
 

@@ -445,6 +445,7 @@ def end_pause(monkeypatch):
             pauses.append(ended)
 
     def end(late=0.0):
+        wait_until(lambda: pauses)  # it begins in the timers' thread
         (ended,) = pauses
         pauses.clear()
         ended(late)

@@ -161,16 +161,26 @@ def test_the_tree_has_every_call_with_its_count_and_times(stage):
 
 def test_the_tree_is_drawn_longest_branch_first(stage, capsys):
     shop = stage.script(SHOP)
-    instrument = CallTreeInstrument("t", modules=[shop.__name__], limits=FAST)
-    with attached(f"{shop.__name__}.top", instrument):
+    trees = []
+
+    class Both(CallTreeInstrument):
+        def emit(self, name, value, tags):
+            trees.append(value)
+            super().emit(name, value, tags)
+
+    with attached(f"{shop.__name__}.top", Both("t", modules=[shop.__name__], limits=FAST)):
         shop.top(50)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Probe (t)[tags={}] = "
     assert lines[1].startswith(f"{shop.__name__}.top  ")
-    assert lines[2].startswith(f"├─ {shop.__name__}.middle  ")
-    assert lines[2].endswith(", 2 calls")
-    assert "(own " in lines[2]
-    assert any(line.startswith("└─ ") for line in lines)
+    branches = trees[0].data()["children"]
+    branches.sort(key=lambda branch: branch["total"], reverse=True)
+    drawn = [line for line in lines[2:] if line.startswith(("├─ ", "└─ "))]
+    assert [line.split()[1] for line in drawn] == [each["function"] for each in branches]
+    assert drawn[-1].startswith("└─ ")
+    (middle,) = (line for line in drawn if line.split()[1] == f"{shop.__name__}.middle")
+    assert middle.endswith(", 2 calls")
+    assert "(own " in middle
 
 
 def test_depth_cuts_the_tree_and_says_so(stage):
@@ -305,6 +315,57 @@ def test_conditions_and_limits_are_decided_before_anything_is_watched(stage):
     with pytest.raises(UnknownNameError, match="decided before the call"):
         with attached(f"{shop.__name__}.top", Tree("t", when="elapsed > 1")):
             pass
+
+
+@pytest.mark.parametrize(
+    ("options", "counted", "tags"),
+    [
+        ({"value": "sorted(locals())"}, 3, {}),
+        ({"value": "eval('n')", "custom": {"tags": "{'n': dict(vars())['n']}"}}, 3, {"n": 1}),
+        ({"value": "n", "when": "locals()['n'] == 1 and 'start' in dir()"}, 1, {}),
+    ],
+)
+def test_locals_and_the_like_mean_the_calls_names(stage, options, counted, tags):
+    kept = []
+
+    class Keeping(CallTreeInstrument):
+        def emit(self, name, value, tags):
+            kept.append((value, tags))
+
+    shop = stage.script(SHOP)
+    instrument = Keeping("n", limits=FAST, **options)
+    with attached(f"{shop.__name__}.leaf", instrument):
+        for n in (1, 2, 3):
+            shop.leaf(n)
+    assert instrument.status.error is None
+    assert len(kept) == counted
+    value, seen = kept[0]
+    assert seen == tags
+    if options["value"] == "sorted(locals())":
+        assert {"tree", "n", "result", "elapsed", "args", "frame"} <= set(value)
+    else:
+        assert value == 1
+
+
+@pytest.mark.parametrize("what", ["fire", "evaluate", "merge_tags"])
+def test_a_subclass_may_override_how_a_hit_is_served(stage, what):
+    def fire(self, _globals, _locals):
+        self.trees.append(_locals["tree"])
+
+    def evaluate(self, value, _globals, _locals):
+        return Tree.evaluate(self, f"({value}, n)", _globals, _locals)[0]
+
+    def merge_tags(self, _globals, _locals):
+        return {"n": _locals["n"]}
+
+    own = {"fire": fire, "evaluate": evaluate, "merge_tags": merge_tags}[what]
+    shop = stage.script(SHOP)
+    instrument = type("Own", (Tree,), {what: own})("t", limits=FAST)
+    with attached(f"{shop.__name__}.middle", instrument):
+        shop.middle(2)
+    assert instrument.status.error is None
+    (tree,) = instrument.trees
+    assert shape(tree.data())[0] == "middle"
 
 
 def test_it_is_done_after_its_hits(stage):

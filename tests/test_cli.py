@@ -20,7 +20,7 @@ from bson import ObjectId
 from modules import loaded
 from waiting import wait_for_documents, wait_until
 
-from diagnose.instruments import ProbeTestInstrument
+from diagnose.instruments import ProbeTestInstrument, Result
 from diagnose_mongo.changes import history
 from diagnose_mongo.cli import words
 from diagnose_mongo.cli.output import Output, duration, shown
@@ -357,6 +357,37 @@ def test_ls_has_a_line_for_each(run, fleet, specs, shop):
     assert found.keys() == {"cart", 7, "bare"}
     assert found["cart"]["states"] == {"emitting": 3}
     assert "applied" not in found["cart"]
+
+
+class Double(ProbeTestInstrument):
+    """Acts: what the function returns is doubled."""
+
+    acts = True
+
+    def act(self, value, names):
+        return Result(2 * value)
+
+
+def test_ls_and_status_mark_what_acts(run, fleet, specs, shop):
+    for manager in fleet[:2]:
+        manager.instrument_classes["double"] = Double
+    double = {"type": "double", "value": "result"}
+    specs.insert_many([spec("watches", target="cli_shop.Cart"), spec("double", instrument=double)])
+    wait_for_documents(specs, has_entries(2, "installed", "double"))
+    wait_for_documents(specs, has_entries(1, "error", "double"))
+    wait_for_documents(specs, has_entries(3, "error", "watches"))
+    assert shop.Cart().checkout([1]) == 4  # each of the two has doubled it
+    lines = {line.split()[0]: line for line in run("ls").lines}
+    assert "double return (acts)" in lines["double"]
+    assert "(acts)" not in lines["watches"]
+    found = {each["_id"]: each for each in run("ls", "-o", "json").json}
+    assert (found["double"]["acts"], found["watches"].get("acts")) == (True, None)
+    assert "may change what the function is given, returns or raises" in run("status", "double").out
+    assert run("status", "double", "-o", "json").json["acts"] is True
+    assert run("status", "watches", "-o", "json").json["acts"] is False
+    entries = specs.find_one("double")["applied"]
+    assert [entries[f"web{number}"].get("acts") for number in range(3)] == [True, True, None]
+    assert entries["web2"]["code"] == "unknown-type"
 
 
 def test_get_shows_a_spec(run, fleet, specs):

@@ -26,7 +26,7 @@ import pytest
 import wrapt
 from waiting import in_child, wait_for_documents, wait_until
 
-from diagnose import imports, probes, targets
+from diagnose import imports, probes, readers, targets
 from diagnose.imports import FINDER, Watch
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.managers import InstrumentManager
@@ -49,7 +49,9 @@ class Seen(ProbeTestInstrument):
 
 
 @pytest.fixture(autouse=True)
-def surroundings_stay_as_they_are():
+def surroundings_stay_as_they_are(monkeypatch):
+    # As where none is: those which are (numba, dill) are waited for while anything is probed.
+    monkeypatch.setattr(readers, "_is_installed", lambda _: False)
     before, modules = list(sys.meta_path), set(sys.modules)
     vars(stage).clear()
     Seen.values = []

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modules import loaded
+from stage import timers_ran
 from waiting import in_child
 
 import diagnose
@@ -300,6 +301,7 @@ def test_an_error_at_run_time_reaches_the_entry(shop, manager, caplog):
     manager.apply()
     with caplog.at_level(logging.ERROR, logger="diagnose.managers"):
         assert shop.double(5) == 10
+        timers_ran()
     (record,) = [r for r in caplog.records if r.name == "diagnose.managers"]
     assert record.exc_info[0] is ZeroDivisionError
     manager.apply()
@@ -334,7 +336,8 @@ def test_a_lifespan_that_ends_leaves_the_function_as_it_was_and_is_reported(shop
     ended = threading.Event()
 
     class Ending(Seen):
-        def finish(self):
+        def detached(self):
+            super().detached()
             ended.set()
 
     manager.instrument_classes["seen"] = Ending

@@ -263,7 +263,8 @@ def test_a_probe_that_expired_keeps_nothing_alive():
     finished = threading.Event()
 
     class Expiring(ProbeTestInstrument):
-        def finish(self):
+        def detached(self):
+            super().detached()
             finished.set()
 
     with Stage() as stage:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import copy
 import functools
+import math
+import pickle
 import sys
 import textwrap
 import threading
@@ -8,7 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, attached, in_thread, probed, timers_ran
+from stage import (
+    DEADLINE_SECONDS,
+    Interrupt,
+    Stage,
+    attached,
+    in_thread,
+    interrupts,
+    probed,
+    timers_ran,
+)
 from waiting import in_child, wait_until
 
 import diagnose
@@ -53,6 +66,18 @@ def shop(stage):
     return module
 
 
+class Detached(ProbeTestInstrument):
+    """Tells when it is off its last function."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_off = threading.Event()
+
+    def detached(self):
+        super().detached()
+        self.is_off.set()
+
+
 def recorder(value="x", event="return", **options):
     return ProbeTestInstrument("test", value, event, **options)
 
@@ -68,13 +93,14 @@ def test_a_probe_is_put_in_place_by_start_and_taken_back_by_stop(shop):
     probe.start()
     assert shop.double.__code__ is not shop.code
     assert seen.status.state == "installed"
+    assert not seen.finish_called
     assert shop.double(2) == 4
+    assert seen.finish_called
     assert seen.status.state == "emitting"
     assert seen.status.hits == 1
     probe.stop()
     assert shop.double.__code__ is shop.code
     assert seen.status.state == "stopped"
-    assert seen.finish_called
     assert shop.double(3) == 6
     assert seen.results == [(2, 4)]
     assert active_probes == {}
@@ -203,7 +229,6 @@ def test_what_is_attached_under_a_key_takes_the_place_of_what_was_there(shop):
     shop.double(1)
     probe.attach("k", second)
     shop.double(2)
-    assert first.finish_called
     assert first.status.state == "stopped"
     assert (first.results, second.results) == ([1], [4])
     probe.detach("k")
@@ -229,21 +254,21 @@ def test_a_replacement_that_fails_leaves_what_was_there(shop):
 
 def test_an_instrument_that_is_attached_again_goes_on(shop):
     probe = attach_to(shop.path)
-    seen = recorder()
+    seen = Detached("n", "x")
     probe.attach("k", seen)
     shop.double(1)
     probe.attach("k", seen)
     shop.double(2)
     assert seen.results == [1, 2]
     assert seen.status.state == "emitting"
-    assert not seen.finish_called
+    assert not seen.is_off.is_set()
     probe.detach("k")
-    assert seen.finish_called
+    assert seen.is_off.is_set()
     assert seen.status.state == "stopped"
 
 
 def test_an_instrument_on_two_functions_ends_with_the_last(shop):
-    seen = recorder()
+    seen = Detached("n", "x")
     one, other = attach_to(shop.path), attach_to(f"{shop.__name__}.triple")
     one.attach("k", seen)
     other.attach("k", seen)
@@ -252,10 +277,10 @@ def test_an_instrument_on_two_functions_ends_with_the_last(shop):
     one.detach("k")
     shop.double(3)
     shop.triple(4)
-    assert not seen.finish_called
+    assert not seen.is_off.is_set()
     assert seen.status.state == "emitting"
     other.detach("k")
-    assert seen.finish_called
+    assert seen.is_off.is_set()
     assert (seen.results, seen.status.state) == ([1, 2, 4], "stopped")
 
 
@@ -367,16 +392,6 @@ def test_a_probe_says_what_a_user_may_not_expect(stage):
 # --- expiry -----------------------------------------------------------------------------------
 
 
-class Expiring(ProbeTestInstrument):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.finished = threading.Event()
-
-    def finish(self):
-        super().finish()
-        self.finished.set()
-
-
 @pytest.mark.parametrize("kind", ["lifespan", "aware", "naive", "other zone"])
 def test_an_instrument_ends_by_itself(shop, kind):
     soon = datetime.now(UTC) + timedelta(seconds=0.05)
@@ -385,11 +400,11 @@ def test_an_instrument_ends_by_itself(shop, kind):
         "naive": soon.replace(tzinfo=None),
         "other zone": soon.astimezone(datetime.strptime("+0530", "%z").tzinfo),
     }.get(kind)
-    seen = Expiring("n", "x", expires=expires)
+    seen = Detached("n", "x", expires=expires)
     probe = attach_to(shop.path)
     probe.attach("k", seen, lifespan=timedelta(seconds=0.05) if kind == "lifespan" else None)
     shop.double(1)
-    assert seen.finished.wait(DEADLINE_SECONDS)
+    assert seen.is_off.wait(DEADLINE_SECONDS)
     assert seen.status.state == "expired"
     assert shop.double.__code__ is shop.code
     shop.double(2)
@@ -413,11 +428,11 @@ def test_what_has_expired_already_is_not_armed(shop):
 
 
 def test_one_instrument_expires_and_the_others_go_on(shop):
-    short, long = Expiring("n", "x"), recorder()
+    short, long = Detached("n", "x"), recorder()
     probe = attach_to(shop.path)
     probe.attach("long", long, lifespan=timedelta(days=4000))
     probe.attach("short", short, lifespan=timedelta(seconds=0.02))
-    assert short.finished.wait(DEADLINE_SECONDS)
+    assert short.is_off.wait(DEADLINE_SECONDS)
     shop.double(1)
     assert (short.results, long.results) == ([], [1])
     assert list(probe.instruments) == ["long"]
@@ -427,11 +442,11 @@ def test_one_instrument_expires_and_the_others_go_on(shop):
 def test_a_replacement_does_not_inherit_the_deadline(shop):
     probe = attach_to(shop.path)
     probe.attach("k", recorder(), lifespan=timedelta(seconds=0.03))
-    later, marker = recorder(), Expiring("n", "x")
+    later, marker = recorder(), Detached("n", "x")
     probe.attach("k", later)
     other = attach_to(f"{shop.__name__}.triple")
     other.attach("k", marker, lifespan=timedelta(seconds=0.06))
-    assert marker.finished.wait(DEADLINE_SECONDS)
+    assert marker.is_off.wait(DEADLINE_SECONDS)
     shop.double(1)
     assert later.results == [1]
     probe.stop()
@@ -439,30 +454,13 @@ def test_a_replacement_does_not_inherit_the_deadline(shop):
 
 def test_a_started_probe_whose_instruments_have_expired_has_ended(shop):
     probe = attach_to(shop.path)
-    seen = probe.instruments["k"] = Expiring(
+    seen = probe.instruments["k"] = Detached(
         "n", "x", expires=datetime.now(UTC) + timedelta(seconds=0.05)
     )
     probe.start()
-    assert seen.finished.wait(DEADLINE_SECONDS)
+    assert seen.is_off.wait(DEADLINE_SECONDS)
     assert not probe.started
     assert active_probes == {}
-
-
-def test_what_finish_raises_harms_nobody(shop, caplog):
-    class Broken(Expiring):
-        def finish(self):
-            self.finished.set()
-            raise ValueError("finish is broken")
-
-    broken, seen = Broken("n", "x"), Expiring("n", "x")
-    probe = attach_to(shop.path)
-    probe.attach("broken", broken, lifespan=timedelta(seconds=0.01))
-    probe.attach("seen", seen, lifespan=timedelta(seconds=0.02))
-    assert broken.finished.wait(DEADLINE_SECONDS)
-    assert seen.finished.wait(DEADLINE_SECONDS)
-    probe.attach("broken", Broken("n", "x"))
-    probe.detach("broken")
-    assert caplog.text.count("ValueError: finish is broken") == 2
 
 
 # --- errors of instruments --------------------------------------------------------------------
@@ -509,8 +507,14 @@ class Failing(ProbeTestInstrument):
             self.failing()
         super().emit(name, value, tags)
 
+    def finish(self):
+        super().finish()
+        if self.what == "finish":
+            self.failing()
+
 
 WHAT_FAILS = ["value", "when", "tags", "emit", "fire", "evaluate", "merge_tags", "check_call"]
+WHAT_FAILS += ["finish"]
 
 
 @pytest.mark.parametrize("event", ["call", "return", "end"])
@@ -523,16 +527,17 @@ def test_an_instrument_that_raises_is_disarmed_reported_and_harms_nobody(shop, w
     probe.attach("failing", failing)
     probe.attach("good", good)
     assert [shop.double(number) for number in range(3)] == [0, 2, 4]
+    assert failing.status.suppressed["error"] == 1
+    timers_ran()
     assert manager.noted == [(probe, failing, ZeroDivisionError)]
+    assert failing.results == ([0] if what == "finish" else [])
     assert failing.status.state == "error"
     assert failing.status.code == "runtime-error"
     assert "ZeroDivisionError" in failing.status.error
     assert "change the spec to arm it again" in failing.status.error
-    assert failing.status.suppressed["error"] == 1
     assert good.results == [0, 1, 2]
     assert good.status.error is None
     probe.detach("good")
-    timers_ran()
     assert shop.double.__code__ is shop.code
     assert probe.instruments == {"failing": failing}
     probe.detach("failing")
@@ -564,32 +569,63 @@ def test_an_instrument_is_armed_again_by_attaching_it_again(shop):
     probe.detach("k")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("what", ["emit", "fire", "check_call", "handle_error"])
-def test_interrupts_and_exits_are_never_swallowed(shop, what, error):
+@pytest.mark.parametrize("what", ["emit", "fire", "check_call", "finish", "handle_error"])
+def test_interrupts_that_a_signal_handler_raises_are_the_programs(shop, what):
+    class Sending(Failing):
+        def failing(self, *args, **kwargs):
+            send()
+            return True
+
     class Manager(Noted):
         def handle_error(self, probe=None, instrument=None):
-            raise error
+            in_main.append(threading.current_thread() is threading.main_thread())
 
-    failing = Failing("value" if what == "handle_error" else what, error, mgr=Manager())
-    with attached(shop.path, failing):
-        with pytest.raises(error):
-            shop.double(1)
-        assert threading.get_ident() not in handlers.BUSY
-        if what != "handle_error":
-            assert failing.status.error is None
-            with pytest.raises(error):
+    in_main = []
+    failing = (Failing if what == "handle_error" else Sending)(
+        "value" if what == "handle_error" else what, mgr=Manager()
+    )
+    with interrupts() as send, attached(shop.path, failing):
+        if what == "handle_error":  # it runs where no signal is delivered
+            assert shop.double(1) == 2
+            timers_ran()
+            assert in_main == [False]
+            return
+        for _ in range(2):
+            with pytest.raises(Interrupt):
                 shop.double(1)
+            assert threading.get_ident() not in handlers.BUSY
+        timers_ran()
+        assert failing.status.error is None
+        assert in_main == []
 
 
-def test_a_broken_error_handler_harms_nobody(shop, caplog):
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
+)
+@pytest.mark.parametrize("what", WHAT_FAILS)
+def test_no_exception_that_an_instrument_raises_reaches_the_program(shop, what, error):
+    manager = Noted()
+    failing = Failing("emit" if what in {"value", "when", "tags"} else what, error, mgr=manager)
+    with attached(shop.path, failing):
+        assert [shop.double(number) for number in range(2)] == [0, 2]
+        assert threading.get_ident() not in handlers.BUSY
+        timers_ran()
+    assert [kind for _, _, kind in manager.noted] == [error]
+    assert (failing.status.state, failing.status.code) == ("error", "runtime-error")
+    assert error.__name__ in failing.status.error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_broken_error_handler_harms_nobody(shop, caplog, error):
     class Manager(Noted):
         def handle_error(self, probe=None, instrument=None):
-            raise ValueError("handle_error is broken")
+            raise error("handle_error is broken")
 
     with attached(shop.path, Failing("value", mgr=Manager())):
         assert shop.double(1) == 2
-    assert "handle_error is broken" in caplog.text
+        timers_ran()
+        assert "handle_error is broken" in caplog.text
+        assert shop.double.__code__ is shop.code
 
 
 def test_an_exception_whose_text_fails_is_reported_all_the_same(shop):
@@ -615,6 +651,34 @@ def test_an_error_in_an_instrument_does_not_become_the_context_of_the_programs(p
     assert raised.value.__context__ is None
 
 
+def test_an_exception_that_the_program_raises_meanwhile_keeps_its_traceback(stage):
+    own = ValueError("the program's own")
+
+    def fail():
+        raise own
+
+    told, gate = [], threading.Event()
+
+    class Told(InstrumentManager):
+        def handle_error(self, probe=None, instrument=None):
+            told.append(sys.exception())
+
+    module = stage.script("def work(x):\n    return x")
+    module.fail = fail
+    with attached(f"{module.__name__}.work", recorder("fail()", mgr=Told())):
+        probes.timers.after(0, lambda: gate.wait(DEADLINE_SECONDS))
+        assert module.work(1) == 1
+        assert own.__traceback__ is None
+        try:
+            fail()
+        except ValueError as error:
+            trace = error.__traceback__
+            gate.set()
+            timers_ran()
+            assert told == [own]
+            assert own.__traceback__ is trace
+
+
 def test_threads_that_fail_at_once_report_once(shop):
     manager = Noted()
     barrier = threading.Barrier(2)
@@ -634,6 +698,7 @@ def test_threads_that_fail_at_once_report_once(shop):
             thread.start()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
+    timers_ran()
     assert len(manager.noted) == 1
 
 
@@ -684,7 +749,7 @@ def test_a_call_that_is_refused_is_not_served(shop):
 
     asked = []
     picky = Picky()
-    for event in ("call", "return"):
+    for event in ("call", "return", "end"):
         asked.clear()
         with probed(shop.path, "x", event, mgr=picky) as seen:
             shop.double(1)
@@ -694,19 +759,51 @@ def test_a_call_that_is_refused_is_not_served(shop):
         assert asked == [(shop.path, "test", (1,), {}), (shop.path, "test", (2,), {})]
 
 
-def test_calls_are_checked_before_the_body(place):
-    def work(x):
+@pytest.mark.parametrize("event", ["call", "return", "end"])
+@pytest.mark.parametrize("others", [(), ("return", "end", "return", "end")])
+def test_calls_are_checked_before_the_body_with_what_the_caller_gave(place, event, others):
+    def work(x, /, args, *rest, y=2, **kwargs):
         order.append("body")
+        found.append(lambda: (args, y))
+        x, y = "other", "another"
+        del kwargs
+        if x == "never":
+            yield
+        raise KeyError(y)
 
     class Picky(InstrumentManager):
         def check_call(self, probe, instrument, *args, **kwargs):
-            order.append("check")
+            order.append((instrument.event, args, kwargs))
+            return True
+
+    order, found = [], []
+    seen = [ProbeTestInstrument("n", "1", each, mgr=Picky()) for each in (event, *others)]
+    with attached(place(work), *seen):
+        generator = work(1, 2, 3, z=4)
+        with pytest.raises(KeyError):
+            next(generator)
+    *checks, body = order
+    assert body == "body"
+    asked = sorted((each, (1, 2, 3), {"y": 2, "z": 4}) for each in (event, *others))
+    assert sorted(checks, key=lambda check: check[0]) == asked
+    assert [each.results for each in seen] == [[1]] * len(seen)
+    assert found[0]() == (2, "another")
+
+
+def test_a_line_is_checked_when_it_is_reached_without_arguments(place):
+    def work(x):
+        order.append("body")
+        return x
+
+    class Picky(InstrumentManager):
+        def check_call(self, probe, instrument, *args, **kwargs):
+            order.append((args, kwargs))
             return True
 
     order = []
-    with probed(place(work), "x", mgr=Picky()) as seen:
+    with probed(place(work), "x", "line:+2", mgr=Picky()) as seen:
         work(1)
-    assert order == ["check", "body"]
+    assert order == ["body", ((), {})]
     assert seen.results == [1]
 
 
@@ -962,7 +1059,8 @@ def test_a_sensor_imports_the_module_and_ends_with_an_exception(shop):
         with sensor(shop.path) as seen:
             shop.double(1)
             raise KeyError
-    assert seen.finish_called
+    shop.double(2)
+    assert seen.results == [2]
     for path, value in (("no_such_module_at_all.f", "1"), (shop.path, "nowhere")):
         with pytest.raises(DiagnoseError):
             with sensor(path, value):
@@ -996,7 +1094,7 @@ def test_a_forked_child_keeps_its_probes_and_has_timers_and_drains_of_its_own(sh
     sink = ListSink()
     manager.sinks.append(sink)
     metric = HistogramInstrument("n", "x", mgr=manager)
-    short = Expiring("n", "x")
+    short = Detached("n", "x")
     probe = attach_to(shop.path)
     probe.attach("metric", metric)
     probe.attach("short", short, lifespan=timedelta(seconds=0.3))
@@ -1008,8 +1106,8 @@ def test_a_forked_child_keeps_its_probes_and_has_timers_and_drains_of_its_own(sh
         sink.arrived.clear()
         shop.double(8)
         assert sink.arrived.wait(10), "the drain does not run"
-        assert short.finished.wait(10), "the timers do not run"
-        probe.attach("new", Expiring("n", "x"), lifespan=timedelta(seconds=0.01))
+        assert short.is_off.wait(10), "the timers do not run"
+        probe.attach("new", Detached("n", "x"), lifespan=timedelta(seconds=0.01))
         wait_until(lambda: "new" not in probe.instruments, seconds=10)
         probe.stop()
         assert shop.double.__code__ is shop.code
@@ -1046,10 +1144,10 @@ def test_forks_amid_changes_of_probes_do_not_deadlock(shop):
             errors.append(error)
 
     def child():
-        seen = Expiring("n", "x")
+        seen = Detached("n", "x")
         one.attach("mine", seen, lifespan=timedelta(seconds=0.001))
         assert shop.double(2) == 4
-        assert seen.finished.wait(10), "the timers do not run"
+        assert seen.is_off.wait(10), "the timers do not run"
         # Those of the threads that were left behind in the parent expire here as well.
         wait_until(lambda: not one.instruments and not other.instruments, seconds=10)
         assert shop.double.__code__ is shop.code
@@ -1157,18 +1255,64 @@ def test_a_subclass_that_fires_gets_complete_globals_and_locals(stage):
     for event in ("call", "return", "end"):
         with attached(f"{module.__name__}.work", Everything("n", "a", event)):
             module.work(1, 5)
-    for globals_, _ in got:
-        assert globals_["rate"] == 3
-        assert globals_["work"] is module.work
-        assert "math" in globals_  # of the manager's namespace
-        globals_["rate"] = "changed"
-    assert module.rate == 3
+    for globals_, locals_ in got:
+        assert globals_ is vars(module)
+        assert locals_["math"] is math  # of the manager's namespace, which is not listed
     call, leaving, end = (locals_ for _, locals_ in got)
     assert {"a", "rest", "b", "args", "kwargs", "start", "now", "frame"} == set(call)
     assert (call["args"], call["kwargs"], call["rest"]) == ((1, 5), {"b": 2}, (5,))
     assert set(leaving) == set(call) | {"result", "exception", "elapsed", "end"}
     assert leaving["result"] == 3
     assert end == {"a": 1, "rest": (5,), "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        dict,
+        copy.copy,
+        copy.deepcopy,
+        lambda names: pickle.loads(pickle.dumps(names)),
+        lambda names: {**names},
+        lambda names: {} | names,
+        lambda names: dict(**names),
+        lambda names: dict(zip(reversed(names), reversed(names.values()), strict=True)),
+        lambda names: {name: names[name] for name in names},
+        lambda names: eval(repr(names)),
+    ],
+)
+def test_mappings_that_are_made_when_looked_at_can_be_copied(shop, way):
+    class Copying(ProbeTestInstrument):
+        def fire(self, _globals, _locals):
+            copied = way(_locals)
+            got.append((type(copied), copied, way(self.custom)))
+            _locals.clear()
+            got.append(dict(_locals))
+
+    got = []
+    with attached(shop.path, Copying("n", "x", "end", custom={"tags": "{'x': x}"})):
+        shop.double(3)
+    assert got == [(dict, {"x": 3}, {"tags": "{'x': x}"}), {}]
+
+
+@pytest.mark.parametrize(
+    "value", ["math.floor(x + rate + more)", "max(math.floor(x + rate + y) for y in [more])"]
+)
+def test_a_subclass_that_fires_may_evaluate_with_names_of_its_own(stage, value):
+    class Adding(ProbeTestInstrument):
+        def fire(self, _globals, _locals):
+            copies = {**_globals, "more": 0.5}, dict(_locals), {**_locals, "more": 0.5}
+            ways = (copies[0], _locals), (copies[0], copies[1]), (_globals, copies[2])
+            got.extend(self.evaluate(value, *way) for way in ways)
+            got.append(self.evaluate("math.inf", _globals, {}))
+
+    got = []
+    module = stage.script("rate = 3\ndef work(x):\n    return x")
+    with attached(f"{module.__name__}.work", Adding("n", "x")) as probe:
+        module.work(1.5)
+        (instrument,) = probe.instruments.values()
+        assert instrument.status.error is None
+    assert got == [5, 5, 5, math.inf]
 
 
 def test_tags_of_the_manager_are_overlaid_by_the_instruments_own(shop):

@@ -399,7 +399,8 @@ class Lives(RuleBasedStateMachine):
         finished = threading.Event()
 
         class Expiring(ProbeTestInstrument):
-            def finish(self):
+            def detached(self):
+                super().detached()
                 finished.set()
 
         if name == "root" and event_ in {"end", "line:+1"}:

@@ -387,8 +387,8 @@ def check_timed_out(output):
         "    bp.wait()",
         "",
         f"breakpoint:restore, started by {AT_RESTORE}, stands at {AT_RESTORE}",
-        "  shop.py:6, in Archive.restore",
-        "    def restore(self, name):",
+        "  shop.py:7, in Archive.restore",
+        "    text = self.unarchive(name)",
     ]
 
 
@@ -433,8 +433,8 @@ def test_a_test_that_pytest_timeout_ends_says_where_each_thread_stood(run, optio
         f"breakpoint:restore, started by {AT_UNARCHIVE}, stands at {AT_UNARCHIVE}",
         "  shop.py:7, in Archive.restore",
         "    text = self.unarchive(name)",
-        "  shop.py:3, in Archive.unarchive",
-        "    def unarchive(self, name):",
+        "  shop.py:4, in Archive.unarchive",
+        "    return name.upper()",
     ]
 
 

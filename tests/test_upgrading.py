@@ -34,8 +34,6 @@ from diagnose.managers import InstrumentManager, mag
 TESTS = Path(__file__).resolve().parent
 PAGE = TESTS.parent / "docs" / "upgrading.md"
 
-waits_for_the_lead = pytest.mark.skip(reason="waits for the handlers to be rewritten")
-
 SOURCE = """
 def double(x):
     return x * 2
@@ -221,7 +219,6 @@ def test_emit_evaluate_and_merge_tags_of_one_s_own_are_called(shop, probe):
     ]
 
 
-@waits_for_the_lead
 @pytest.mark.parametrize("event", ["call", "return", "end"])
 @pytest.mark.parametrize("whose", ["instrument", "manager"])
 def test_check_call_says_which_calls_count_and_handle_error_is_told(shop, probe, event, whose):
@@ -250,7 +247,6 @@ def test_check_call_says_which_calls_count_and_handle_error_is_told(shop, probe,
     assert seen.said == [("upgraded_shop.double", ZeroDivisionError)]
 
 
-@waits_for_the_lead
 def test_finish_is_called_after_each_hit_that_was_served(shop, probe):
     """`finish()` after each hit."""
 
@@ -276,7 +272,6 @@ def test_finish_is_called_after_each_hit_that_was_served(shop, probe):
         assert seen.finish_called
 
 
-@waits_for_the_lead
 @pytest.mark.parametrize("kind", [ProbeTestInstrument, Fires])
 def test_tags_that_are_put_into_custom_later_count_from_the_next_hit(shop, probe, kind):
     """Tags that come later."""

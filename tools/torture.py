@@ -68,23 +68,40 @@ def hooks(code: CodeType) -> dict[str, object]:
         "before": [
             weaving.Hook(nothing, tuple(dict.fromkeys((*plain, *entries)))),
             weaving.Hook(nothing, ("args",), nothing, ("args", "kwargs"), quick=(nothing, 1)),
+            *acting_on_call(code),
         ],
         "after": [
             weaving.Hook(nothing, every, nothing, ("args", "kwargs")),
             weaving.Hook(nothing, ("elapsed",), quick=(nothing, "elapsed")),
             weaving.Hook(nothing, ("result", weaving.NOW), sift=(nothing, plain)),
+            *acting_on_return(code),
         ],
         "ends": [
-            weaving.Hook(nothing, variables, absent=nothing),
-            weaving.Hook(nothing, (weaving.LOCALS, weaving.NOW)),
+            weaving.Hook(nothing, variables),
+            weaving.Hook(nothing, (*variables, weaving.NOW), nothing, ("args", "kwargs")),
         ],
         "lines": [
-            (line, weaving.Hook(nothing, variables, absent=nothing))
+            (line, weaving.Hook(nothing, variables))
             for line in flow.line_starts(assembly.read(code))
         ],
         "busy": (),
         "report": nothing,
     }
+
+
+def acting_on_call(code: CodeType) -> list[weaving.Hook]:
+    """Hooks that act before the body: two, and one that stops."""
+    parameters = weaving.Parameters.of(code).names
+    acting = weaving.Hook(nothing, (*parameters[:1], "start"), sets=parameters)
+    return [acting, weaving.Hook(nothing, may_raise=True), weaving.Hook(nothing, sets=parameters)]
+
+
+def acting_on_return(code: CodeType) -> list[weaving.Hook]:
+    """Hooks that act after the body: two, and one that stops."""
+    parameters = weaving.Parameters.of(code).names
+    names = (*parameters[:1], *sorted({"result", "elapsed", "end"} - set(parameters[:1])))
+    acting = weaving.Hook(nothing, names, replaces=True)
+    return [acting, weaving.Hook(nothing, may_raise=True), weaving.Hook(nothing, replaces=True)]
 
 
 def fewer(code: CodeType) -> list[dict[str, object]]:
@@ -98,6 +115,13 @@ def fewer(code: CodeType) -> list[dict[str, object]]:
         {"ends": everything["ends"]},
         {"lines": everything["lines"]},
         {"after": [weaving.Hook(nothing, ("hotspots",))], "report": nothing},
+        {"before": acting_on_call(code)},
+        {"before": acting_on_call(code)[:1], "after": acting_on_return(code)[:1]},
+        {
+            "before": acting_on_call(code),
+            "after": acting_on_return(code),
+            "ends": everything["ends"],
+        },
     ]
 
 

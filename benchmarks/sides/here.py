@@ -34,8 +34,8 @@ class Side(Arrivals):
 
     def kind(self, work):
         variant = work["variant"]
-        if variant == "emit":
-            return Emitting
+        if variant in KINDS:
+            return KINDS[variant]
         if variant == "log":
             self.arrived = lambda: self.out.lines
             instruments.LogInstrument.out = self.out
@@ -68,6 +68,48 @@ class Emitting(instruments.Instrument):
 
     def emit(self, name, value, tags):
         BUFFER.append(None)
+
+
+class Firing(instruments.Instrument):
+    """A user's instrument that does all by itself, and nothing."""
+
+    def fire(self, _globals, _locals):
+        BUFFER.append(None)
+
+
+class FiringName(instruments.Instrument):
+    """One that evaluates its expression by itself."""
+
+    def fire(self, _globals, _locals):
+        BUFFER.append(self.evaluate(self.value, _globals, _locals))
+
+
+class Acting(instruments.Instrument):
+    """One that may act, and does not."""
+
+    acts = True
+
+    def act(self, value, names):
+        BUFFER.append(None)
+
+
+class Replacing(instruments.Instrument):
+    """One that has the function return something else."""
+
+    acts = True
+
+    def act(self, value, names):
+        BUFFER.append(None)
+        return instruments.Result(value)
+
+
+KINDS = {
+    "emit": Emitting,
+    "fire": Firing,
+    "fire-name": FiringName,
+    "acting": Acting,
+    "acting-result": Replacing,
+}
 
 
 class Discarding:

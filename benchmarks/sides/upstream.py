@@ -21,8 +21,8 @@ class Side(Arrivals):
 
     def instrument(self, name, work, expires):
         value, variant = work["value"], work["variant"]
-        if variant == "emit":
-            kind = Emitting
+        if variant in KINDS:
+            kind = KINDS[variant]
         elif variant == "log":
             kind = instruments.LogInstrument
             kind.out = out = DiscardingText()
@@ -48,6 +48,23 @@ class Emitting(instruments.Instrument):
 
     def emit(self, name, value, tags):
         BUFFER.append(None)
+
+
+class Firing(instruments.Instrument):
+    """A user's instrument that does all by itself, and nothing."""
+
+    def fire(self, _globals, _locals):
+        BUFFER.append(None)
+
+
+class FiringName(instruments.Instrument):
+    """One that evaluates its expression by itself."""
+
+    def fire(self, _globals, _locals):
+        BUFFER.append(self.evaluate(self.value, _globals, _locals))
+
+
+KINDS = {"emit": Emitting, "fire": Firing, "fire-name": FiringName}
 
 
 class DiscardingClient:

@@ -63,13 +63,13 @@ class Instruction:
         location: of the source.
         target: of a jump.
         handler: where what it raises goes to; None: out of the function.
-        entry: where those who jump here arrive: itself, or what was put in front of it.
+        front: what was put in front of it, for those who jump here too; or None.
     """
 
     __slots__ = (
         "argument",
         "caches",
-        "entry",
+        "front",
         "handler",
         "location",
         "opcode",
@@ -91,7 +91,7 @@ class Instruction:
         self.location = location
         self.handler = handler
         self.target = target
-        self.entry = self
+        self.front: Instruction | None = None
         self.caches = CACHES[opcode]
         self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
         self.start = 0
@@ -100,6 +100,11 @@ class Instruction:
         """Let another instruction stand here: the caches go with it."""
         self.opcode, self.argument, self.caches = opcode, argument, CACHES[opcode]
         self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
+
+    @property
+    def entry(self) -> Instruction:
+        """Where those who jump here arrive."""
+        return self if self.front is None else self.front
 
     def __repr__(self) -> str:
         where = "" if self.target is None else f" -> {self.target.start}"

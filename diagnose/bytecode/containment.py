@@ -33,7 +33,10 @@ __all__ = ["LOST", "Containment", "LostError", "Stretch", "all_of", "drop"]
 
 def drop(error: BaseException) -> bool:
     """A judge that lets nothing out but what belongs to the program."""
-    return not belongs_to_program(error)
+    try:
+        return not belongs_to_program(error)
+    except Exception:  # noqa: BLE001 - an audit hook may forbid to look at frames
+        return True
 
 
 def all_of(judges: Iterable[Judge]) -> Judge:
@@ -77,8 +80,7 @@ class Stretch:
         depth: of the stack, at their begin.
         location: of what deals with it.
         around: where goes what is raised again.
-        judge: called with what was raised; True: skip the rest, False: raise it again. None: it
-            can only be want of room (C functions that raise nothing else), or not ours.
+        judge: called with what was raised; True: skip the rest, False: raise it again.
     """
 
     def __init__(
@@ -87,31 +89,28 @@ class Stretch:
         depth: int,
         location: Location,
         around: Handler | None,
-        judge: Judge | None,
+        judge: Judge,
     ) -> None:
         self._around = around
         self._depth = depth
         # On the stack: the place that raised, and the error.
         self.stub = stub = Emitter(constants, depth + 2, location, around)
         self._skip = Instruction(_POP_TOP, 0, location, around)
-        if judge is None:
-            self._match(stub, self._skip)
-        else:
-            outer = Emitter(constants, depth + 4, location, around)
-            drop_both = Instruction(_POP_TOP, 0, location, around)
-            self._match(outer, drop_both)
-            outer.place(drop_both)
-            outer.depth -= 1
-            outer.pop()
-            stub.handler = Handler(outer.out[0], depth + 2, keeps_place=True)
-            stub.begin_call(judge)
-            stub.copy(depth + 1)
-            stub.end_call(1)
-            stub.handler = around
-            stub.jump_if(self._skip, is_bool=True)
-            stub.add(_RERAISE, 1)
-            stub.out += outer.out
-            stub.deepest = max(stub.deepest, outer.deepest)
+        outer = Emitter(constants, depth + 4, location, around)
+        drop_both = Instruction(_POP_TOP, 0, location, around)
+        self._match(outer, drop_both)
+        outer.place(drop_both)
+        outer.depth -= 1
+        outer.pop()
+        stub.handler = Handler(outer.out[0], depth + 2, keeps_place=True)
+        stub.begin_call(judge)
+        stub.copy(depth + 1)
+        stub.end_call(1)
+        stub.handler = around
+        stub.jump_if(self._skip, is_bool=True)
+        stub.add(_RERAISE, 1)
+        stub.out += outer.out
+        stub.deepest = max(stub.deepest, outer.deepest)
         stub.place(self._skip)
         stub.depth = depth + 1
         stub.pop()
@@ -162,23 +161,21 @@ class Containment:
         self._single: dict[int, tuple[Callable[[Emitter], None], Judge]] = {}
         self.stubs: list[Emitter] = []
 
-    def _begin(self, emit: Emitter, judge: Judge | None) -> Stretch:
+    def _begin(self, emit: Emitter, judge: Judge) -> Stretch:
         stretch = Stretch(self._constants, emit.depth, emit.location, emit.handler, judge)
         self.stubs.append(stretch.stub)
         emit.handler = stretch.handler
         return stretch
 
     @contextmanager
-    def passing(self, emit: Emitter, judge: Judge | None) -> Iterator[Stretch]:
+    def passing(self, emit: Emitter, judge: Judge) -> Iterator[Stretch]:
         """What is written in it leaves the stack as it was."""
         stretch = self._begin(emit, judge)
         yield stretch
         stretch.end(emit)
 
     @contextmanager
-    def pushing(
-        self, emit: Emitter, instead: object, judge: Judge | None = None
-    ) -> Iterator[Stretch]:
+    def pushing(self, emit: Emitter, instead: object, judge: Judge) -> Iterator[Stretch]:
         """What is written in it pushes a value: or else ``instead``."""
         stretch = self._begin(emit, judge)
         yield stretch

@@ -120,7 +120,7 @@ class Emitter:
         if self._landing:
             self.end(one)
         self.depth += change
-        if self.depth > self.deepest:
+        if self.depth > self.deepest:  # noqa: PLR1730  (max() takes long, and there are many)
             self.deepest = self.depth
         return one
 

@@ -156,7 +156,7 @@ def plain_cells(
                 if number is not None
             }
         elif one.opcode in {_STORE_FAST, _STORES_FIRST, _STORES_TWO}:
-            numbers = (one.argument,)
+            numbers: tuple[int, ...] = (one.argument,)
             if one.opcode != _STORE_FAST:
                 numbers = (one.argument >> 4, one.argument & 15)
             for number in numbers[: 1 if one.opcode == _STORES_FIRST else 2]:

@@ -52,9 +52,9 @@ class Hook:
         names: at ``call`` and ``return`` parameters of the function, or names of
             :data:`ENTRY_NAMES` and :data:`EXIT_NAMES`; at ``end`` and at a line the
             variables of its frame: :data:`MISSING` for those that have no value.
-        prelude: if given, called with the values of ``prelude_names`` before the body; what
-            it returns is handed to ``handler`` as one more, first argument.
-        prelude_names: as ``names``, without :data:`EXIT_NAMES`.
+        prelude: if given (not for lines), called with the values of ``prelude_names`` before the
+            body; what it returns is handed to ``handler`` as one more, first argument.
+        prelude_names: names that there are at ``call``.
         quick: if given, what is called in place of ``handler`` as long as no instrument
             runs anywhere: a function that runs no user code, and its only argument: one of
             ``names``, or a number.
@@ -63,10 +63,13 @@ class Hook:
         judge: called with what one of its functions raised; True: it goes no further, False: it
             belongs to the program, and is raised. None: all that does not belong to the program
             is dropped.
-        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a tuple of
-            what is to be raised or None, and of new values for these parameters.
+        sets: for ``call``, if given: names of parameters. ``handler`` returns None, or a pair of
+            what is to be raised in place of the body, or None, and a tuple of new values for these
+            parameters, :data:`MISSING` for those that keep theirs. Behind one that raises no other
+            such hook is called.
         replaces: for ``return``: ``handler`` returns None, or a pair of whether it is to be raised,
-            and what the function returns or raises.
+            and what the function returns or raises. The next such hook gets what this one has the
+            function return; behind one that raises no other is called.
         may_raise: what ``handler`` raises is raised by the function, where it is called; and it
             is called also where there is no room for it. Such a hook has no ``prelude`` and
             no ``sift``, and is called behind all others.

@@ -210,13 +210,15 @@ class Timing:
         one.target = stub.out[0]
 
     def _emitter(self, depth: int, one: Instruction) -> Emitter:
-        # On the same line: nobody who watches lines sees it begin twice.
-        return Emitter(self._constants, depth, one.location, one.handler)
+        # On the same line, or on the one before of what has none: no tracer sees it begin twice.
+        line = self._line_of[id(one)]
+        location = one.location if one.location[0] is not None else (line, line, None, None)
+        return Emitter(self._constants, depth, location, one.handler)
 
     def _put(self, ahead: dict[int, list[Instruction]], one: Instruction, emit: Emitter) -> None:
         there = ahead.setdefault(id(one), [])
         there += emit.out
-        one.entry = there[0]
+        one.front = there[0]
         self.deepest = max(self.deepest, emit.deepest)
 
 

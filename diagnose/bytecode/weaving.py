@@ -96,7 +96,7 @@ _PUSH_EXC_INFO, _POP_EXCEPT = _op["PUSH_EXC_INFO"], _op["POP_EXCEPT"]
 _BUILD_LIST, _LIST_APPEND = _op["BUILD_LIST"], _op["LIST_APPEND"]
 _MOST_COPIES = 400
 """Calls of hooks where exceptions leave, over all lines; if there would be more, all are on one."""
-_MOST_KEPT, _LIST = 4, "@list"
+_MOST_KEPT, _LIST, _RAISED = 4, "@list", "@raised"
 _CHANGES = frozenset(
     number
     for name, number in _op.items()
@@ -169,6 +169,10 @@ class _Weaver:
         # Since 3.15 the iterator of a generator expression is there before its body begins.
         self.there = sum(map(effect, self.prologue))
         self.index = places(code, self.listing)
+        # Since 3.12: what makes a StopIteration that leaves a generator a RuntimeError.
+        taking = (one.handler for one in self.listing if one.handler is not None)
+        self.wrapper = next(filter(_is_wrapper, taking), None)
+        self.raising: list[Instruction] = []
         self.changed = self._changed()
         self.plain: dict[int, frozenset[int]] = {}
         self.set: dict[int, int] = {}
@@ -210,13 +214,13 @@ class _Weaver:
         self.judge = all_of(hook.judge or drop for hook in after if not hook.may_raise)
         if wants_timing:
             self.timing = Timing(self.constants, self.body, depth)
-        if len(after) == 1 and not ends and after[0].sift is not None:
+        if len(after) == 1 and not ends and after[0].sift and not after[0].replaces:
             self.only = after[0]
         entry = Emitter(self.constants, self.there, self._at(self._first_line()))
         self.keeps = bool(after or ends)
         # Instruments that watch see what the caller gave.
         self.changed |= {self.index[name][0] for hook in before for name in hook.sets or ()}
-        self._enter(entry, before, after)
+        self._enter(entry, before, after, ends)
         entry.end(self.body[0])
         leaving: list[Emitter] = []
         woven: dict[int, list[Instruction]] = {}
@@ -273,7 +277,9 @@ class _Weaver:
 
     # --- the begin ---
 
-    def _enter(self, emit: Emitter, before: Sequence[Hook], after: Sequence[Hook]) -> None:
+    def _enter(
+        self, emit: Emitter, before: Sequence[Hook], after: Sequence[Hook], ends: Sequence[Hook]
+    ) -> None:
         parameters = set(self.parameters.names) - {"args", "kwargs"}
         exit_names = dict.fromkeys(name for hook in after for name in hook.names)
         for name in exit_names:
@@ -287,7 +293,7 @@ class _Weaver:
             else:
                 self._entry_value(emit, name)
             self._keep(emit, name)
-        for hooks in (before, after):
+        for hooks in (before, after, ends):
             for hook in hooks:
                 if hook.prelude is not None:
                     with self.containment.pushing(emit, None, hook.judge or drop) as stretch:
@@ -306,44 +312,105 @@ class _Weaver:
                         self._parameter(emit, name)
                     emit.end_call(len(names))
                 self._keep(emit, _sifted(hook))
-        for hook in sorted(before, key=_rank):
-            if hook.may_raise:
-                self._call_handler(emit, hook, self._entry_value)
-            elif hook.sets is not None:
-                self._set_parameters(emit, hook, hook.sets)
-            else:
+        acting = [hook for hook in before if hook.sets is not None]
+        for hook in before:
+            if hook.sets is None and not hook.may_raise:
                 with self.containment.passing(emit, hook.judge or drop) as stretch:
                     self._need(emit, stretch, hook.names)
                     self._call_hook(emit, hook, self._entry_value)
+        if acting:
+            self._act_on_call(emit, acting)
+        for hook in before:
+            if hook.may_raise:
+                self._call_handler(emit, hook, self._entry_value)
         if not self.keeps:
+            if acting:
+                self._raise_in_place_of_body(emit)
             while emit.depth > self.there:
                 emit.pop()
             self.kept.clear()
             self.listed.clear()
         if "elapsed" in exit_names:
-            with self.containment.pushing(emit, LOST):
+            with self.containment.pushing(emit, LOST, self.judge):
                 self._read_time(emit)
             self._keep(emit, "@began")
         if self.timing is not None:
             self._enter_timing(emit, self.timing)
+        if acting and self.keeps:
+            self._raise_in_place_of_body(emit)
 
-    def _set_parameters(self, emit: Emitter, hook: Hook, names: Sequence[str]) -> None:
-        """Call a hook and do what it says: raise, or give parameters other values."""
+    def _act_on_call(self, emit: Emitter, acting: Sequence[Hook]) -> None:
+        """Call hooks that act; keep what is to be raised, or None.
+
+        It is raised once all that is kept is there: so who looks at the end sees it, and what was
+        begun is ended.
+        """
+        raises = Instruction(_NOP, 0, emit.location, emit.handler)
+        for hook in acting:
+            self._set_parameters(emit, hook, hook.sets or (), raises)
+        emit.constant(None)
+        emit.place(raises)
+        self._keep(emit, _RAISED)
+
+    def _set_parameters(
+        self, emit: Emitter, hook: Hook, names: Sequence[str], raises: Instruction
+    ) -> None:
+        """Call a hook and do what it says: give parameters other values, or go on at ``raises``."""
         nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
-        self._push_outcome(emit, hook, self._entry_value, nothing)
-        emit.unpack(len(names) + 1)
+        self._push_outcome(emit, hook, self._value_now, nothing)
+        emit.unpack(2)
         goes_on = Instruction(_POP_TOP, 0, emit.location, emit.handler)
         emit.copy(emit.depth - 1)
         emit.jump_if_is(None, goes_on)
-        emit.raise_it()
+        emit.drop_second()
+        emit.go(raises)
         emit.place(goes_on)
+        emit.unpack(len(names))
         for name in names:
             index, is_cell = self.index[name]
+            kept = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+            emit.copy(emit.depth - 1)
+            emit.jump_if_is(MISSING, kept)
+            emit.copy(emit.depth - 1)
             emit.store(index, is_cell=is_cell)
+            emit.place(kept)
+            emit.depth -= 1
         # Behind it is what pops the None.
         emit.constant(None)
         emit.place(nothing)
         emit.depth -= 1
+
+    def _raise_in_place_of_body(self, emit: Emitter) -> None:
+        goes_on = Instruction(_POP_TOP, 0, emit.location, emit.handler)
+        self._push_kept(emit, _RAISED)
+        emit.copy(emit.depth - 1)
+        emit.jump_if_is(None, goes_on)
+        emit.raise_it()
+        # Where it goes if somebody looks at the end is not written yet.
+        self.raising.append(emit.out[-1])
+        if not self.keeps:
+            emit.out[-1].handler = self._way_out(emit.location, 0, None)
+        emit.place(goes_on)
+
+    def _way_out(self, location: Location, depth: int, around: Handler | None) -> Handler | None:
+        """Where goes what is raised in the function's stead, as if its own code had raised it.
+
+        Args:
+            location: of what raises it.
+            depth: of the stack, as far as it is left.
+            around: what takes it in the end.
+        """
+        if self.wrapper is not None:
+            return Handler(
+                self._copy(self.wrapper, location, depth, around).out[0], depth, keeps_place=True
+            )
+        if self.hidden and around is None:
+            stub = Emitter(self.constants, depth + 2, location)
+            self._show(stub)
+            stub.add(_RERAISE, 0, -1)
+            self.stubs.append(stub)
+            return Handler(stub.out[0], depth, keeps_place=True)
+        return around
 
     def _push_outcome(
         self,
@@ -439,6 +506,17 @@ class _Weaver:
         else:
             message = f"the function has no parameter {name!r}"
             raise ValueError(message)
+
+    def _value_now(self, emit: Emitter, name: str) -> None:
+        """Push what a name means at the begin, after others that act; not what was kept."""
+        if name == "args":
+            self._all_args(emit)
+        elif name == "kwargs":
+            self._all_keywords(emit)
+        elif name in self.parameters.names:
+            self._parameter(emit, name)
+        else:
+            self._entry_value(emit, name)
 
     def _frame(self, emit: Emitter) -> None:
         # A thread's first function has no caller, and asking for it is an error.
@@ -596,25 +674,43 @@ class _Weaver:
         for hook in ends:
             if hook.may_raise:
                 self._look(emit, hook, by)
+        acting = [hook for hook in after if hook.replaces]
+        self._decide(emit, acting, [hook for hook in after if hook.may_raise], raised=by is None)
+
+    def _decide(
+        self, emit: Emitter, acting: Sequence[Hook], stops: Sequence[Hook], *, raised: bool
+    ) -> None:
+        """Call what has a say in how the function ends: those that act, then those that stop."""
         result = emit.depth - 1
 
         def push(out: Emitter, name: str) -> None:
-            if name == ("exception" if by is None else "result"):
+            if name == ("exception" if raised else "result"):
                 out.copy(result)
+            elif name == "elapsed":
+                out.read_clock()
+                self._push_kept(out, "@began")
+                out.subtract()
+            elif name == "end":
+                out.call(_time)
             elif name in EXIT_NAMES:
                 out.constant(None)
             else:
                 self._entry_value(out, name)
 
-        for hook in after:
-            if hook.replaces:
-                self._replace_result(emit, hook, push, raised=by is None)
-        for hook in after:
-            if hook.may_raise:
-                self._call_handler(emit, hook, push)
+        for number, hook in enumerate(acting, 1):
+            self._replace_result(emit, hook, push, acting[number:], stops, raised=raised)
+        for hook in stops:
+            self._call_handler(emit, hook, push)
 
     def _replace_result(
-        self, emit: Emitter, hook: Hook, push: Callable[[Emitter, str], None], *, raised: bool
+        self,
+        emit: Emitter,
+        hook: Hook,
+        push: Callable[[Emitter, str], None],
+        acting: Sequence[Hook],
+        stops: Sequence[Hook],
+        *,
+        raised: bool,
     ) -> None:
         """Call a hook and do what it says: raise, or let the function return something else."""
         nothing = Instruction(_POP_TOP, 0, emit.location, emit.handler)
@@ -628,20 +724,33 @@ class _Weaver:
             returning.drop_second()
             returning.swap()
             returning.add(_POP_EXCEPT, 0, -1)
-            for _ in range(len(self.kept) + 1):
+            returning.drop_second()
+            self._return_nothing_else(returning)
+            self._decide(returning, acting, stops, raised=False)
+            for _ in self.kept:
                 returning.drop_second()
             if self.hidden and _BEGINS_BEFORE_RETURN:
                 self._show(returning)
-            returning.add(_RETURN, 0, -1)
+            returning.end(returning.add(_RETURN, 0, -1))
             emit.out += returning.out
+            emit.deepest = max(emit.deepest, returning.deepest)
         else:
             emit.drop_second()
+            self._return_nothing_else(emit)
             emit.constant(None)
             emit.go(nothing)
         # As deep as there: each of both ways has one value more than in the end.
         emit.place(raises)
         emit.raise_it()
+        depth = len(self.kept) + (2 if raised else 0)
+        emit.out[-1].handler = self._way_out(emit.location, depth, emit.handler)
         emit.place(nothing)
+
+    def _return_nothing_else(self, emit: Emitter) -> None:
+        """Let the topmost value be None in an asynchronous generator, which returns no other."""
+        if self.code.co_flags & inspect.CO_ASYNC_GENERATOR:
+            emit.pop()
+            emit.constant(None)
 
     def _call_at_end(
         self,
@@ -750,7 +859,7 @@ class _Weaver:
         there = woven.setdefault(id(one), [])
         there += emit.out
         if there:
-            one.entry = there[0]
+            one.front = there[0]
 
     def _leave_by_exception(
         self, after: Sequence[Hook], ends: Sequence[Hook], line: int | None
@@ -764,6 +873,8 @@ class _Weaver:
         interrupted = Emitter(self.constants, kept + 4, location)
         interrupted.swap()
         interrupted.add(_POP_EXCEPT, 0, -1)
+        if self.hidden:
+            self._show(interrupted)
         interrupted.add(_RERAISE, 0, -1)
         self.stubs.append(interrupted)
         emit.handler = Handler(interrupted.out[0], kept + 2, keeps_place=False)
@@ -791,7 +902,8 @@ class _Weaver:
         line = self._first_line()
         lines = {one.location[0] for one in self.body}
         is_per_line = not self.hidden and len(lines) * len((*after, *ends)) <= _MOST_COPIES
-        targets = {id(one.handler.target) for one in self.body if _is_wrapped(one)}
+        handlers = (one.handler for one in self.body if one.handler is not None)
+        targets = {id(handler.target) for handler in handlers if _is_wrapper(handler)}
 
         def last() -> Handler:
             if line not in leaving:
@@ -818,6 +930,9 @@ class _Weaver:
                 if moved is None:
                     moved = deeper[id(handler)] = handler._replace(depth=handler.depth + kept)
                 one.handler = moved
+        line = self._first_line()
+        for one in self.raising:
+            one.handler = self._way_out(one.location, kept, last())
         self._watch_begin()
         if self.code.co_flags & _SUSPENDABLE:
             self._let_close()
@@ -867,7 +982,7 @@ class _Weaver:
 
     # --- lines ---
 
-    def _weave_lines(
+    def _weave_lines(  # noqa: PLR0917  (what was found before anything was put in)
         self,
         lines: Sequence[tuple[int, Hook]],
         starts: dict[int, list[Instruction]],
@@ -953,18 +1068,9 @@ _CAN_AWAIT = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _INTRINSIC = _op.get("CALL_INTRINSIC_1")
 
 
-def _is_wrapped(one: Instruction) -> bool:
-    """Whether a ``StopIteration`` out of it becomes a ``RuntimeError`` on its way out."""
-    return (
-        one.handler is not None
-        and one.handler.target.opcode == _INTRINSIC
-        and one.handler.target.handler is None
-    )
-
-
-def _rank(hook: Hook) -> int:
-    """Those that watch come first, then those that act, then those that stop."""
-    return 2 if hook.may_raise else hook.sets is not None
+def _is_wrapper(handler: Handler) -> bool:
+    """Whether it makes a ``StopIteration`` that leaves the function a ``RuntimeError``."""
+    return handler.target.opcode == _INTRINSIC and handler.target.handler is None
 
 
 def _prelude(hook: Hook) -> str:

@@ -151,7 +151,8 @@ if sys.version_info >= (3, 12):
                 if collector.wants(code, frame.f_globals.get("__name__")):
                     collector.enter(code, frame, is_new=is_new)
 
-        return contained(enter, _failed)
+        entering: Callable[..., object] = contained(enter, _failed)
+        return entering
 
     def _leave(
         code: CodeType,

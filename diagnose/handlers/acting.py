@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diagnose.bytecode.weaving import MISSING
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from diagnose.bytecode.weaving import Parameters
 
     Act = Callable[[Any, Mapping[str, Any]], object]
 
@@ -38,7 +42,7 @@ class Raise:
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException | type[BaseException]) -> None:
-        kind = error if isinstance(error, type) else type(error)
+        kind: type = error if isinstance(error, type) else type(error)
         if not issubclass(kind, BaseException):
             message = f"{error!r:.200} is no exception: give Raise an exception or a class of them"
             raise TypeError(message)
@@ -48,29 +52,49 @@ class Raise:
         return f"Raise({self.error!r})"
 
 
-def on_call(act: Act, parameters: tuple[str, ...]) -> Callable[[Any, Mapping[str, Any]], Any]:
+def on_call(act: Act, parameters: Parameters) -> Callable[[Any, Mapping[str, Any]], Any]:
     """What an instrument does before the body, as the woven code takes it.
 
     Returns:
-        A function that returns None, or a tuple: what is to be raised or None, and the values of
-        all parameters.
+        A function that returns None, or a pair: what is to be raised or None, and a tuple of the
+        new values of all parameters, :data:`MISSING` for those that keep theirs.
     """
+    known = parameters.names
 
-    def run(value: Any, names: Mapping[str, Any]) -> tuple[object, ...] | None:
+    def run(value: Any, names: Mapping[str, Any]) -> tuple[object, tuple[object, ...]] | None:
         chosen = act(value, names)
         if chosen is None:
             return None
         if type(chosen) is Raise:
-            return chosen.error, *(None for _ in parameters)
-        if not isinstance(chosen, Mapping) or not set(chosen) <= set(parameters):
+            return _made(chosen.error), ()
+        if not isinstance(chosen, Mapping) or not set(chosen) <= set(known):
             message = (
                 f"act() returned {chosen!r:.200}; on 'call' it has to return None, Raise(error) or a "
-                f"dict of parameters ({', '.join(parameters) or 'there are none'}) and new values"
+                f"dict of parameters ({', '.join(known) or 'there are none'}) and new values"
             )
             raise TypeError(message)
-        return None, *(chosen[name] if name in chosen else names[name] for name in parameters)
+        values = dict(chosen)
+        if parameters.star in values:
+            values[parameters.star] = tuple(values[parameters.star])
+        if parameters.double_star in values:
+            # As a call makes it: new, and with no keys but strings.
+            values[parameters.double_star] = _keywords(**values[parameters.double_star])
+        return None, tuple([values.get(name, MISSING) for name in known])
 
     return run
+
+
+def _keywords(**keywords: object) -> dict[str, object]:
+    return keywords
+
+
+def _made(error: BaseException | type[BaseException]) -> BaseException:
+    """The exception itself: what goes wrong as it is made is the instrument's error."""
+    made: object = error() if isinstance(error, type) else error
+    if not isinstance(made, BaseException):
+        message = f"{error!r:.200} gives {made!r:.200}, which is no exception"
+        raise TypeError(message)
+    return made
 
 
 def on_return(act: Act) -> Callable[[Any, Mapping[str, Any]], Any]:
@@ -87,7 +111,7 @@ def on_return(act: Act) -> Callable[[Any, Mapping[str, Any]], Any]:
         if type(chosen) is Result:
             return False, chosen.value
         if type(chosen) is Raise:
-            return True, chosen.error
+            return True, _made(chosen.error)
         message = (
             f"act() returned {chosen!r:.200}; on 'return' it has to return None, Result(value) or "
             "Raise(error)"

@@ -61,7 +61,7 @@ def leave_behind(error: BaseException) -> None:
         if entry is None:
             return
         if "@ident" in entry.tb_frame.f_code.co_varnames:
-            BUSY.discard(entry.tb_frame.f_locals.get("@ident"))  # type: ignore[arg-type]
+            BUSY.discard(entry.tb_frame.f_locals.get("@ident"))
         entry = entry.tb_next
 
 

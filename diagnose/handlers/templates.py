@@ -105,7 +105,7 @@ def _item(mapping: str, name: str) -> ast.expr:
 _HERE: dict[str, Any] = {"lineno": 1, "col_offset": 0}
 
 
-def _constant(value: object) -> ast.expr:
+def _constant(value: Any) -> ast.expr:
     return ast.Constant(value, **_HERE)
 
 

@@ -83,11 +83,21 @@ def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = No
 
 
 def disarm(hook: weaving.Hook) -> None:
-    """Make a hook's functions do nothing from now on, for calls already inside too."""
+    """Make a hook's functions do nothing from now on, for calls already inside too.
+
+    An audit hook of the program may raise at that; then it is tried once more.
+    """
     sift = None if hook.sift is None else hook.sift[0]
     for function in (hook.handler, hook.prelude, sift):
         if isinstance(function, FunctionType):
-            function.__code__ = _nothing(function.__code__.co_argcount)
+            for _ in range(2):
+                try:
+                    function.__code__ = _nothing(function.__code__.co_argcount)
+                except Exception as error:
+                    if not drop(error):
+                        raise
+                else:
+                    break
 
 
 @functools.cache
@@ -135,6 +145,8 @@ class _Writer:
             "call": weaving.ENTRY_NAMES,
             "return": weaving.ENTRY_NAMES | weaving.EXIT_NAMES,
         }.get(scope.event, frozenset())
+        if plan.act is not None:  # its hits come when lines are not measured any more
+            self.call_names -= {"hotspots"}
 
     # --- names ---
 
@@ -228,7 +240,7 @@ class _Writer:
     def hook(self) -> weaving.Hook:
         if self.plan.span is not None:
             return self.span_hook(self.plan.span)
-        check = None if self.scope.is_inside else self.plan.check
+        check = None if self.scope.event == "line" else self.plan.check
         handler = self.handler(has_verdict=check is not None)
         prelude = None
         if check is not None:
@@ -244,14 +256,14 @@ class _Writer:
             self.quick(),
             self.sift(),
             self.plan.defect,
-            sets=self.settable if acts and self.scope.event == "call" else None,
+            sets=self.parameters.names if acts and self.scope.event == "call" else None,
             replaces=acts and self.scope.event == "return",
         )
 
     @property
-    def settable(self) -> tuple[str, ...]:
-        """The parameters that an instrument which acts can give other values."""
-        return self.scope.names if self.plan.act is not None else ()
+    def parameters(self) -> weaving.Parameters:
+        """Those of the code that is woven: a stand-in's, if the target has none."""
+        return self.scope.parameters or weaving.Parameters(star="args", double_star="kwargs")
 
     def span_hook(self, span: Span) -> weaving.Hook:
         """One that decides at the begin of a call, and is served at its end."""
@@ -283,14 +295,16 @@ class _Writer:
         if plan.limits.hits is not None:
             body += _statements("if d·span is not None:\n d·span.is_last = not d·more")
         body += _statements("return d·span")
+        if self.wants_all:
+            body[:0] = self.all_names({"start"} & self.call_names)
         prelude = self.function(self.arguments, self.envelope(body))
-        names, self.arguments = tuple(self.arguments), []
+        names, self.arguments, self.wants_all = tuple(self.arguments), [], False
 
         body, fetched = [], {span.name}
         body += self.fetch_delivered(fetched)
         body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
         if self.wants_all or plan.whole:
-            body[:0] = self.all_names(span.name)
+            body[:0] = self.all_names(self.cheap_names, span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
         handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
@@ -314,8 +328,9 @@ class _Writer:
         ahead, body = [], []
         if plan.act is not None:
             is_call = self.scope.event == "call"
-            act = acting.on_call(plan.act, self.settable) if is_call else acting.on_return(plan.act)
-            self.constants["act"] = act
+            self.constants["act"] = (
+                acting.on_call(plan.act, self.parameters) if is_call else acting.on_return(plan.act)
+            )
         if has_verdict:
             ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
         elif plan.check is not None:
@@ -337,7 +352,7 @@ class _Writer:
         if plan.act is not None:
             body += _statements("return d·outcome")
         if self.wants_all or plan.whole or plan.act is not None:
-            body[:0] = self.all_names()
+            body[:0] = self.all_names(self.cheap_names)
         if self.is_given_the_time:
             self.argument(weaving.NOW)
         parameters = ["d·verdict"] if has_verdict else []
@@ -448,6 +463,8 @@ class _Writer:
         """For ``return``: what says at the call that its condition will be false."""
         when = self.plan.when
         if when is None or self.scope.event != "return" or not self.plain_condition:
+            return None
+        if self.plan.act is not None:  # it is called by other code, which looks at no sift
             return None
         names = sorted(when.names)
         # A parameter of the name of a result is that of the result by the end.
@@ -561,13 +578,14 @@ class _Writer:
         )
         return ast.parse(text, mode="eval").body
 
-    def all_names(self, made: str | None = None) -> list[ast.stmt]:
+    def all_names(self, cheap: set[str], made: str | None = None) -> list[ast.stmt]:
         """Statements that give ``d·all`` a mapping of all names of the call.
 
         Args:
+            cheap: what is listed besides the parameters or variables.
             made: one more, which has its value already.
         """
-        names = sorted({*self.scope.names, *self.cheap_names} - {made})
+        names = sorted({*self.scope.names, *cheap} - {made})
         for name in names:
             self.argument(name)
         known = tuple(name for name in (*names, *filter(None, [made])) if name.isidentifier())

@@ -214,7 +214,7 @@ class Instrument:
         self.value = value
         self.event = event
         self.expires = expires
-        self.custom = {} if custom is None else custom  # type: ignore[assignment]
+        self.custom = {} if custom is None else custom
         self.when = when
         self.limits = limits or Limits()
         self.policy: Policy = policy
@@ -319,12 +319,11 @@ class Instrument:
                 evaluating it raises.
         """
         expression, code, is_flat = self._compiled.get(value) or self._compile(value)
-        if is_flat and type(_globals) is dict:
+        if is_flat and type(_globals) is dict and type(_locals) is Names:
             names = {**_locals, **expression.constants} if expression.constants else _locals
             return eval(code, _globals, names)  # noqa: S307  (the policy admitted it)
-        if type(_locals) is Names:
-            return eval(code, {**_locals.everything(), **expression.constants})  # noqa: S307
-        return eval(code, {**_globals, **_locals, **expression.constants})  # noqa: S307
+        namespace = self.mgr.global_namespace
+        return eval(code, {**_globals, **namespace, **_locals, **expression.constants})  # noqa: S307
 
     def _compile(self, text: str) -> tuple[Expression, CodeType, bool]:
         tree = self._parse(text, "value")
@@ -343,8 +342,9 @@ class Instrument:
         return tags
 
     def check_call(self, probe: Any, /, *args: Any, **kwargs: Any) -> bool:
-        """Whether this call is to be served; asked before the body runs.
+        """Whether this call is to be served; asked before the body runs, with its arguments.
 
+        Of a line it is asked when that is reached, without arguments.
         Override it with the slash too: the call may have a keyword ``probe``.
         """
         return self.mgr.check_call(probe, self, *args, **kwargs)
@@ -483,6 +483,9 @@ class _Custom(dict[str, Any]):
 
     changed: Callable[[], None] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # copies and pickles are plain
+
 
 def _telling(name: str) -> Callable[..., Any]:
     method = getattr(dict, name)
@@ -497,7 +500,9 @@ def _telling(name: str) -> Callable[..., Any]:
     return change
 
 
-for _name in "__delitem__ __ior__ __setitem__ clear pop popitem setdefault update".split():
+for _name in (
+    *("__delitem__", "__ior__", "__setitem__", "clear", "pop", "popitem", "setdefault", "update"),
+):
     setattr(_Custom, _name, _telling(_name))
 
 _NESTING = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -217,7 +217,7 @@ def as_number(value: Any) -> float:
 
 def freeze(tags: Mapping[Any, Any]) -> Tags:
     """Make tags text at the hit, so that nothing they refer to is kept alive."""
-    return tuple(sorted((str(key), str(value)) for key, value in tags.items()))
+    return tuple(sorted([(str(key), str(value)) for key, value in tags.items()]))
 
 
 class _Buffer:

@@ -17,7 +17,7 @@ class ProbeTestInstrument(Instrument):
 
     Attributes:
         log: ``(tags, value)`` for each hit.
-        finish_called: whether the instrument has been taken off its function.
+        finish_called: whether a hit was served.
     """
 
     longest_seconds = None  # a test may stop in a debugger
@@ -37,5 +37,5 @@ class ProbeTestInstrument(Instrument):
         self.log.append((tags, value))
 
     def finish(self) -> None:
-        """Remember that the instrument was taken off."""
+        """Remember that a hit was served."""
         self.finish_called = True

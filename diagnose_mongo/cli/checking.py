@@ -86,7 +86,7 @@ def _answers(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         answer = {
             name: entry[name]
-            for name in ("state", "code", "err", "found", "warnings")
+            for name in ("state", "code", "err", "found", "warnings", "acts")
             if entry.get(name)
         }
         key = json.dumps(answer, sort_keys=True, default=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from diagnose.instruments.base import ACTS
 from diagnose_mongo.cli.output import shown
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 
@@ -67,6 +68,7 @@ def as_data(found: Rollout) -> dict[str, Any]:
         ],
         "error": found.error,
         "paused": found.paused,
+        "acts": found.acts,
     }
 
 
@@ -89,6 +91,8 @@ def notes(found: Rollout) -> list[tuple[str, str]]:
             lines.append((f"{_processes(count)} {meaning}", "yellow"))
     if found.paused is not None:
         lines.append((f"{found.paused}; `diagnose resume` puts them back", "yellow"))
+    if found.acts:
+        lines.append((ACTS, "yellow"))
     if found.stage is not None:
         lines.append((f"canary: {found.stage}", "cyan"))
     if found.gone:

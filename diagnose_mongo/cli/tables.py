@@ -40,7 +40,7 @@ def specs(output: Output, found: Sequence[Mapping[str, Any]], now: datetime) -> 
             (
                 (shown(each[documents.ID]), "bold"),
                 _short(each.get("target", "?")),
-                what,
+                (f"{what} (acts)", "yellow") if each.get("acts") is True else what,
                 _states(each["states"]),
                 _left(each, now),
                 ago(each.get(documents.VERSION), now),

@@ -138,10 +138,11 @@ class Inspector:
             return self._specs.find_one({documents.ID: {"$eq": raw_id}})
 
     def specs(self) -> list[dict[str, Any]]:
-        """All specs, the last changed first, with ``states`` in place of ``applied``.
+        """All specs, the last changed first, with ``states`` and ``acts`` in place of ``applied``.
 
         ``states`` says how many entries there are in each state, or is what ``counts`` says where
-        not every process has one. Entries about another version count as ``behind``.
+        not every process has one. Entries about another version count as ``behind``. ``acts`` is
+        there if an entry says that the spec's instrument may change what the program does.
 
         Raises:
             StoreError: the server could not be asked.
@@ -154,11 +155,17 @@ class Inspector:
         counting: list[dict[str, Any]] = [
             {"$project": {documents.VERSION: 1, "entry": entries}},
             {"$unwind": "$entry"},
-            {"$project": {"state": {"$cond": [is_current, "$entry.v.state", "behind"]}}},
+            {
+                "$project": {
+                    "state": {"$cond": [is_current, "$entry.v.state", "behind"]},
+                    "acts": "$entry.v.acts",
+                }
+            },
             {
                 "$group": {
                     "_id": {"id": "$_id", "state": {"$ifNull": ["$state", "installed"]}},
                     "count": {"$sum": 1},
+                    "acts": {"$max": "$acts"},
                 }
             },
         ]
@@ -166,11 +173,18 @@ class Inspector:
             found = list(self._specs.find({}, {documents.APPLIED: 0}).sort(documents.VERSION, -1))
             counted = list(self._specs.aggregate(counting))
         states: dict[Any, dict[str, int]] = {}
+        acting = set()
         for each in counted:
             key = documents.key_of(each["_id"]["id"])
+            if each["acts"] is True:
+                acting.add(key)
             states.setdefault(key, {})[str(each["_id"]["state"])] = each["count"]
         for document in found:
             counts = document.pop(documents.COUNTS, None)
-            told = states.get(documents.key_of(document[documents.ID]), {})
+            key = documents.key_of(document[documents.ID])
+            told = states.get(key, {})
+            document.pop("acts", None)
+            if key in acting:
+                document["acts"] = True
             document["states"] = counts if isinstance(counts, dict) else told
         return found

@@ -92,6 +92,7 @@ class RolloutStore:
                 "state": state if isinstance(state := row["_id"]["state"], str) else "?",
                 "code": row["_id"].get("code"),
                 "count": row["count"],
+                "acts": row.get("acts") is True,
                 "examples": [each for each in row["examples"] if each.get("process")],
             }
             for row in rows
@@ -116,6 +117,7 @@ class RolloutStore:
                     "state": "$entry.v.state",
                     "code": "$entry.v.code",
                     "err": "$entry.v.err",
+                    "acts": "$entry.v.acts",
                     "told": {"$gt": ["$entry.k", None]},
                     "current": _are_equal("$entry.v.lm", f"${documents.VERSION}"),
                 }
@@ -135,6 +137,7 @@ class RolloutStore:
                     "state": {"$max": "$state"},
                     "code": {"$max": "$code"},
                     "err": {"$max": "$err"},
+                    "acts": {"$max": "$acts"},
                     "told": {"$max": "$told"},
                     "current": {"$max": "$current"},
                     "alive": {"$max": "$alive"},
@@ -161,6 +164,7 @@ class RolloutStore:
                                 "state": "$mine.state",
                                 "code": "$mine.code",
                                 "err": "$mine.err",
+                                "acts": "$mine.acts",
                                 "told": {"$gt": ["$mine", None]},
                                 "current": _are_equal(
                                     "$mine.lm", {"$literal": documents.small(version)}
@@ -298,7 +302,7 @@ _STATE = {
     }
 }
 _COUNTED: list[dict[str, Any]] = [
-    {"$project": {"state": _STATE, "code": 1, "err": 1}},
+    {"$project": {"state": _STATE, "code": 1, "err": 1, "acts": 1}},
     {
         "$group": {
             "_id": {
@@ -307,6 +311,7 @@ _COUNTED: list[dict[str, Any]] = [
                 "code": {"$cond": [{"$in": ["$state", ["gone", "behind"]]}, None, "$code"]},
             },
             "count": {"$sum": 1},
+            "acts": {"$max": "$acts"},
             "examples": {"$firstN": {"input": {"process": "$_id", "err": "$err"}, "n": _EXAMPLES}},
         }
     },
