@@ -6,18 +6,12 @@ import asyncio
 import contextlib
 import dis
 import functools
-import inspect
-import json.decoder
-import logging
 import operator
-import os
 import sys
-import tarfile
 import types
 from collections import Counter
 
-import pytest
-from stage import Interrupt, Stage, interrupts, outcome, timers_ran
+from stage import outcome, timers_ran
 
 from diagnose import probes
 from diagnose.bytecode import assembly, containment, flow, weaving

@@ -7,27 +7,39 @@ that raises. And the code itself is looked at: no call of ours stands outside of
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dis
 import functools
 import inspect
 import json.decoder
 import logging
 import operator
 import os
-import sys
 import tarfile
 import types
 from collections import Counter
 
 import pytest
-from containing import (CALLS, NO_ROOM, SETS, SUBJECTS, ERRORS, counted, expected, hits_of, lineless, made, run, uncontained, woven_by, Injector, raising, in_c, differences)
-from stage import Interrupt, Stage, interrupts, outcome, timers_ran
+from containing import (
+    CALLS,
+    ERRORS,
+    NO_ROOM,
+    SETS,
+    SUBJECTS,
+    Injector,
+    counted,
+    differences,
+    expected,
+    hits_of,
+    in_c,
+    lineless,
+    made,
+    raising,
+    run,
+    uncontained,
+    woven_by,
+)
+from stage import Interrupt, Stage, interrupts
 
-from diagnose import probes
-from diagnose.bytecode import assembly, containment, flow, weaving
-from diagnose.guards import Limits
-from diagnose.instruments import CallTreeInstrument, HistogramInstrument, ProbeTestInstrument
+from diagnose.bytecode import assembly, flow, weaving
 
 EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
 IS_LONG = EXAMPLES >= 500
