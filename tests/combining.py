@@ -197,7 +197,7 @@ class _World:
     # --- set up ---
 
     def make_manager(self):
-        share = {"off": None, "on": 0.02, "exceeded": 1e-12}[self.budget]
+        share = {"off": None, "on": 1.0, "exceeded": 1e-12}[self.budget]
         of_manager, _, name = self.hook.partition(".")
         is_hooked = of_manager == "manager"
         if self.uses_default:

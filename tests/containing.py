@@ -246,9 +246,10 @@ class Own(BaseException):
     pass
 
 
+# None: what a C function raises, which was called in a wrong way.
 ERRORS = [
     NameError, MemoryError, RecursionError, KeyError, Unspeakable, StopIteration, GeneratorExit,
-    Own, asyncio.CancelledError, KeyboardInterrupt, SystemExit, StopAsyncIteration,
+    Own, asyncio.CancelledError, KeyboardInterrupt, SystemExit, StopAsyncIteration, None,
 ]  # fmt: skip
 NO_ROOM = (MemoryError, RecursionError)
 

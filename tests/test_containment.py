@@ -21,10 +21,12 @@ import pytest
 from containing import (
     CALLS,
     ERRORS,
+    LINES,
     NO_ROOM,
     SETS,
     SUBJECTS,
     Injector,
+    Tree,
     counted,
     differences,
     expected,
@@ -32,12 +34,13 @@ from containing import (
     in_c,
     lineless,
     made,
+    others,
     raising,
     run,
     uncontained,
     woven_by,
 )
-from stage import Interrupt, Stage, interrupts
+from stage import Interrupt, Stage, interrupts, timers_ran
 
 from diagnose.bytecode import assembly, flow, weaving
 
@@ -196,4 +199,49 @@ def test_so_it_is_in_other_peoples_functions(source):
         assert lineless(woven) <= lineless(code), code
         count, calls = count + 1, calls + len(found)
     print(f"{source.__name__}: {calls} calls of ours in {count} functions")
-    assert count > 10
+    assert count > 5
+
+
+def test_a_call_outside_of_a_handler_is_noticed(module):
+    def alarm(*_):
+        raise LookupError
+
+    own = module.plain.__code__
+    for where in ("before", "after", "ends"):
+        woven = weaving.weave(own, **{where: [weaving.Hook(alarm, may_raise=True)]})
+        _, outside = uncontained(woven, own)
+        assert {each.function for each in outside} == {alarm}
+
+
+# --- what a span calls ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [each for each in ERRORS if each is not None])
+@pytest.mark.parametrize("kind", CALLS)
+def test_what_the_begin_or_the_end_of_a_span_raises_stays_inside(module, kind, error):
+    bare = expected(module, kind)
+
+    class Breaking(Tree):
+        def begin(self, frame):
+            raise error
+
+    class Broken(Tree):
+        def begin(self, frame):
+            return Began()
+
+    class Began:
+        is_last = False
+
+        def finish(self):
+            raise error
+
+        def abandon(self):
+            pass
+
+    for cls in (Breaking, Broken):
+        instrument = cls("n")
+        with woven_by(Injector(), module, kind, [instrument, *others(f"line:+{LINES[kind]}")]):
+            got = CALLS[kind](module)
+            timers_ran()
+            assert differences(bare, got) == []
+            assert (instrument.status.state, instrument.status.code) == ("error", "runtime-error")
