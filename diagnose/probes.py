@@ -186,10 +186,15 @@ class _Attachment:
     def _end_by(self, error: BaseException, code: str) -> None:
         next(self.instrument.status.tallies()["error"])
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
-        if not _restore_traceback(error):
-            # It is new: what was being handled meanwhile holds frames of the program, too.
+        is_handled_below = _has_context_of_program(error)
+        was_raised = _restore_traceback(error)
+        # What the program is handling meanwhile holds its frames, too.
+        if not was_raised or is_handled_below:
             _set_context(error, None)
+        if not was_raised:
+            is_suppressed = _is_suppressed(error)
             _set_cause(error, None)
+            _set_suppressed(error, is_suppressed)
         if self._give_up(code, text):
             timers.soon(lambda: handlers.quietly(self._tell, error))
 
@@ -917,8 +922,11 @@ def _describe(error: BaseException, attachment: _Attachment) -> str:
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
+_get_context = BaseException.__dict__["__context__"].__get__
 _set_context = BaseException.__dict__["__context__"].__set__
 _set_cause = BaseException.__dict__["__cause__"].__set__
+_is_suppressed = BaseException.__dict__["__suppress_context__"].__get__
+_set_suppressed = BaseException.__dict__["__suppress_context__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
@@ -963,6 +971,19 @@ def _is_of_hit(frame: FrameType | None) -> bool:
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith("<probe ") or code is handlers.quietly.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _has_context_of_program(error: BaseException) -> bool:
+    """Whether its context is what the program was handling as the hit was served."""
+    context, trace = _get_context(error), _get_traceback(error)
+    caught = None if context is None else _get_traceback(context)
+    # Not by sys._getframe: an audit hook may forbid that.
+    frame = None if trace is None or caught is None else trace.tb_frame.f_back
+    while frame is not None and caught is not None:
+        if frame is caught.tb_frame:
             return True
         frame = frame.f_back
     return False

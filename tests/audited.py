@@ -12,6 +12,7 @@ import threading
 import types
 
 from diagnose import HistogramInstrument, probes, sites
+from diagnose.errors import DiagnoseError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.instruments.calltree import CallTreeInstrument
 
@@ -79,9 +80,9 @@ def run(make, event, phase, refusal, wrong):
     refusal.is_on = phase == "attach"
     try:
         probe.attach("k", instrument)
-    except RuntimeError as error:
+    except (RuntimeError, DiagnoseError) as error:
         refusal.is_on = False
-        if not str(error).startswith("not allowed: "):
+        if "not allowed: " not in str(error):
             wrong.append(f"attach: {error!r}")
     refusal.is_on = phase == "hit"
     for x in (1, 2):
@@ -119,7 +120,7 @@ def main(phase, how, event):
     sys.addaudithook(refusal.hook)
     refused = 0
     for make in MADE:
-        if event not in {"call", "return"} and make in {"the frame"}:
+        if event not in {"call", "return"} and make == "the frame":
             continue
         if event != "return" and make in {"hotspots", "a tree"}:
             continue

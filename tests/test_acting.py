@@ -66,8 +66,10 @@ HEADS = {
     ),
     "any arguments": (
         "inner",
-        "def inner(n, /, a=1, *args, k=2, **kwargs):\n{body}\n"
-        "def subject(n): return inner(n, 3, 4, 5, k=6, x=7)",
+        (
+            "subject = lambda n: inner(n, 3, 4, 5, k=6, x=7)\n"
+            "def inner(n, /, a=1, *args, k=2, **kwargs):\n{body}"
+        ),
     ),
     "generator": ("subject", "def subject(n):\n   yield 'first'\n{body}"),
     "coroutine": ("subject", "async def subject(n):\n   await pause()\n{body}"),

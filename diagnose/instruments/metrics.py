@@ -20,7 +20,7 @@ from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diagnose.clockwork import Clockwork
-from diagnose.handlers import BUSY, Quiet
+from diagnose.handlers import Quiet, quietly
 from diagnose.instruments.base import Instrument
 
 if TYPE_CHECKING:
@@ -194,25 +194,20 @@ def as_number(value: Any) -> float:
     kind = type(value)
     if kind is float or kind is int:
         return value  # type: ignore[no-any-return]
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if not isinstance(value, str | bytes) and hasattr(kind, "__float__"):
-        # Not a context manager: a signal handler may raise at the begin of its __exit__, and
-        # then probes would be silent in this thread for good.
-        ident = threading.get_ident()
-        is_outermost = ident not in BUSY
-        try:
-            BUSY.add(ident)
-            return int(value) if isinstance(value, int) else float(value)
-        finally:
-            if is_outermost:
-                BUSY.discard(ident)
-    with Quiet():
-        message = (
-            f"the value is {value!r:.100} ({kind.__name__}), and a metric needs a number; "
-            'change `value`, or leave such calls out with `when` (such as "exception is None")'
-        )
-        raise TypeError(message)
+    # All else may run code of its class; a handler calls this before it is quiet itself.
+    return quietly(_made_number, value, kind)
+
+
+def _made_number(value: Any, kind: type) -> float:
+    if issubclass(kind, timedelta):
+        return timedelta.total_seconds(value)
+    if not issubclass(kind, str | bytes) and hasattr(kind, "__float__"):
+        return int(value) if issubclass(kind, int) else float(value)
+    message = (
+        f"the value is {value!r:.100} ({kind.__name__}), and a metric needs a number; "
+        'change `value`, or leave such calls out with `when` (such as "exception is None")'
+    )
+    raise TypeError(message)
 
 
 def freeze(tags: Mapping[Any, Any]) -> Tags:
