@@ -40,6 +40,14 @@ SUBJECTS = """
         x = key
         return x, more, sorted(locals())
 
+    def long(x):
+        y = 0
+        for each in range(4200):
+            y += each
+        if x == 2:
+            raise LookupError(y)
+        return y, sorted(locals())
+
     def make(base):
         def closure(x, y=2):
             z = lambda: x * base * y
@@ -113,6 +121,10 @@ def call_plain(m):
     ]
 
 
+def call_long(m):
+    return [outcome(m.long, 1), outcome(m.long, 2)]
+
+
 def call_closure(m):
     return [outcome(m.closure, 1), outcome(m.closure, 2, 3), outcome(m.closure, 1, y=0)]
 
@@ -175,13 +187,14 @@ def call_asynchronous_generator(m):
 
 CALLS = {
     "plain": call_plain,
+    "long": call_long,
     "closure": call_closure,
     "C.method": call_method,
     "numbers": call_generator,
     "work": call_coroutine,
     "ticks": call_asynchronous_generator,
 }
-LINES = {"plain": 3, "closure": 2, "C.method": 3, "numbers": 4, "work": 2, "ticks": 3}
+LINES = {"plain": 3, "long": 1, "closure": 2, "C.method": 3, "numbers": 4, "work": 2, "ticks": 3}
 
 
 # --- what is on it -------------------------------------------------------------------------------
