@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dis
 import functools
+import itertools
 import operator
 import sys
 import types
@@ -39,6 +40,14 @@ SUBJECTS = """
                 return y, key, sorted(locals())
         x = key
         return x, more, sorted(locals())
+
+    def long(x):
+        y = 0
+        for each in range(4200):
+            y += each
+        if x == 2:
+            raise LookupError(y)
+        return y, sorted(locals())
 
     def make(base):
         def closure(x, y=2):
@@ -113,6 +122,10 @@ def call_plain(m):
     ]
 
 
+def call_long(m):
+    return [outcome(m.long, 1), outcome(m.long, 2)]
+
+
 def call_closure(m):
     return [outcome(m.closure, 1), outcome(m.closure, 2, 3), outcome(m.closure, 1, y=0)]
 
@@ -175,13 +188,14 @@ def call_asynchronous_generator(m):
 
 CALLS = {
     "plain": call_plain,
+    "long": call_long,
     "closure": call_closure,
     "C.method": call_method,
     "numbers": call_generator,
     "work": call_coroutine,
     "ticks": call_asynchronous_generator,
 }
-LINES = {"plain": 3, "closure": 2, "C.method": 3, "numbers": 4, "work": 2, "ticks": 3}
+LINES = {"plain": 3, "long": 1, "closure": 2, "C.method": 3, "numbers": 4, "work": 2, "ticks": 3}
 
 
 # --- what is on it -------------------------------------------------------------------------------
@@ -466,29 +480,25 @@ def uncontained(woven, own):
     """The calls of ours outside of a handler that contains; and how many there are."""
     listing = assembly.read(woven)
     found = sites(listing, woven, own)
-    known = {id(each.function) for each in found if each.is_judge}
+    judges = {id(each.function) for each in found if each.is_judge}
+    known = {id(containment._NO_ROOM), id(weaving._no_caller), *judges}
+    following = {id(one): after for one, after in itertools.pairwise(listing)}
+
+    def contains(handler):
+        """Whether what is raised gets to a judge, or to where only want of room is dropped."""
+        if handler is None:
+            return False
+        begin = [handler.target, following[id(handler.target)]]
+        loads = [one for one in begin if one.opcode == dis.opmap["LOAD_CONST"]]
+        return bool(loads) and id(woven.co_consts[loads[0].argument]) in known
+
     # What is raised as a frame is entered goes where that of the instruction before goes (3.13).
     more = 0 if sys.version_info[:2] == (3, 12) else 1
     return found, [
         site
         for site in found
-        for one in listing[site.number - more : site.number + 1]
-        if not contains(one.handler, listing, woven, known)
+        if not all(contains(one.handler) for one in listing[site.number - more : site.number + 1])
     ]
-
-
-def contains(handler, listing, woven, judges):
-    """Whether what is raised gets to a judge, or to where only want of room is dropped."""
-    if handler is None:
-        return False
-    begin = listing.index(handler.target)
-    for one in listing[begin : begin + 2]:
-        if one.opcode == dis.opmap["LOAD_CONST"]:
-            value = woven.co_consts[one.argument]
-            return (
-                value is containment._NO_ROOM or value is weaving._no_caller or id(value) in judges
-            )
-    return False
 
 
 def lineless(code):
