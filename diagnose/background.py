@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from diagnose.threads import without_signals
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,6 +38,11 @@ class Background(threading.Thread):
         """Take events that nobody waits for, or holds the locks of."""
         self.stopping = threading.Event()
         self._due = threading.Event()
+
+    def start(self) -> None:
+        """Begin; no signal is delivered to it."""
+        with without_signals():
+            super().start()
 
     def stop(self) -> None:
         """End the loop; does not wait for it."""

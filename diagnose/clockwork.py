@@ -21,6 +21,8 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from diagnose.threads import without_signals
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
@@ -197,7 +199,8 @@ class Clockwork:
                 return
             self._thread = thread
         try:
-            thread.start()
+            with without_signals():
+                thread.start()
         except RuntimeError:  # no more threads, or a program that ends
             return
         self._stand(thread)

@@ -125,7 +125,7 @@ def _is_injected(error: BaseException, entries: list[TracebackType]) -> bool:
     operation, _ = _operation(innermost)
     is_bare = not _args_of(error)
     if _is_pause(innermost):
-        return is_bare
+        return True  # whatever its class makes of its arguments
     if operation in _RAISES or kind.__dict__.get("__module__", "builtins") in _RAISED_BY_C:
         return False
     if operation == _RESUME:

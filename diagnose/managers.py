@@ -246,7 +246,9 @@ class InstrumentManager:
     def handle_error(self, probe: Any = None, instrument: Any = None) -> None:
         """Called in the ``except`` block when an instrument failed; it is disarmed already."""
         target = getattr(probe, "target", None)
-        log.error("%r failed on %r, and is disarmed", instrument, target, exc_info=True)  # noqa: LOG014
+        text = getattr(getattr(instrument, "status", None), "error", None)
+        message = "%r failed on %r, and is disarmed: %s"
+        log.error(message, instrument, target, text, exc_info=True)  # noqa: LOG014
 
     def mark(self, id: Hashable, doc: Any, exception: bool = False) -> None:  # noqa: A002, FBT001, FBT002
         """Say in ``doc["applied"]`` what became of a spec in this process.

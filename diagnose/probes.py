@@ -188,15 +188,12 @@ class _Attachment:
         text = f"{_describe(error, self)} (at a hit; {_REARM})"
         is_handled_below = _has_context_of_program(error)
         was_raised = _restore_traceback(error)
-        # What the program is handling meanwhile holds its frames, too.
+        # What the program is handling meanwhile holds its frames.
         if not was_raised or is_handled_below:
             _set_context(error, None)
-        if not was_raised:
-            is_suppressed = _is_suppressed(error)
-            _set_cause(error, None)
-            _set_suppressed(error, is_suppressed)
         if self._give_up(code, text):
-            timers.soon(lambda: handlers.quietly(self._tell, error))
+            told = _without_objects(error, text)
+            timers.soon(lambda: handlers.quietly(self._tell, told))
 
     def _tell(self, error: BaseException) -> None:
         try:
@@ -924,9 +921,6 @@ _get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
 _get_context = BaseException.__dict__["__context__"].__get__
 _set_context = BaseException.__dict__["__context__"].__set__
-_set_cause = BaseException.__dict__["__cause__"].__set__
-_is_suppressed = BaseException.__dict__["__suppress_context__"].__get__
-_set_suppressed = BaseException.__dict__["__suppress_context__"].__set__
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep  # noqa: PTH120  (it is compared with texts)
 _NO_ROOM = frozenset({RecursionError, MemoryError})
 
@@ -940,8 +934,30 @@ def _is_from_inside(error: BaseException) -> bool:
 def _is_theirs(error: BaseException) -> bool:
     try:
         return belongs_to_program(error)
-    except Exception:  # noqa: BLE001  (this is the last resort)
+    except BaseException:  # noqa: BLE001  (this is the last resort)
         return False
+
+
+_HEAP_TYPE = 1 << 9
+_get_args = BaseException.__dict__["args"].__get__
+
+
+def _without_objects(error: BaseException, text: str) -> BaseException:
+    """An error to be told later, which keeps nothing of the call alive.
+
+    Those that C code raises may have objects of the program with them (``AttributeError.obj``, the
+    key of a ``KeyError``), and a cause or notes; errors of other classes are told as they are.
+    """
+    kind = type(error)
+    if kind.__flags__ & _HEAP_TYPE:
+        return error
+    args = _get_args(error)
+    if not all(type(each) in {str, int, float, bool, type(None)} for each in args):
+        args = (text,)
+    try:
+        return kind(*args)
+    except Exception:  # noqa: BLE001  (some want other arguments)
+        return RuntimeError(text)
 
 
 def _entries(error: BaseException) -> list[TracebackType]:

@@ -30,6 +30,7 @@ from diagnose.managers import (
 )
 from diagnose.outcomes import UNTOLD
 from diagnose.specs import FIELDS
+from diagnose.threads import without_signals
 from diagnose_mongo import documents, presence
 from diagnose_mongo.allotments import Allotments
 from diagnose_mongo.chores import Chores
@@ -314,7 +315,8 @@ class MongoInstrumentManager(InstrumentManager):
             if each is not None and each._gives_way and each._poller is not None:
                 log.info("%r gives way to %r", each, self)
                 # It says good-bye to the server, which may take a while.
-                threading.Thread(target=each.stop, name="diagnose-stop", daemon=True).start()
+                with without_signals():
+                    threading.Thread(target=each.stop, name="diagnose-stop", daemon=True).start()
         return True
 
     # --- polling ---

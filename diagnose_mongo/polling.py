@@ -20,6 +20,8 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
+from diagnose.threads import without_signals
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -90,7 +92,8 @@ class Poller:
             ),
         )
         self._scheduler = scheduler
-        scheduler.start()
+        with without_signals():
+            scheduler.start()
 
     def wake(self) -> None:
         """Call once more, now or after the call that is under way; the plan stays.
@@ -165,7 +168,8 @@ class _DaemonExecutor(BaseExecutor):  # type: ignore[misc]
 
     def start(self, scheduler: Any, alias: str) -> None:
         super().start(scheduler, alias)
-        threading.Thread(target=self._work, name="diagnose-poll", daemon=True).start()
+        with without_signals():
+            threading.Thread(target=self._work, name="diagnose-poll", daemon=True).start()
 
     def shutdown(self, wait: bool = True) -> None:  # noqa: FBT001, FBT002 - APScheduler's signature
         self._due.put(None)

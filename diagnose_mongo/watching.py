@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from diagnose.errors import StoreError
+from diagnose.threads import without_signals
 from diagnose_mongo.store import follow
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Watcher:
     def start(self, link: Link) -> None:
         """Start following; returns at once."""
         self._stopping = threading.Event()
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(link, self._stopping), name="diagnose-watch", daemon=True
-        ).start()
+        )
+        with without_signals():
+            thread.start()
 
     def stop(self) -> None:
         """Follow no more. Waits for nothing; idempotent."""

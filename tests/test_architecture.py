@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     diagnose.errors
     diagnose.interrupts
+    diagnose.threads
     diagnose.source_lines
     diagnose.clockwork
     diagnose.exchange

@@ -56,6 +56,10 @@ class NamesSource:
         """Add what is reckoned from other names."""
         if self._scope.is_inside:
             return
+        begun = None if "start" in self._scope.names else names.get("start")
+        now = datetime.now(UTC) if begun is None else datetime.fromtimestamp(begun, UTC)
+        names.setdefault("now", now.replace(tzinfo=None))
+        names.setdefault("frame", self._frame())
         if self._scope.parameters is not None:
             self._add_arguments(names, self._scope.parameters)
         if self._scope.signature is not None:
@@ -70,25 +74,16 @@ class NamesSource:
         star, double_star = parameters.star, parameters.double_star
         args = tuple(names[name] for name in parameters.positional)
         kwargs = {name: names[name] for name in parameters.keyword_only}
-        begun = names.get("start")
-        if type(begun) is not float or "start" in parameters.names:
-            now = datetime.now(UTC)
-        else:
-            now = datetime.fromtimestamp(begun, UTC)
-        reckoned = {
-            "args": args if star is None else (*args, *names[star]),
-            "kwargs": kwargs if double_star is None else {**kwargs, **names[double_star]},
-            "now": now.replace(tzinfo=None),
-            "frame": self._frame(),
-        }
-        for name, value in reckoned.items():
-            names.setdefault(name, value)
+        names.setdefault("args", args if star is None else (*args, *names[star]))
+        more = {} if double_star is None else names[double_star]
+        names.setdefault("kwargs", {**kwargs, **more})
 
     def _frame(self) -> FrameType | None:
         frame: FrameType | None = _getframe(1)
         while frame is not None and frame.f_code.co_filename != self._file:
             frame = frame.f_back
-        for _ in range(2):  # the handler's, the function's
+        # The handler's and the function's; that of a stand-in is hidden.
+        for _ in range(1 + self._scope.has_frame):
             frame = None if frame is None else frame.f_back
         return frame
 

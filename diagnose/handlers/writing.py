@@ -529,6 +529,8 @@ class _Writer:
         plan, scope = self.plan, self.scope
         if not plan.quick or plan.when is not None or plan.tags is not None or plan.check:
             return False
+        if plan.finish is not None:
+            return False
         value = plan.value
         if value is None or not value.safe:
             return False

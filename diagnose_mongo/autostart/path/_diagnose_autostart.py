@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -210,12 +211,17 @@ def _begin() -> None:
         seconds = min(float(os.environ.get("DIAGNOSE_PERIOD") or "inf"), _WITHIN_SECONDS)
     except ValueError:
         seconds = _WITHIN_SECONDS  # start_from_environment says so
+    # As in diagnose.threads, which is not imported yet: no signal is delivered to it, nor to the
+    # threads that it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         threading.Thread(
             target=_start, args=(max(seconds, 0.0),), name="diagnose-start", daemon=True
         ).start()
     except RuntimeError:
         pass  # where no thread can be started, there is no manager
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hold() -> None:
