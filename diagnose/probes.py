@@ -1136,6 +1136,8 @@ def _end() -> None:
                     _update(site)
         finally:
             _lock.release()
+        # What is still to be told holds instruments, and by them what they are on.
+        timers.settle(_END_WAIT_SECONDS, lambda: None)
         STANDARD_OUTPUT.settle()
 
 

@@ -675,7 +675,7 @@ def test_an_exception_that_the_program_raises_meanwhile_keeps_its_traceback(stag
             trace = error.__traceback__
             gate.set()
             timers_ran()
-            assert told == [own]
+            assert [(type(each), each.args) for each in told] == [(type(own), own.args)]
             assert own.__traceback__ is trace
 
 
