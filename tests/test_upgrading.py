@@ -508,3 +508,18 @@ def test_a_missing_module_is_no_import_error():
     assert isinstance(found.value, AttributeError)
     assert not isinstance(found.value, ImportError)
     probes.active_probes.clear()
+
+
+def test_arguments_are_by_the_parameters_however_they_were_given(shop, probe):
+    """`args`, `kwargs` and what `check_call` gets."""
+    asked = []
+
+    class Asks(ProbeTestInstrument):
+        def check_call(self, probe, /, *args, **kwargs):
+            asked.append((args, kwargs))
+            return True
+
+    seen = probe.instruments["k"] = Asks("n", "(args, kwargs)", "call")
+    probe.start()
+    shop.double(x=3)
+    assert asked == seen.results == [((3,), {})]
