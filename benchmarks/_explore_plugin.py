@@ -320,13 +320,19 @@ class Prober:
                 errors.append((instrument.name, f"{instrument.event}: {status.error}"))
         # Where two functions have one path, it leads to the first of them.
         paths = Counter(path_of(function) for function, _ in self.original.values())
-        changed = []
-        for function, code in self.original.values():
-            path = path_of(function)
-            if paths[path] == 1 and path in active_probes:
-                active_probes[path].stop()
-                if function.__code__ is not code and id(function) not in self.changed_by_program:
-                    changed.append(path)
+        mine = [
+            (function, code)
+            for function, code in self.original.values()
+            if paths[path_of(function)] == 1 and path_of(function) in active_probes
+        ]
+        # All of them first: what is inside a decorator is also reached by the path of that.
+        for probe in list(active_probes.values()):
+            probe.stop()
+        changed = [
+            path_of(function)
+            for function, code in mine
+            if function.__code__ is not code and id(function) not in self.changed_by_program
+        ]
         refused = {path for path, _ in self.refused}
         return {
             "functions": len(self.original) - len(refused),
