@@ -819,3 +819,12 @@ def test_what_only_watches_is_not_marked(stage):
     finally:
         manager.specs.clear()
         manager.apply()
+
+
+def test_act_without_acts_is_an_error_that_says_so():
+    class Forgetful(Instrument):
+        def act(self, value, names):
+            return None
+
+    with pytest.raises(InstrumentError, match="set that on the class"):
+        Forgetful("n", "1", "call")

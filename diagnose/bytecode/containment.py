@@ -92,7 +92,6 @@ class Stretch:
         judge: Judge,
     ) -> None:
         self._around = around
-        self._depth = depth
         # On the stack: the place that raised, and the error.
         self.stub = stub = Emitter(constants, depth + 2, location, around)
         self._skip = Instruction(_POP_TOP, 0, location, around)

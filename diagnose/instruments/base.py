@@ -196,6 +196,12 @@ class Instrument:
             if not isinstance(given, kind):
                 message = f"an instrument's {field} has to be {words}, not {given!r:.200}"
                 raise InstrumentError(message)
+        if not self.acts and type(self).act is not Instrument.act:
+            message = (
+                f"{type(self).__name__} overrides act(), which is called only of classes with "
+                "acts = True; set that on the class"
+            )
+            raise InstrumentError(message)
         if self.acts and event not in ACTING_EVENTS:
             message = (
                 f"{type(self).__name__} acts, which it can do on 'call' and on 'return', not on "
