@@ -27,7 +27,7 @@ _EXTENDED_ARG = _opmap["EXTENDED_ARG"]
 
 # A list by opcode until 3.12; a mapping by name since 3.13 (a dict, since 3.15 a frozendict).
 _cache_table: Any = opcode._inline_cache_entries  # type: ignore[attr-defined]
-CACHES = tuple(
+CACHES: tuple[int, ...] = tuple(
     _cache_table[number] if isinstance(_cache_table, list) else _cache_table.get(name, 0)
     for number, name in enumerate(_opname[:256])
 )
@@ -66,17 +66,11 @@ class Instruction:
         front: what was put in front of it, for those who jump here too; or None.
     """
 
-    __slots__ = (
-        "argument",
-        "caches",
-        "front",
-        "handler",
-        "location",
-        "opcode",
-        "prefixes",
-        "start",
-        "target",
-    )
+    # Most have none of these, and there are many.
+    target: Instruction | None = None
+    front: Instruction | None = None
+    prefixes = 0
+    start = 0
 
     def __init__(
         self,
@@ -84,22 +78,23 @@ class Instruction:
         argument: int,
         location: Location,
         handler: Handler | None = None,
-        target: Instruction | None = None,
     ) -> None:
         self.opcode = opcode
         self.argument = argument
         self.location = location
         self.handler = handler
-        self.target = target
-        self.front: Instruction | None = None
-        self.caches = CACHES[opcode]
-        self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
-        self.start = 0
+        if argument > _BYTE:
+            self.prefixes = (argument.bit_length() - 1) >> 3
 
     def become(self, opcode: int, argument: int = 0) -> None:
         """Let another instruction stand here: the caches go with it."""
-        self.opcode, self.argument, self.caches = opcode, argument, CACHES[opcode]
+        self.opcode, self.argument = opcode, argument
         self.prefixes = 0 if argument <= _BYTE else (argument.bit_length() - 1) >> 3
+
+    @property
+    def end(self) -> int:
+        """The unit behind it and its caches."""
+        return self.start + self.prefixes + 1 + CACHES[self.opcode]
 
     @property
     def entry(self) -> Instruction:
@@ -132,7 +127,7 @@ def read(code: CodeType) -> list[Instruction]:
         one.prefixes = unit - begin
         at_unit[begin] = one
         listing.append(one)
-        unit += 1 + one.caches
+        unit += 1 + CACHES[operation]
         if operation in _FORWARD:
             jumps.append((one, unit + argument))
         elif operation in _BACKWARD:
@@ -199,23 +194,19 @@ def write(
     raw = bytearray()
     lines = bytearray()
     line, place, begin = code.co_firstlineno, listing[0].location, 0
-    for instruction in listing:
-        operation, argument, prefixes = (
-            instruction.opcode,
-            instruction.argument,
-            instruction.prefixes,
-        )
-        if instruction.location != place:
-            line = _write_location(lines, line, place, instruction.start - begin)
-            place, begin = instruction.location, instruction.start
-        if prefixes:
-            for number in range(prefixes, 0, -1):
+    for one in listing:
+        operation, argument, location = one.opcode, one.argument, one.location
+        if location is not place and location != place:
+            line = _write_location(lines, line, place, one.start - begin)
+            place, begin = location, one.start
+        if one.prefixes:
+            for number in range(one.prefixes, 0, -1):
                 raw.append(_EXTENDED_ARG)
                 raw.append(argument >> 8 * number & 0xFF)
         raw.append(operation)
         raw.append(argument & 0xFF)
-        if instruction.caches:
-            raw += bytes(2 * instruction.caches)
+        if caches := CACHES[operation]:
+            raw += bytes(2 * caches)
     _write_location(lines, line, place, (len(raw) >> 1) - begin)
     return code.replace(
         co_code=bytes(raw),
@@ -237,10 +228,10 @@ def _lay_out(listing: Sequence[Instruction]) -> None:
         place = 0
         for one in listing:
             one.start = place
-            place += one.prefixes + 1 + one.caches
+            place += one.prefixes + 1 + CACHES[one.opcode]
         fits = True
         for one in jumps:
-            after = one.start + one.prefixes + 1 + one.caches
+            after = one.end
             target = one.target.entry.start  # type: ignore[union-attr]
             one.argument = target - after if one.opcode in _FORWARD else after - target
             if one.argument < 0:
@@ -289,15 +280,14 @@ def _append_little(table: bytearray, value: int) -> None:
 def _write_handlers(listing: Sequence[Instruction]) -> bytes:
     table = bytearray()
     current: Handler | None = None
-    begin = end = 0
+    begin = 0
     for one in listing:
         if one.handler is not current and one.handler != current:
             if current is not None:
-                _append_entry(table, begin, end, current)
+                _append_entry(table, begin, one.start, current)
             current, begin = one.handler, one.start
-        end = one.start + one.prefixes + 1 + one.caches
     if current is not None:
-        _append_entry(table, begin, end, current)
+        _append_entry(table, begin, listing[-1].end, current)
     return bytes(table)
 
 
@@ -305,7 +295,8 @@ def _append_entry(table: bytearray, begin: int, end: int, handler: Handler) -> N
     first = len(table)
     depth = handler.depth << 1 | handler.keeps_place
     for value in (begin, end - begin, handler.target.entry.start, depth):
-        for shift in range((max(value.bit_length(), 1) - 1) // 6 * 6, 0, -6):
-            table.append(0x40 | value >> shift & 0x3F)
+        if value >> 6:
+            for shift in range((value.bit_length() - 1) // 6 * 6, 0, -6):
+                table.append(0x40 | value >> shift & 0x3F)
         table.append(value & 0x3F)
     table[first] |= 0x80

@@ -119,9 +119,10 @@ class Emitter:
         self.out.append(one)
         if self._landing:
             self.end(one)
-        self.depth += change
-        if self.depth > self.deepest:  # noqa: PLR1730  (max() takes long, and there are many)
-            self.deepest = self.depth
+        if change:
+            self.depth = depth = self.depth + change
+            if depth > self.deepest:  # noqa: PLR1730  (max() takes long, and there are many)
+                self.deepest = depth
         return one
 
     def place(self, one: Instruction) -> None:

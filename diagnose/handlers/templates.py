@@ -94,7 +94,7 @@ def _local(name: str) -> str:
 
 
 def _statements(text: str) -> list[ast.stmt]:
-    return ast.parse(text).body
+    return ast.parse(text).body if text else []
 
 
 def _item(mapping: str, name: str) -> ast.expr:
