@@ -764,6 +764,14 @@ def test_hotspots_are_refused(stage):
         pass
 
 
+def test_what_watches_whole_calls_is_refused():
+    class ActingTree(calltree.CallTreeInstrument):
+        acts = True
+
+    with pytest.raises(InstrumentError, match="ActingTree watches a whole call, and can't act"):
+        ActingTree("n")
+
+
 class Fixed(Instrument):
     acts = True
 

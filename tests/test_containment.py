@@ -40,9 +40,10 @@ from containing import (
     uncontained,
     woven_by,
 )
-from stage import Interrupt, Stage, interrupts, timers_ran
+from stage import Interrupt, Stage, attached, interrupts, timers_ran
 
 from diagnose.bytecode import assembly, flow, weaving
+from diagnose.instruments import ProbeTestInstrument
 
 EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
 IS_LONG = EXAMPLES >= 500
@@ -116,6 +117,24 @@ def test_whatever_a_call_of_ours_raises_the_program_does_not_see_it(module, case
 @pytest.mark.parametrize("case", CASES, ids=map("-".join, CASES))
 def test_nor_where_there_is_no_room_to_judge_it(module, case):
     sweep(module, case, functools.partial(judged, with_judges=False))
+
+
+@pytest.mark.parametrize("error", NO_ROOM)
+def test_want_of_room_for_a_call_is_no_defect_and_in_a_call_it_is(module, error):
+    def raises():
+        raise error("no room")
+
+    for is_inside in (False, True):
+        seen = ProbeTestInstrument("n", "x")
+        with attached(f"{module.__name__}.plain", seen) as probe:
+            (attachment,) = probe._attachments.values()
+            try:
+                if is_inside:
+                    raises()
+                raise error("no room")
+            except error as raised:
+                assert attachment.defect(raised)
+        assert seen.status.code == ("defect" if is_inside else None)
 
 
 def interrupted(module, kind, which, site, _error):

@@ -635,6 +635,27 @@ def test_a_condition_is_asked_before_hits_and_rates_are_counted(shop):
     assert limited.results == [1, 3] or time.monotonic() - begin > 0.9
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        *("x", "not x", "x == 1", "x != 1.5", "-1 < x <= 2", "x is True", "x is not None"),
+        *("x in (1, 1.5, 'a')", "x not in (0, True)", "x in {2, None}", "(x, x) == (1, 1)"),
+        *("x + 1 == 2", "x - 1 == 0 or -x == 1", "x and +x // 1 == 1", "x / 1 < 1"),
+        *("x * 2 == 2", "x in [1, 2]", "x == (1 if x else 0)", "'1' in f'{x}'"),
+    ],
+)
+@pytest.mark.parametrize("event", ["call", "return"])
+def test_a_condition_decides_as_python_does(shop, event, when):
+    values = [0, 1, 2, -1, True, False, 1.0, 1.5, -0.5, 10**30]
+    seen = ProbeTestInstrument("n", "x", event, when=when)
+    with attached(shop.path, seen):
+        for value in values:
+            shop.same(value)
+    wanted = [value for value in values if eval(when, {"x": value})]
+    assert list(map(repr, seen.results)) == list(map(repr, wanted))
+    assert seen.status.suppressed["condition"] == len(values) - len(wanted)
+
+
 def test_a_sample_takes_a_share(shop):
     sampled = ProbeTestInstrument("n", "x", limits=Limits(sample=0.5))
     with attached(shop.path, sampled):

@@ -37,6 +37,11 @@ class SpanInstrument(LogInstrument):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.acts:
+            message = (
+                f"{type(self).__name__} watches a whole call, and can't act on it; leave out 'acts'"
+            )
+            raise InstrumentError(message)
         if self.event != "return":
             message = (
                 f"{type(self).__name__} watches a whole call: its event has to be 'return', not "
