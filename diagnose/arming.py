@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from diagnose import handlers, imports, probes, sites, targets
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, TargetDriftedError, TargetKindError
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 from diagnose.targets import fingerprints
 
 if TYPE_CHECKING:

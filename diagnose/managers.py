@@ -25,8 +25,8 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from diagnose import arming, imports, outcomes, probes, specs, targets
-from diagnose.background import Background
-from diagnose.budget import Budget
+from diagnose.clockwork import Background
+from diagnose.cpu_budget import Budget
 from diagnose.errors import TargetNotImportedError
 from diagnose.instruments import (
     CallTreeInstrument,
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from diagnose.expressions import Policy
-    from diagnose.guards import Allotment
     from diagnose.instruments import Instrument
     from diagnose.probes import Changes
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
     from diagnose.targets import Target
+    from diagnose.tokens import Allotment
 
 __all__ = ["CPU_BUDGET", "MOST_PER_FUNCTION", "MOST_PER_PROCESS", "InstrumentManager", "mag"]
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diagnose import hotspots, muffling, readers, standins, stepping
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, TargetKindError
-from diagnose.handlers import BUSY, Scope
+from diagnose.handlers import Scope
+from diagnose.reentrancy import BUSY
 from diagnose.source_lines import source_line
 from diagnose.targets import fingerprints
 from diagnose.targets.lookup import _namespace

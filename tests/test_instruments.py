@@ -22,7 +22,6 @@ from diagnose.errors import (
     ExpressionSyntaxError,
     InstrumentError,
 )
-from diagnose.guards import Limits
 from diagnose.instruments import (
     HistogramInstrument,
     IncrementInstrument,
@@ -32,6 +31,7 @@ from diagnose.instruments import (
     metrics,
 )
 from diagnose.instruments.base import remaining_seconds
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 from diagnose.sinks import standard
 

@@ -15,27 +15,20 @@ What a handler guarantees: it raises nothing but what belongs to the program
 (:mod:`diagnose.interrupts`); while it runs user code, no probe fires in its thread; once it is
 disarmed it does nothing, also for calls that are already on their way out.
 
-Inside: ``plans`` (what to do, where), ``quiet`` (which threads are at work), ``names`` (mappings
-of the call's names), ``templates`` and ``writing`` (how).
+Inside: ``plans`` (what to do, where), ``names`` (mappings of the call's names), ``templates`` and
+``writing`` (how).
 """
 
 from __future__ import annotations
 
 from diagnose.handlers.plans import Plan, Scope, Span, Watch
-from diagnose.handlers.quiet import BUSY, Quiet, Tally, leave_behind, parsing, quietly
 from diagnose.handlers.writing import disarm, write
 
 __all__ = [
-    "BUSY",
     "Plan",
-    "Quiet",
     "Scope",
     "Span",
-    "Tally",
     "Watch",
     "disarm",
-    "leave_behind",
-    "parsing",
-    "quietly",
     "write",
 ]

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from diagnose.bytecode.weaving import Parameters
     from diagnose.expressions import Expression
-    from diagnose.guards import Allotment, Limits
+    from diagnose.limits import Limits
+    from diagnose.tokens import Allotment
 
 __all__ = ["Plan", "Scope", "Span", "Watch"]
 

@@ -27,14 +27,12 @@ import time
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from diagnose import expressions, guards
+from diagnose import expressions
 from diagnose.bytecode import weaving
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
-from diagnose.guards import Limits
 from diagnose.handlers import acting
 from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
-from diagnose.handlers.quiet import BUSY
 from diagnose.handlers.templates import (
     _HERE,
     _PLAIN_CHECK,
@@ -46,6 +44,9 @@ from diagnose.handlers.templates import (
     _name,
     _statements,
 )
+from diagnose.limits import Limits
+from diagnose.reentrancy import BUSY
+from diagnose.tokens import Rate, hit_tokens
 
 if TYPE_CHECKING:
     import inspect
@@ -503,14 +504,13 @@ class _Writer:
             texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
-            self.constants["rate"] = self.spent.setdefault("rate", guards.Rate(limits.rate))
+            self.constants["rate"] = self.spent.setdefault("rate", Rate(limits.rate))
             now = "d·began" if self.is_given_the_time else "C·clock()"
             texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·next(C·reject_rate)\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
-            tokens = self.spent.setdefault("tokens", guards.hit_tokens(limits.hits))
-            self.constants["tokens"] = tokens
+            self.constants["tokens"] = self.spent.setdefault("tokens", hit_tokens(limits.hits))
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·next(C·reject_hits)\n return")
         if self.plan.allotment is not None:

@@ -13,22 +13,23 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from diagnose import expressions
-from diagnose.budget import LONGEST_SECONDS
+from diagnose.cpu_budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
-from diagnose.guards import Limits
-from diagnose.handlers import Plan, Tally
+from diagnose.handlers import Plan
 from diagnose.handlers.names import Names
+from diagnose.limits import Limits
+from diagnose.tokens import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import CodeType
 
-    from diagnose.budget import Budget
     from diagnose.bytecode.weaving import Hook
+    from diagnose.cpu_budget import Budget
     from diagnose.expressions import Expression, Policy
-    from diagnose.guards import Allotment
     from diagnose.handlers import Watch
     from diagnose.sinks import Sink
+    from diagnose.tokens import Allotment
 
 __all__ = ["EVENTS", "Instrument", "Manager", "Status", "use_manager"]
 

@@ -20,8 +20,8 @@ from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diagnose.clockwork import Clockwork
-from diagnose.handlers import Quiet, quietly
 from diagnose.instruments.base import Instrument
+from diagnose.reentrancy import Quiet, quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
