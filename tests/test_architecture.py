@@ -21,6 +21,7 @@ ORDER = """
     diagnose.interrupts
     diagnose.threads
     diagnose.source_lines
+    diagnose.originals
     diagnose.clockwork
     diagnose.reentrancy
     diagnose.exchange
