@@ -35,7 +35,7 @@ from diagnose.instruments import (
     IncrementInstrument,
     LogInstrument,
 )
-from diagnose.instruments.base import ACTS
+from diagnose.instruments.base import ACTS, doing_nothing
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import Stage, State
@@ -235,10 +235,12 @@ class InstrumentManager:
 
     # --- what instruments ask, and subclasses may override ---
 
+    @doing_nothing
     def get_tags(self) -> Mapping[str, object]:
         """Tags for every value of this manager's instruments."""
         return {}
 
+    @doing_nothing
     def check_call(self, probe: Any, instrument: Any, *args: Any, **kwargs: Any) -> bool:
         """Whether this call of a probed function is to be served."""
         return True
