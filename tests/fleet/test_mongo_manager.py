@@ -646,7 +646,7 @@ def test_a_program_that_ends_takes_its_entries_along(real, mongo_server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         wait_for_documents(real, lambda found: "script" in found["a"].get("applied", {}))
         _, errors = process.communicate("\n")
@@ -662,7 +662,7 @@ def test_a_program_ends_at_once_though_no_mongodb_is_there():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         assert process.stdout.readline() == "started\n"
         _, errors = process.communicate("\n")
@@ -682,7 +682,7 @@ def test_the_package_says_what_to_install_if_the_driver_is_missing():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ).stdout
     assert "pip install 'diagnose-mongo[mongo]'" in said
 
