@@ -252,7 +252,7 @@ def test_a_process_id_with_dots_and_dollars_becomes_a_field_name(specs, manage, 
 
 @pytest.mark.parametrize(
     "spec_id",
-    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(), b"x", "a.b$c"],
+    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(b"twelve bytes"), b"x", "a.b$c"],
     ids=repr,
 )
 def test_an_id_of_any_type_works(specs, manage, shop, spec_id):
