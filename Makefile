@@ -71,9 +71,8 @@ test: $(VENV)/.has-test
 proof: $(VENV)/.has-test
 	@echo "== $$($(BIN)/python --version) ($(VENV))"
 	@DIAGNOSE_TEST_EXAMPLES=1000 DIAGNOSE_TEST_SECONDS=20 DIAGNOSE_TEST_REPEATS=44 \
-		$(BIN)/python -m pytest -q -o timeout=0 tests/test_properties.py tests/test_threads.py \
-		tests/test_memory.py tests/test_random_programs.py tests/test_combinations.py \
-		tests/test_containment.py tests/test_time_limits.py
+		$(BIN)/python -m pytest -q -o timeout=0 $(foreach each,properties threads memory random_programs \
+		combinations containment time_limits,tests/engine/test_$(each).py)
 
 # In copies of the tree. ARGS="--minutes 5 --seed 7 --modules handlers" for less.
 mutate: $(VENV)/.has-test

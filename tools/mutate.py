@@ -111,7 +111,13 @@ def sample(seed, parts):
 def nearest(path):
     """The test files for a module."""
     names = next((names for part, names in NEAREST.items() if path.startswith(part)), "")
-    return [f"tests/test_{name}.py" for name in names.split()]
+    return [file_of(name) for name in names.split()]
+
+
+def file_of(name):
+    """The path of a test file, whichever folder it is in."""
+    found = next((ROOT / "tests").rglob(f"test_{name}.py"))
+    return found.relative_to(ROOT).as_posix()
 
 
 def copy_of_the_tree(to):

@@ -3,7 +3,7 @@
 # them on its second Python.
 #
 #     tools/other-pythons.sh [PYTEST ARGUMENT...]
-#     PYTHONS=3.15 tools/other-pythons.sh tests/test_weaving.py
+#     PYTHONS=3.15 tools/other-pythons.sh tests/engine/test_weaving.py
 #
 # For Debian, as root: it makes a system of its own by debootstrap, which sees this folder and
 # /tmp, and nothing of which outlives a run but files. What it makes is used again until

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up import EXAMPLES, KINDS, calls, functions, run, steps
 from stage import Interrupt, Stage, attached, in_thread, interrupts, outcome, picture
-from test_properties import EXAMPLES, KINDS, calls, functions, run, steps
 
 from diagnose.errors import InstrumentError
 from diagnose.instruments import Instrument, ProbeTestInstrument, Raise, Result, calltree

@@ -669,7 +669,7 @@ def test_pytest_does_not_warn_when_the_library_was_imported_before_it(tmp_path):
 
 
 def test_what_the_documentation_shows_is_so(run, tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "pytest.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "pytest.md").read_text()
     files = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL))
     assert files.keys() == {"archive.py", "test_archive.py", "test_late.py"}
     for name, text in files.items():

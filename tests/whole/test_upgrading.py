@@ -31,7 +31,7 @@ from diagnose.instruments import (
 from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager, mag
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "upgrading.md"
 
 SOURCE = """
@@ -65,7 +65,7 @@ def test_each_claim_of_the_page_has_a_test_and_each_test_a_claim():
     claims = re.findall(r"^- \*\*(.+?)\*\*", PAGE.read_text(), re.MULTILINE)
     tested = [
         ast.get_docstring(node)
-        for path in TESTS.glob("test_upgrading*.py")
+        for path in TESTS.rglob("test_upgrading*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]

@@ -252,7 +252,7 @@ def test_a_process_id_with_dots_and_dollars_becomes_a_field_name(specs, manage, 
 
 @pytest.mark.parametrize(
     "spec_id",
-    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(), b"x", "a.b$c"],
+    [5, bson.Int64(2**40), True, 1.5, bson.ObjectId(b"twelve bytes"), b"x", "a.b$c"],
     ids=repr,
 )
 def test_an_id_of_any_type_works(specs, manage, shop, spec_id):
@@ -646,7 +646,7 @@ def test_a_program_that_ends_takes_its_entries_along(real, mongo_server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         wait_for_documents(real, lambda found: "script" in found["a"].get("applied", {}))
         _, errors = process.communicate("\n")
@@ -662,7 +662,7 @@ def test_a_program_ends_at_once_though_no_mongodb_is_there():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         assert process.stdout.readline() == "started\n"
         _, errors = process.communicate("\n")
@@ -682,7 +682,7 @@ def test_the_package_says_what_to_install_if_the_driver_is_missing():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ).stdout
     assert "pip install 'diagnose-mongo[mongo]'" in said
 

@@ -29,7 +29,7 @@ from diagnose_mongo.store import Link, ProcessStore
 
 pytestmark = pytest.mark.programs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "diagnose_mongo.cli"]
 SOURCE = """
 class Cart:

@@ -25,7 +25,7 @@ from diagnose_mongo.installation import install
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
 
-TESTS = Path(__file__).parent
+FOLDER = Path(__file__).parent
 PERIOD, HEARTBEAT = 0.1, 0.2
 
 pytestmark = [
@@ -90,7 +90,7 @@ def launch(specs, mongo_server, way, tmp_path, bytecode, broker):
             "DIAGNOSE_HEARTBEAT": str(HEARTBEAT),
             "DIAGNOSE_SERVICE": "served",
             "SHOP_BROKER_FOLDER": broker,
-            "PYTHONPATH": str(TESTS.parent),
+            "PYTHONPATH": str(FOLDER.parents[1]),
             "PYTHONPYCACHEPREFIX": bytecode,
             "PYTHONDONTWRITEBYTECODE": "",
         }
@@ -101,7 +101,7 @@ def launch(specs, mongo_server, way, tmp_path, bytecode, broker):
         with (tmp_path / "log").open("ab") as log:
             program = subprocess.Popen(
                 command,
-                cwd=TESTS,
+                cwd=FOLDER,
                 env=environment,
                 stderr=log,
                 start_new_session=True,
@@ -251,7 +251,7 @@ def celery(launch, specs, way):
 def test_celery(celery, specs, way, broker, monkeypatch):
     program, workers = celery
     monkeypatch.setenv("SHOP_BROKER_FOLDER", broker)
-    monkeypatch.syspath_prepend(TESTS)
+    monkeypatch.syspath_prepend(FOLDER)
     import served_celery
 
     for _ in range(2):

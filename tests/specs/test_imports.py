@@ -33,7 +33,7 @@ from diagnose.managers import InstrumentManager
 from diagnose_mongo.manager import MongoInstrumentManager
 
 DEADLINE_SECONDS = 30
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # What the module of a test has at hand while it is executed.
 stage = types.SimpleNamespace()

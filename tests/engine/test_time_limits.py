@@ -20,7 +20,8 @@ import pytest
 import time_limited
 from waiting import wait_until
 
-TESTS = Path(__file__).parent
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 REPEATS = int(os.environ.get("DIAGNOSE_TEST_REPEATS", "1"))
 # For each of 4 events and 4 expressions: 16 a kind, 1,056 in the long form.
 LIMITS = 1 if REPEATS == 1 else 1.5 * REPEATS
@@ -29,13 +30,13 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 def environment(**more):
-    return os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"} | more
+    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{FOLDER}"} | more
 
 
 def run(*command, status=0, **more):
     ran = subprocess.run(
         [sys.executable, *command],
-        cwd=TESTS,
+        cwd=FOLDER,
         env=environment(**more),
         capture_output=True,
         text=True,
@@ -130,7 +131,7 @@ def worker(tmp_path):
                 *(sys.executable, "-m", "celery", "-A", "limited_celery", "worker"),
                 *("--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle"),
             ],
-            cwd=TESTS,
+            cwd=FOLDER,
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import mutate
 from mutants import mutants
@@ -86,7 +86,7 @@ def test_the_same_seed_draws_the_same_mutants_and_all_tests_of_the_table_exist()
         assert mutate.nearest(path)
     for names in mutate.NEAREST.values():
         for name in names.split():
-            assert (mutate.ROOT / f"tests/test_{name}.py").exists(), name
+            assert (mutate.ROOT / mutate.file_of(name)).exists(), name
 
 
 def test_a_mutant_is_killed_by_a_failing_test_a_crash_or_one_that_never_ends(tmp_path):

@@ -80,7 +80,7 @@ def test_what_the_jit_compiled_goes_on_as_it_was_when_probes_come_and_go():
     environment = {**os.environ, "PYTHON_JIT": "1"}
     child = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,

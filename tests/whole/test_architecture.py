@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Each module imports only from modules that stand above it here, also for types alone. A package
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import queue
 import re
 import runpy
@@ -18,6 +19,8 @@ from diagnose.breakpoints import explore
 from diagnose.breakpoints.locks import MAKERS, RUNNERS
 from diagnose.errors import BreakpointError, DiagnoseError, ScheduleError, TargetNotFoundError
 
+# As the messages have it: relative to where pytest runs.
+HERE = __file__.removeprefix(f"{Path.cwd()}{os.sep}")
 REAL = threading.Lock, threading.RLock, threading._allocate_lock
 
 
@@ -90,8 +93,8 @@ def test_a_lost_update_is_found():
     assert isinstance(error, AssertionError)
     assert isinstance(error.__cause__, AssertionError)
     assert "12 of 20 schedules failed (all there are)" in text
-    assert "  thread A is deposit (tests/test_schedules.py:" in text
-    assert "  2. A comes to the call write(<Account 1>, 110), tests/test_schedules.py:" in text
+    assert f"  thread A is deposit ({HERE}:" in text
+    assert f"  2. A comes to the call write(<Account 1>, 110), {HERE}:" in text
     assert "self.write(before + amount)" in text
     assert "schedule='AABBBA'" in text
     assert error.report.failing[0] == "AABBBA"
@@ -120,7 +123,7 @@ def test_a_deadlock_by_the_order_of_locks_is_found_and_ended():
     assert error.report.failing[0] == "ABBA"
     assert "it was a deadlock: nobody can go on" in text
     assert re.search(r"A is in transfer\(\), .*with target.lock:; it waits for <Lock \d>", text)
-    assert "which thread B holds (made in Account.__init__, tests/test_schedules.py:" in text
+    assert f"which thread B holds (made in Account.__init__, {HERE}:" in text
     assert "can't be ended" not in text
     right = [lambda two: transfer(two[0], two[1])] * 2
     assert not explore(lambda: (Account(), Account()), right, POINTS).failing
@@ -217,7 +220,7 @@ def test_a_notification_that_comes_too_early_is_found():
     error = failure(Account, [wait, notify], POINTS[:1], timeout=1)
     # Before the first step of A, between its steps, and not after the second.
     assert error.report.failing == ("BAA", "ABA")
-    assert "in wait(), tests/test_schedules.py" in str(error)
+    assert f"in wait(), {HERE}" in str(error)
     assert "account.changed.wait(); it waits for a notification" in str(error)
 
 
@@ -343,7 +346,7 @@ def test_what_a_thread_raises_is_a_failure():
 
     error = failure(list, [check_first, passes], PASSES)
     assert isinstance(error.__cause__, LookupError)
-    assert "raises LookupError: too many, tests/test_schedules.py:" in str(error)
+    assert f"raises LookupError: too many, {HERE}:" in str(error)
     assert ': raise LookupError("too many")' in str(error)
     assert all(each.endswith("A") for each in error.report.failing)
 
@@ -549,7 +552,7 @@ def test_a_line_is_shown_as_it_is():
         [(f"{__name__}.Account.deposit_inline", "line:+2")],
         is_120,
     )
-    assert "comes to a line of deposit_inline(), tests/test_schedules.py:" in str(error)
+    assert f"comes to a line of deposit_inline(), {HERE}:" in str(error)
     assert ": self.balance = before + amount" in str(error)
     assert error.report.count == 6
 
@@ -693,7 +696,7 @@ def test_locks_imported_by_name_are_known_too(monkeypatch):
 
 
 def test_the_page_says_what_is_so(tmp_path, monkeypatch):
-    page = (Path(__file__).resolve().parent.parent / "docs" / "schedules.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "schedules.md").read_text()
     code = re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page, re.DOTALL)
     assert [name for name, _ in code] == ["bank.py", "test_bank.py"]
     for name, text in code:

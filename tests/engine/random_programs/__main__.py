@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 3)]
 
 from random_programs import running, shrinking  # noqa: E402  (run by path)
 from random_programs.parts import text  # noqa: E402
@@ -71,7 +71,7 @@ def child(seeds):
     There sets of strings are gone over in one order. The end is its status and its errors.
     """
     command = [sys.executable, "-W", "ignore", __file__, seeds, "--here"]
-    environment = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[3])}
     errors = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment

@@ -20,7 +20,7 @@ from diagnose_mongo import autostart
 
 pytestmark = pytest.mark.programs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = (sys.executable, "-m", "diagnose_mongo.autostart", "--")
 
 

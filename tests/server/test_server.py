@@ -25,7 +25,7 @@ from diagnose_mongo.server import (
     server,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 
 pytestmark = [

@@ -21,7 +21,7 @@ from diagnose.managers import InstrumentManager
 from diagnose.targets import Target, TargetKind, fingerprint, resolve
 from diagnose.targets.fingerprints import FORM, _whole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 SOURCE = """

@@ -32,7 +32,7 @@ def test_random_programs_do_the_same_bare_and_probed():
 
 
 def folder():
-    return Path(command.__file__).parent.relative_to(Path(__file__).parents[1])
+    return Path(command.__file__).parent.relative_to(Path(__file__).parents[2])
 
 
 def small(seed):

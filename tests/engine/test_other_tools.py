@@ -131,7 +131,7 @@ def test_coverage_sees_the_same_lines_and_branches(tmp_path, core, order):
         pytest.importorskip("coverage.tracer", exc_type=ImportError)
     (tmp_path / "subject_of_coverage.py").write_text(SUBJECT)
     script = tmp_path / "covered.py"
-    path = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    path = [str(tmp_path), *(str(each) for each in Path(__file__).parents[:3])]
     script.write_text(COVERED.format(path=path))
     done = subprocess.run(
         [sys.executable, script, order],
