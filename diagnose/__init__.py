@@ -16,7 +16,7 @@ PYTEST_DONT_REWRITE: a program may import this before pytest looks for the plugi
 
 from __future__ import annotations
 
-from diagnose import instruments, managers, probes
+from diagnose import ending, instruments, managers, probes  # noqa: F401 - ending: it acts
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import (
     HistogramInstrument,

@@ -24,10 +24,11 @@ import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from diagnose import arming, imports, outcomes, probes, specs, targets
+from diagnose import arming, forking, imports, outcomes, probes, registry, specs, targets
 from diagnose.clockwork import Background
 from diagnose.cpu_budget import Budget
 from diagnose.errors import TargetNotImportedError
+from diagnose.forking import Layer
 from diagnose.instruments import (
     CallTreeInstrument,
     HistogramInstrument,
@@ -173,7 +174,7 @@ class InstrumentManager:
             "time": time,
         }
         self.sinks: list[Sink] = []
-        self.budget = Budget(cpu_budget, probes.timers)
+        self.budget = Budget(cpu_budget, registry.timers)
         self.places = arming.Places(most_per_function, most_per_process)
         self._id_is_given = bool(process_id)
         self._serial = next(_serials)
@@ -731,10 +732,11 @@ def _after_fork_in_child() -> None:
             log.exception("%r could not take up its work in a forked child", manager)
 
 
-os.register_at_fork(
+forking.register(
+    Layer.MANAGERS,
     before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
+    in_parent=_after_fork_in_parent,
+    in_child=_after_fork_in_child,
 )
 
 

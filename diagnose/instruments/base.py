@@ -38,6 +38,7 @@ __all__ = [
     "Status",
     "does_nothing",
     "doing_nothing",
+    "use_attach",
     "use_manager",
 ]
 
@@ -85,13 +86,18 @@ class _Defaults:
     """Stands in where neither the caller nor the package has set a manager."""
 
     manager: ClassVar[Manager | None] = None
-    # Set by diagnose.probes, which stands below this module: decorating attaches.
+    # What stands below this module sets it: decorating attaches.
     attach: ClassVar[Callable[[Instrument, Any], None] | None] = None
 
 
 def use_manager(manager: Manager) -> None:
     """Make ``manager`` the one of all instruments that are given none."""
     _Defaults.manager = manager
+
+
+def use_attach(attach: Callable[[Instrument, Any], None]) -> None:
+    """Say what is done with an instrument that decorates a function."""
+    _Defaults.attach = staticmethod(attach)
 
 
 class Status:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
+    diagnose.forking
     diagnose.interrupts
     diagnose.threads
     diagnose.source_lines
@@ -42,8 +43,12 @@ ORDER = """
     diagnose.muffling
     diagnose.sites
     diagnose.sinks
+    diagnose.registry
+    diagnose.hit_errors
     diagnose.instruments
+    diagnose.attachments
     diagnose.probes
+    diagnose.ending
     diagnose.specs
     diagnose.arming
     diagnose.outcomes
