@@ -24,6 +24,7 @@ from diagnose.hit_errors import (
     without_objects,
 )
 from diagnose.instruments import metrics
+from diagnose.instruments.status import State
 from diagnose.interrupts import belongs_to_program
 from diagnose.reentrancy import Quiet, leave_behind, quietly
 from diagnose.registry import lock, timers, update
@@ -198,8 +199,7 @@ class Attachment:
             return
         text = f"{self._too_long(hit)} (it is disarmed, and in {Pause.SECONDS:g} s tried again)"
         self.suspended = True
-        status = self.instrument.status
-        status.state, status.code, status.error = "suspended", "too-slow", text
+        self.instrument.status.become(State.SUSPENDED, "too-slow", text)
         timers.soon(lambda: self._pause(hit))
 
     def _pause(self, hit: LongHit) -> None:
@@ -217,8 +217,7 @@ class Attachment:
             if not self.suspended or not self.probe.holds(self):
                 return
             self.suspended = False
-            status = self.instrument.status
-            status.code, status.error, status.state = "too-slow", text, "error"
+            self.instrument.status.become(State.ERROR, "too-slow", text)
         log.error("%r on %r: %s", self.instrument, self.probe.target, text)
 
     def _too_long(self, hit: LongHit) -> str:
@@ -230,7 +229,7 @@ class Attachment:
     def done(self) -> None:
         """End after the last hit that the limits allow; called at that hit."""
         if self._disarm():
-            self.instrument.status.state = "done"
+            self.instrument.status.become(State.DONE)
             self._leave_later()
 
     # --- what the budget asks for ---
@@ -246,8 +245,7 @@ class Attachment:
             if not self._disarm():
                 return
             self.suspended = True
-            status = self.instrument.status
-            status.state, status.code, status.error = "suspended", "cpu-budget", reason
+            self.instrument.status.become(State.SUSPENDED, "cpu-budget", reason)
         # Later, when all that are to be suspended are: the first one makes the code for them all.
         self._leave_later()
         log.warning("%r on %r: %s", self.instrument, self.probe.target, reason)
@@ -264,9 +262,9 @@ class Attachment:
                 update(self.site, [self])
             except DiagnoseError as error:  # the code is another one by now
                 self.armed = self.suspended = False
-                status.state, status.code, status.error = "error", error.code, error.message
+                status.become(State.ERROR, error.code, error.message)
             else:
-                status.state, status.code, status.error = "installed", None, None
+                status.become(State.INSTALLED)
 
     def note_cost(self, share: float) -> None:
         """See :class:`diagnose.cpu_budget.Metered`."""
@@ -275,8 +273,7 @@ class Attachment:
     def _give_up(self, code: str, text: str) -> bool:
         if not self._disarm():
             return False
-        status = self.instrument.status
-        status.code, status.error, status.state = code, text, "error"
+        self.instrument.status.become(State.ERROR, code, text)
         return True
 
     def _disarm(self) -> bool:
@@ -311,7 +308,7 @@ class Attachment:
 _REARM = "the instrument is disarmed: change the spec to arm it again"
 
 
-def retire(attachment: Attachment, state: str) -> None:
+def retire(attachment: Attachment, state: State) -> None:
     """Make an attachment do nothing, from this moment, for calls inside it too."""
     attachment.armed = attachment.suspended = False
     attachment.disarm()
@@ -323,9 +320,8 @@ def retire(attachment: Attachment, state: str) -> None:
         attachment.timer.cancel()
     status = attachment.instrument.status
     status.attachments -= 1
-    if not status.attachments and status.state not in {"error", "done"}:
-        status.state = state
-        status.code = status.error = None
+    if not status.attachments and status.state not in {State.ERROR, State.DONE}:
+        status.become(state)
 
 
 def finish(gone: Sequence[Attachment], *, waits: bool = True) -> None:

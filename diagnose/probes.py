@@ -13,6 +13,7 @@ from diagnose.errors import DiagnoseError
 from diagnose.expressions import parsing
 from diagnose.instruments import base
 from diagnose.instruments.recording import ProbeTestInstrument
+from diagnose.instruments.status import State
 from diagnose.reentrancy import Quiet
 from diagnose.registry import lock, place, timers, update
 from diagnose.sites import happens_inside, site_of
@@ -153,7 +154,7 @@ class FunctionProbe:
         """Have all its instruments taken off with the changes. For the lock's holder."""
         self.started = False
         for key in list(self._attachments):
-            changes.take_off(self, key, "stopped")
+            changes.take_off(self, key, State.STOPPED)
         self._resolved = None
         if active_probes.get(self.target) is self:
             del active_probes[self.target]
@@ -200,7 +201,7 @@ class FunctionProbe:
         with Changes(waits=False) as changes, Quiet(), lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
-            changes.take_off(self, attachment.key, "expired")
+            changes.take_off(self, attachment.key, State.EXPIRED)
             self._items.pop(attachment.key, None)
             if not self._items:
                 self.started = False
@@ -243,7 +244,7 @@ class Arrival:
 class _Newcomer(Arrival):
     """One that does not serve hits yet."""
 
-    __slots__ = ("attachment", "probe", "seconds", "status", "target")
+    __slots__ = ("attachment", "before", "probe", "seconds", "target")
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class _Newcomer(Arrival):
         self.target = target
         self.seconds = seconds
         status = attachment.instrument.status
-        self.status = status.state, status.code, status.error
+        self.before = status.state, status.code, status.error
 
     @property
     def is_in_place(self) -> bool:
@@ -271,8 +272,8 @@ class _Newcomer(Arrival):
         Just before it is: the first hit may fail at once, and what it says has to stay.
         """
         status = self.attachment.instrument.status
-        self.status = status.state, status.code, status.error
-        status.state, status.code, status.error = "installed", None, None
+        self.before = status.state, status.code, status.error
+        status.become(State.INSTALLED)
 
     def turn_back(self) -> None:
         """Be as if it had never come."""
@@ -280,8 +281,7 @@ class _Newcomer(Arrival):
         # Code objects take no part in garbage collection: this breaks the cycle.
         self.attachment.disarm()
         self.attachment.let_go()
-        status = self.attachment.instrument.status
-        status.state, status.code, status.error = self.status
+        self.attachment.instrument.status.become(*self.before)
 
 
 class Changes:
@@ -346,7 +346,7 @@ class Changes:
         if seconds is None and instrument.expires is not None:
             seconds = base.remaining_seconds(instrument.expires)
         if seconds is not None and seconds <= 0:
-            instrument.status.state = "expired"
+            instrument.status.become(State.EXPIRED)
             self.detach(probe, key)
             return Arrival()
         found = target or probe._resolved or targets.resolve(probe.target, import_modules=False)
@@ -368,10 +368,10 @@ class Changes:
         """Take off what is under ``key``, if anything is, and forget it."""
         self._turn_back(probe, key)
         with Quiet(), lock:
-            self.take_off(probe, key, "stopped")
+            self.take_off(probe, key, State.STOPPED)
             probe._items.pop(key, None)
 
-    def take_off(self, probe: FunctionProbe, key: str, state: str) -> None:
+    def take_off(self, probe: FunctionProbe, key: str, state: State) -> None:
         """Take off what is under ``key``, if anything is; it stays listed. The lock is held."""
         self._probes[probe] = None
         attachment = probe._attachments.get(key)
@@ -419,7 +419,7 @@ class Changes:
         instrument._rewrites[new] = new.rewrite
         if old is not None:
             self._gone.append(old)
-            retire(old, "stopped")
+            retire(old, State.STOPPED)
         if instrument.budget is not None:
             instrument.budget.add(new)
         if newcomer.seconds is not None:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.errors import SpecError
+from diagnose.instruments.status import State
 from diagnose.limits import Limits
 from diagnose.targets.fingerprints import FORM
 
@@ -87,27 +88,6 @@ _ANY_RATE = 1e9
 _WARNINGS_AT_MOST = 10
 _FREEZE_DEPTH = 20
 _FREEZE_NODES = 5_000
-
-
-class State(StrEnum):
-    """What has become of a spec in one process; the words of an ``applied`` entry."""
-
-    PENDING = "pending"
-    """The target's module is not imported yet; applied when it is."""
-    INSTALLED = "installed"
-    EMITTING = "emitting"
-    """Installed, and it fired at least once."""
-    ERROR = "error"
-    DONE = "done"
-    """It reached its hit limit."""
-    EXPIRED = "expired"
-    SUSPENDED = "suspended"
-    """It cost more than its CPU budget; it is tried again later."""
-    DRIFTED = "drifted"
-    """The code is not the code that the spec was written against."""
-    DISABLED = "disabled"
-    VALIDATED = "validated"
-    """It would have been installed, had it not been a dry run."""
 
 
 FAILED_STATES = frozenset({State.ERROR, State.DRIFTED, State.SUSPENDED})

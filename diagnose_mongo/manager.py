@@ -22,13 +22,14 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
+from diagnose.instruments.status import State
 from diagnose.managers import (
     CPU_BUDGET,
     MOST_PER_FUNCTION,
     MOST_PER_PROCESS,
     InstrumentManager,
 )
-from diagnose.outcomes import UNTOLD
+from diagnose.records import UNTOLD
 from diagnose.specs import FIELDS
 from diagnose.threads import without_signals
 from diagnose_mongo import documents, presence
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from diagnose.expressions import Policy
-    from diagnose.outcomes import Record
+    from diagnose.records import Record
     from diagnose.specs import Spec
     from diagnose.tokens import Allotment
     from diagnose_mongo.store import ServerClock, SpecCollection
@@ -564,7 +565,7 @@ class MongoInstrumentManager(InstrumentManager):
         for key in self._allotments.over():
             record = self._records.get(key)
             if record is not None and (instrument := record.instrument) is not None:
-                instrument.status.state = "done"
+                instrument.status.become(State.DONE)
         return soon
 
     def _do_chores(self) -> None:
@@ -649,13 +650,14 @@ class MongoInstrumentManager(InstrumentManager):
 
     # --- what the base class asks ---
 
-    def _parse(self, key: Hashable, document: Any) -> Spec:
+    def parse(self, key: Hashable, document: Any) -> Spec:
+        """See :class:`diagnose.records.Process`."""
         if isinstance(document, Undecodable):
             raise SpecError(
                 f"the document can't be decoded: {document.reason}; replace it by a valid one",
                 code="undecodable",
             )
-        return super()._parse(documents.name_of(key, document), document)
+        return super().parse(documents.name_of(key, document), document)
 
     def _allotment(self, record: Record, spec: Spec) -> Allotment | None:
         size = spec.limits.fleet_hits

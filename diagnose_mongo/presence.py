@@ -14,7 +14,7 @@ from diagnose_mongo import documents
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from diagnose.outcomes import Record
+    from diagnose.records import Record
 
 __all__ = [
     "BOUNDED_ABOVE",

@@ -18,6 +18,7 @@ from diagnose import attach_to, probes, registry, sites
 from diagnose.errors import ProbeError
 from diagnose.instruments import Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
+from diagnose.records import Record
 from diagnose_mongo import MongoInstrumentManager
 
 SOURCE = """
@@ -434,7 +435,7 @@ def test_what_an_interrupt_kept_from_being_armed_is_not_said_to_be(shop, manager
 
 def test_a_version_that_an_interrupt_left_behind_goes_with_the_next(shop, manager, monkeypatch):
     put(manager, shop, "a")
-    monkeypatch.setattr(manager, "_welcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Record, "welcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         manager.apply()
     monkeypatch.undo()

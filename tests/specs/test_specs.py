@@ -359,6 +359,8 @@ def test_anything_at_all_is_a_spec_or_a_spec_error(changes, inner):
 
 def test_states_are_plain_words():
     assert [str(state) for state in State] == [
+        "new",
+        "stopped",
         "pending",
         "installed",
         "emitting",

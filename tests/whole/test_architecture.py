@@ -51,7 +51,7 @@ ORDER = """
     diagnose.ending
     diagnose.specs
     diagnose.arming
-    diagnose.outcomes
+    diagnose.records
     diagnose.managers
     diagnose.breakpoints
     diagnose
