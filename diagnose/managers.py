@@ -293,7 +293,7 @@ class InstrumentManager:
             for key in [key for key in self._records if key not in documents]:
                 self._records.pop(key).disarm(self.places, changes)
             for key, document in documents.items():
-                record = self._record(key, specs.fingerprint(document))
+                record = self._record(key, specs.content_of(document))
                 tried.append((key, document, record, record.outcome))
                 record.bring_up(document, turn)
         news = []

@@ -595,4 +595,4 @@ def _leaves(document: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]
 
 
 def _are_same(one: object, other: object) -> bool:
-    return specs.fingerprint(one) == specs.fingerprint(other)
+    return specs.content_of(one) == specs.content_of(other)

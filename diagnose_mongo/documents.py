@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from diagnose.specs import fingerprint
+from diagnose.specs import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +87,7 @@ def name_of(key: Hashable, document: Mapping[str, Any]) -> Hashable:
 
 def version_of(lastmodified: object) -> object:
     """Something that compares equal only for equal versions, whatever the field holds."""
-    return fingerprint(lastmodified)
+    return content_of(lastmodified)
 
 
 def small(value: Any) -> Any:

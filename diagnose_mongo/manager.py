@@ -22,6 +22,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import SpecError, StoreError
+from diagnose.fields import names_in
 from diagnose.instruments.status import State
 from diagnose.managers import (
     CPU_BUDGET,
@@ -30,7 +31,6 @@ from diagnose.managers import (
     InstrumentManager,
 )
 from diagnose.records import UNTOLD
-from diagnose.specs import FIELDS
 from diagnose.threads import without_signals
 from diagnose_mongo import documents, presence
 from diagnose_mongo.allotments import Allotments
@@ -429,7 +429,7 @@ class MongoInstrumentManager(InstrumentManager):
     def _fields(self) -> set[str]:
         """All fields that specs have, as far as is known here."""
         known = (each for each in self.specs.values() if isinstance(each, dict))
-        return set(FIELDS).union(*known) - {documents.APPLIED, documents.COUNTS}
+        return set(names_in("")).union(*known) - {documents.APPLIED, documents.COUNTS}
 
     def _looks_back(self, *, is_full: bool) -> bool:
         """Whether to see which entries of this process the collection has."""

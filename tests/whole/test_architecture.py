@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
 ORDER = """
     diagnose.errors
+    diagnose.fields
     diagnose.forking
     diagnose.interrupts
     diagnose.threads
