@@ -10,7 +10,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, targets
-from diagnose.breakpoints.conditions import shown
+from diagnose.breakpoints.calls import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
 from diagnose.sites import happens_inside
 from diagnose.targets import Target, TargetKind
@@ -18,7 +18,7 @@ from diagnose.targets import Target, TargetKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Place", "place_of"]
+__all__ = ["Place", "check", "describe", "is_function", "place_of"]
 
 log = logging.getLogger(__name__)
 

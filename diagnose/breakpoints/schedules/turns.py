@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diagnose.breakpoints.conditions import said
-from diagnose.breakpoints.locks import RUNNERS
-from diagnose.breakpoints.points import Names, plain
+from diagnose.breakpoints.calls import said
+from diagnose.breakpoints.schedules.locks import RUNNERS
+from diagnose.breakpoints.schedules.names import Names, plain
 from diagnose.breakpoints.stacks import innermost, place_of, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from diagnose.breakpoints.locks import Lock
-    from diagnose.breakpoints.points import Told
+    from diagnose.breakpoints.schedules.locks import Lock, Told
 
 __all__ = ["Run", "Runner", "Step", "StuckError"]
 
@@ -138,7 +137,7 @@ class Runner(threading.Thread):
         self._pause(_READY)
 
     def wait_for(self, lock: Lock, deadline: float | None) -> bool:
-        """See :class:`~diagnose.breakpoints.locks.Waiter`."""
+        """See :class:`~diagnose.breakpoints.schedules.locks.Waiter`."""
         self.lock, self.deadline, self.is_late = lock, deadline, False
         try:
             self._pause(_WAITING)

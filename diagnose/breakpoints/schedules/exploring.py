@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnose.breakpoints.conditions import is_whole, said
-from diagnose.breakpoints.locks import MAKERS, replaced
+from diagnose.breakpoints.calls import said
+from diagnose.breakpoints.conditions import is_whole
 from diagnose.breakpoints.places import describe
-from diagnose.breakpoints.points import Point, name_of
-from diagnose.breakpoints.stops import check_seconds
-from diagnose.breakpoints.turns import Run, StuckError
+from diagnose.breakpoints.schedules.locks import MAKERS, replaced
+from diagnose.breakpoints.schedules.names import name_of
+from diagnose.breakpoints.schedules.points import Point
+from diagnose.breakpoints.schedules.turns import Run, StuckError
+from diagnose.breakpoints.settings import check_seconds
 from diagnose.errors import BreakpointError, ScheduleError
 
 if TYPE_CHECKING:
