@@ -916,6 +916,20 @@ def test_an_interrupt_at_any_line_of_entering_or_leaving_undoes_everything(shop,
     assert interrupts > 50
 
 
+def test_a_disarmed_breakpoint_lets_all_go_and_stops_nobody(shop):
+    code = shop.double.__code__
+    with Breakpoint("bp_shop.double") as bp:
+        thread = bp.start_thread(shop.double, 1)
+        bp.wait()
+        bp.disarm()
+        assert shop.double.__code__ is code
+        assert shop.double(2) == 4
+        bp.join()
+        assert bp.hits == 1
+        bp.disarm()
+    assert thread.result == 2
+
+
 def test_breakpoints_on_one_attribute_may_be_left_in_any_order(shop):
     before = shop.double
     first, second = (Breakpoint((shop, "double"), fire=lambda _: None) for _ in range(2))

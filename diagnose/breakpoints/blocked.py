@@ -18,14 +18,14 @@ __all__ = ["PASSES", "Blocked", "Gate", "Monitor", "Opens", "TaskGate", "tell"]
 
 
 class Opens(Protocol):
-    """What holds a call, wherever it stands."""
+    """Anything that holds a call, wherever that stands."""
 
     def open(self) -> None:
         """Let it go; without waiting for anything."""
 
 
 class Gate:
-    """Where a thread waits, until somebody opens it."""
+    """Blocks a thread until somebody opens it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Gate:
 
 
 class TaskGate:
-    """Where a task waits, on its own event loop."""
+    """Blocks a task, on its own event loop, until somebody opens it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -78,7 +78,7 @@ class _Passes:
 
 
 PASSES = _Passes()
-"""What a call awaits that is not blocked."""
+"""The awaitable of a call that is not blocked."""
 
 
 class Monitor:

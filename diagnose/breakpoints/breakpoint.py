@@ -24,7 +24,7 @@ __all__ = ["AsyncBreakpoint", "Breakpoint", "Nowhere"]
 
 
 class BaseBreakpoint:
-    """What a test sees of a breakpoint of either kind.
+    """The public side of a breakpoint, of either kind.
 
     Each entering has a session of its own; before the first there is one that never begins.
     """
@@ -38,12 +38,12 @@ class BaseBreakpoint:
 
     @property
     def target(self) -> Any:
-        """What it was made for."""
+        """The target, as it was given."""
         return self._settings.target
 
     @property
     def event(self) -> str:
-        """Where calls stop."""
+        """The event at which calls stop."""
         return self._settings.event
 
     @property
@@ -160,8 +160,8 @@ class Breakpoint(BaseBreakpoint):
             stands before it gets a :class:`~diagnose.errors.BreakpointTimeoutError`, how long
             a thread may take to end.
         fire: what to do at a hit in place of holding the caller: it is called in the caller's
-            thread with the :class:`Call`, or without arguments if it takes none; what it raises,
-            the function raises.
+            thread with the :class:`Call`, or without arguments if it takes none; the function
+            raises its exceptions.
 
     Raises:
         DiagnoseError: on entering: there is no such function, or event in it.
@@ -364,7 +364,7 @@ class Nowhere(Breakpoint):
 
 
 class AsyncBreakpoint(BaseBreakpoint):
-    """What ``async with Breakpoint(...)`` gives: for tasks in place of threads.
+    """The breakpoint of ``async with Breakpoint(...)``: for tasks in place of threads.
 
     A coroutine function stops when its coroutine is awaited, and other tasks go on. Another
     function stops the threads that call it; in the event loop's own it raises a

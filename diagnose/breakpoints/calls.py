@@ -1,4 +1,4 @@
-"""What a call at a breakpoint met: its arguments and thread, and how it is shown in messages."""
+"""A call at a breakpoint: its arguments and thread, and how it is shown in messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def said(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChildThread:
-    """The thread of a forked child that made a call: what the parent has in place of a thread.
+    """The thread of a forked child that made a call, as its parent knows it.
 
     Attributes:
         pid: of the child.

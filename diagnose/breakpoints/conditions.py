@@ -26,7 +26,7 @@ class Conditions:
         signature: of the function, once that is found; predicates get arguments by its names.
 
     Raises:
-        TypeError: one is no condition.
+        TypeError: a condition is none.
         ValueError: there is none.
     """
 
@@ -72,7 +72,7 @@ class Conditions:
 
     @property
     def unmet(self) -> list[str]:
-        """What was not met yet, in words."""
+        """The conditions that were not met yet, in words."""
         return [
             describe(one) for one, is_met in zip(self._each, self.met, strict=True) if not is_met
         ]

@@ -28,7 +28,7 @@ class do:  # noqa: N801 - a sentence begins with it
         assert restoring.results == ["done"]
 
     On entering, the thread is started, and it is waited for until it stands at the point; on
-    leaving it goes on, and its end is waited for. What it raises is raised then.
+    leaving it goes on, and its end is waited for. Its exception is raised then.
 
     Each of the methods and properties that say where (:meth:`until`, :meth:`beyond`,
     :meth:`error_on`, :attr:`returns`, :attr:`errors`, :meth:`where`, :attr:`once`) gives a new

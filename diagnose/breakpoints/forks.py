@@ -194,7 +194,7 @@ def watch(stop: Stop, in_child: Callable[[], object]) -> None:
     """Let children that are forked from now on stop at a breakpoint. It costs nothing until then.
 
     Args:
-        stop: what the breakpoint does with its calls.
+        stop: serves the breakpoint's calls.
         in_child: called in each child, which has none of the parent's other threads.
     """
     global _is_registered  # noqa: PLW0603

@@ -19,10 +19,10 @@ _SEEN_AT_MOST = 1_000
 
 
 class Log:
-    """What got to a breakpoint since it was entered. Thread-safe.
+    """The calls that got to a breakpoint since it was entered. Thread-safe.
 
     Attributes:
-        conditions: what is to be met.
+        conditions: to be met.
         calls: how many calls got to the event.
         hits: how many of them met the condition.
         seen: the first thousand.

@@ -34,7 +34,7 @@ class Reach(Protocol):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> Awaitable[None]:
-        """What is returned is awaited where the hook was put on so."""
+        """The result is awaited where the hook was put on so."""
 
 
 class Hooking:
@@ -127,7 +127,7 @@ class Hooking:
             BUSY.discard(self._quiet_in)
 
     def _handler(self, event: str, reach: Reach) -> tuple[Callable[..., object], tuple[str, ...]]:
-        """What is called at an event, and the names of what it gets."""
+        """The handler of an event, and the names of its arguments."""
         if event == "call":
 
             def at_call(args: Any, kwargs: Any) -> object:

@@ -1,4 +1,4 @@
-"""What a forked child and its parent say to each other of a breakpoint's calls, in bytes."""
+"""Messages about a breakpoint's calls between a forked child and its parent, in bytes."""
 
 from __future__ import annotations
 

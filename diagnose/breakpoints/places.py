@@ -28,7 +28,7 @@ class Place:
 
     Attributes:
         target: the function.
-        text: what it is called in messages.
+        text: its name in messages.
     """
 
     def __init__(self, target: Target, text: str, replaced: _Replaced | None = None) -> None:
@@ -250,7 +250,7 @@ _ABSENT = object()
 
 
 class _Replaced:
-    """What is on an attribute in place of what was there."""
+    """A replacement on an attribute, and the value that was there before."""
 
     def __init__(self, owner: Any, name: str, replacement: object) -> None:
         self._owner, self._name, self._replacement = owner, name, replacement
@@ -295,4 +295,4 @@ class _Replaced:
 
 
 _replaced: list[_Replaced] = []
-"""What is put on now."""
+"""The replacements that are put on now."""

@@ -23,15 +23,15 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A breakpoint from one entering to its end.
+    """A breakpoint from its entering to its end.
 
     Attributes:
-        stop: what it does with calls.
-        workers: what it started.
-        waits: what the test waits for.
+        stop: serves calls.
+        workers: the threads and tasks that it started.
+        waits: of the test.
 
     Args:
-        settings: what the breakpoint is given.
+        settings: the breakpoint's.
         loop: the event loop of the test, if that is a task.
     """
 

@@ -1,4 +1,4 @@
-"""What a breakpoint is given, checked: errors come where it is made, not where it is entered."""
+"""The arguments of a breakpoint, checked where it is made rather than where it is entered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ its variables; before a line runs."""
 
 @dataclass(eq=False, repr=False)
 class Settings:
-    """What a breakpoint is given; see :class:`diagnose.breakpoints.Breakpoint`.
+    """The arguments of a breakpoint; see :class:`diagnose.breakpoints.Breakpoint`.
 
     Attributes:
         kind: the breakpoint's class, by name.
@@ -79,7 +79,7 @@ class Settings:
 
 
 def _taking_a_call(fire: Any) -> Callable[[Call], object] | None:
-    """What is to be done at a hit, as a function of the call; it may also be one of nothing."""
+    """A function of the call, also for a ``fire`` that takes no argument; None: there is none."""
     if fire is None:
         return None
     if not callable(fire):

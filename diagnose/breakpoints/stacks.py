@@ -55,7 +55,7 @@ def note_where(error: BaseException, *, is_passing: bool = False) -> None:
 
 
 def where_noted(error: BaseException) -> str:
-    """What :func:`note_where` kept with an error; empty if it was never asked to."""
+    """The text that :func:`note_where` kept with an error; empty if it was never asked to."""
     text = vars(error).get("_diagnose_where", "")
     return text if isinstance(text, str) else ""
 

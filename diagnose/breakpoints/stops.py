@@ -1,4 +1,4 @@
-"""What a breakpoint does when its target is called: it counts, and holds the caller or raises.
+"""Serves the calls that get to a breakpoint: counts them, blocks the caller, or calls ``fire``.
 
 Everything here runs in the threads, and event loops, of the program under test.
 """
@@ -34,7 +34,7 @@ _BOOTSTRAP = threading.Thread._bootstrap.__code__  # type: ignore[attr-defined]
 
 
 class Stop:
-    """What a breakpoint does with each call that gets to it, from one entering to its end.
+    """Serves each call that gets to a breakpoint, from its entering to its end.
 
     Thread-safe.
 
@@ -42,12 +42,12 @@ class Stop:
         name: the function's, once it is found.
         takes_tasks: a coroutine function's tasks are held, in place of threads.
         monitor: the lock, and the news.
-        log: what was seen.
+        log: the calls and hits so far.
         blocked: the calls that stand here.
         line: to the breakpoint in the parent, if this is a forked child.
 
     Args:
-        settings: what the breakpoint is given.
+        settings: the breakpoint's.
         loop: the event loop of the test, which must never be held.
     """
 
@@ -72,7 +72,7 @@ class Stop:
         result: Any = None,
         exception: BaseException | None = None,
     ) -> Awaitable[None]:
-        """Serve a call that got here; what it raises is raised by the function."""
+        """Serve a call that got here; an exception from here is raised by the function."""
         ident = _ident()
         if ident in BUSY or self.blocked.is_open:
             return PASSES

@@ -1,4 +1,4 @@
-"""What a test waits for at a breakpoint, and what is said when it does not come."""
+"""Waits for hits and other events at a breakpoint, and tells what happened instead."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _monotonic = time.monotonic
 
 
 class Goal(NamedTuple):
-    """What is waited for.
+    """An event to wait for.
 
     Attributes:
         is_reached: whether it has come.
-        text: what it is, in words.
+        text: it, in words.
         looks: it may come without anything happening at the breakpoint.
     """
 
@@ -45,7 +45,7 @@ class Goal(NamedTuple):
 
 
 class Waits:
-    """What a test waits for at a breakpoint, from one entering to its end."""
+    """Waits of a test at a breakpoint, from its entering to its end."""
 
     def __init__(self, settings: Settings, stop: Stop, workers: Workers) -> None:
         self._settings = settings
@@ -120,7 +120,7 @@ class Waits:
         """Wait in a task, as :meth:`wait` does in a thread.
 
         Args:
-            goal: what for.
+            goal: to wait for.
             timeout: in seconds; None: the breakpoint's.
             happened: is set at all news of the breakpoint.
         """
@@ -203,7 +203,7 @@ class Waits:
             raise BreakpointError(f"{what}; {self._story()}{self._workers.whereabouts}")
 
     def _story(self) -> str:
-        """What happened instead."""
+        """The calls that came instead, in words."""
         log = self._log
         if not log.calls:
             text = "it was not called at all"

@@ -27,7 +27,7 @@ class Started(threading.Thread):
     Attributes:
         result: what the function returned; None until then.
         has_ended: the function has returned or raised.
-        starter: what started it, in words.
+        starter: the breakpoint that started it, in words.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Started(threading.Thread):
         starter: str,
     ) -> None:
         name = getattr(function, "__name__", type(function).__name__)
-        # A daemon: one that never ends is an error of the test, and must not keep it from ending.
+        # A daemon: a thread that never ends is an error of the test, and must not keep it from ending.
         super().__init__(name=f"breakpoint:{name}", daemon=True)
         self._function, self._args, self._kwargs = function, args, kwargs
         self._ended = ended
@@ -57,7 +57,7 @@ class Started(threading.Thread):
 
     @property
     def exception(self) -> BaseException | None:
-        """What the function raised, or None. Asked for here, it is raised nowhere else."""
+        """The exception of the function, or None. Asked for here, it is raised nowhere else."""
         self.is_seen = True
         return self.raised
 
@@ -114,7 +114,7 @@ class StartedTask:
 
     @property
     def result(self) -> Any:
-        """What it returned; None until then, or if it raised."""
+        """Its return value; None until then, or if it raised."""
         is_well = self.task.done() and not self.task.cancelled() and not self.raised
         return self.task.result() if is_well else None
 

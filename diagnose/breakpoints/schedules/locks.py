@@ -31,7 +31,7 @@ _reentrant: Any = threading.RLock
 _WAIT = threading.Condition.wait.__code__
 
 Told: TypeAlias = tuple[str, tuple[str, int] | None]
-"""What is said of a point that a thread came to, and the file and line that show where."""
+"""The text on a point that a thread came to, and the file and line that show where."""
 
 
 class Waiter(Protocol):
@@ -39,7 +39,7 @@ class Waiter(Protocol):
 
     Attributes:
         letter: its name in a schedule.
-        names: what objects are called in its run.
+        names: of objects in its run.
     """
 
     letter: str

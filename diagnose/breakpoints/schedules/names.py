@@ -1,4 +1,4 @@
-"""What objects and functions are called in what is said of a schedule."""
+"""Names of objects and functions in the story of a schedule."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plain(qualified: str) -> str:
 
 
 def name_of(function: Callable[..., object]) -> str:
-    """What a callable is called, and where it is."""
+    """A callable's name, and where it is."""
     name = plain(getattr(function, "__qualname__", type(function).__qualname__))
     code = getattr(function, "__code__", None)
     return name if code is None else f"{name} ({short(code.co_filename)}:{code.co_firstlineno})"

@@ -1,4 +1,4 @@
-"""Where threads that take turns stop, and what is said of it."""
+"""The points at which threads that take turns stop, and how it is told."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Point:
         result: Any,
         exception: BaseException | None,
     ) -> Told:
-        """What is said of it, and the file and line that show where."""
+        """The text on it, and the file and line that show where."""
         name = self._hooking.name
         if self.event.startswith("line:"):
             return f"a line of {name}()", (frame.f_code.co_filename, frame.f_lineno)

@@ -1,4 +1,4 @@
-"""One run of a few threads that take turns: one goes on at a time, from point to point."""
+"""A run of a few threads that take turns: a single one goes on at a time, from point to point."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class StuckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a thread did in one turn.
+    """A thread's turn.
 
     Attributes:
         letter: of the thread.
-        told: what it came to.
+        told: the point or end that it came to.
         place: the file and line where it stands.
-        also: what others did then, who had been blocked by something that no schedule knows of.
+        also: turns of others then, which had been blocked by something that no schedule knows of.
     """
 
     letter: str
@@ -77,7 +77,7 @@ class Runner(threading.Thread):
     def __init__(
         self, run: Run, letter: str, function: Callable[[Any], object], subject: object
     ) -> None:
-        # A daemon: one that never ends is told of, and must not keep the program from ending.
+        # A daemon: a thread that never ends is told of, and must not keep the program from ending.
         super().__init__(name=f"schedule:{letter}", daemon=True)
         self.letter = letter
         self.names = run.names
@@ -188,7 +188,7 @@ class Run:
     """A few threads that take turns on one subject.
 
     Attributes:
-        steps: what was done.
+        steps: the turns so far.
         is_over: nobody shall go on any more.
         events: something is put there whenever a thread stops.
     """
@@ -366,14 +366,14 @@ class Run:
             return "a notification (of a condition, an event, a queue…)"
         file, line, function = lock.made_at
         owner = lock.owner
-        who = (
+        holder = (
             f"thread {owner.letter} holds" if isinstance(owner, Runner) else "nobody of them holds"
         )
         name = self.names.shown(lock).replace("Lock", lock.kind, 1)
-        return f"{name}, which {who} (made in {plain(function)}, {short(file)}:{line})"
+        return f"{name}, which {holder} (made in {plain(function)}, {short(file)}:{line})"
 
     def _told(self, runner: Runner) -> Told:
-        """What a thread came to in its turn."""
+        """The point or end that a thread came to in its turn."""
         if runner.raised is not None:
             text = said(runner.raised).replace("\n", "\n     ")
             return f"raises {text}", _origin(runner.raised)
