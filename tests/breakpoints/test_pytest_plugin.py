@@ -36,7 +36,7 @@ CODES = UNARCHIVE.__code__, RESTORE.__code__
 
 
 def check_all_is_as_it_was():
-    from diagnose.breakpoints.stacks import entered
+    from diagnose.breakpoints.register import entered
     from diagnose.probes import active_probes
 
     assert shop.Archive.unarchive is UNARCHIVE

@@ -3,34 +3,123 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import time
 from typing import TYPE_CHECKING, Any, overload
 
 from diagnose.breakpoints import places
+from diagnose.breakpoints.blocked import tell
+from diagnose.breakpoints.session import Session
+from diagnose.breakpoints.settings import Settings, seconds_of
 from diagnose.breakpoints.stacks import note_where
-from diagnose.breakpoints.stops import tell
-from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
-from diagnose.breakpoints.workers import Started, StartedTask
-from diagnose.errors import BreakpointError
-from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from types import TracebackType
+    from types import FrameType, TracebackType
     from typing import Self
 
-    from diagnose.breakpoints.conditions import Call, Condition
+    from diagnose.breakpoints.calls import Call
+    from diagnose.breakpoints.conditions import Condition
+    from diagnose.breakpoints.workers import Started, StartedTask
 
-__all__ = ["AsyncBreakpoint", "Breakpoint"]
-
-
-# Taken now: it may itself be the target, and then its module has a stand-in for it.
-_monotonic = time.monotonic
-_BEGIN_SECONDS = 0.5
+__all__ = ["AsyncBreakpoint", "Breakpoint", "Nowhere"]
 
 
-class Breakpoint(Waits):
+class BaseBreakpoint:
+    """The public side of a breakpoint, of either kind.
+
+    Each entering has a session of its own; before the first there is one that never begins.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session = Session(settings)
+
+    def __repr__(self) -> str:
+        return repr(self._settings)
+
+    @property
+    def target(self) -> Any:
+        """The target, as it was given."""
+        return self._settings.target
+
+    @property
+    def event(self) -> str:
+        """The event at which calls stop."""
+        return self._settings.event
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for whatever is waited for; it may be changed at any time."""
+        return self._settings.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._settings.timeout = seconds
+
+    @property
+    def hits_at_most(self) -> int | None:
+        """After so many hits, calls pass; None: there is no such number."""
+        return self._settings.hits_at_most
+
+    @hits_at_most.setter
+    def hits_at_most(self, hits: int | None) -> None:
+        self._settings.hits_at_most = hits
+
+    @property
+    def only_workers(self) -> bool:
+        """Whether nobody calls the target but those who were started here."""
+        return self._settings.only_workers
+
+    @only_workers.setter
+    def only_workers(self, are_alone: bool) -> None:
+        self._settings.only_workers = are_alone
+
+    @property
+    def calls(self) -> int:
+        """How many calls got to the event, whether or not they met the condition."""
+        return self._session.stop.log.calls
+
+    @property
+    def hits(self) -> int:
+        """How many of them met it."""
+        return self._session.stop.log.hits
+
+    @property
+    def seen(self) -> list[Call]:
+        """A :class:`Call` for each, the first thousand, with its arguments."""
+        return self._session.stop.log.seen
+
+    @property
+    def stackframe(self) -> FrameType | None:
+        """The frame of the function whose call stands here; of several, the latest. Else None."""
+        standing = self.standing
+        return standing[-1].frame if standing else None
+
+    @property
+    def standing(self) -> list[Call]:
+        """The calls that stand here now, in the order in which they came."""
+        return self._session.stop.blocked.calls
+
+    def release(self) -> None:
+        """Let all who stand here go on; if nobody does, let the next one pass who would.
+
+        So it does not matter which of the two comes first.
+        """
+        self._session.stop.blocked.release()
+
+    def disarm(self) -> None:
+        """Stop no more calls, and let all go on who stand here; idempotent.
+
+        Leaving the block does this too, then waits for those that were started, and judges.
+        """
+        self._session.take_off()
+
+    def _check_unused(self) -> None:
+        if self._session.is_on:
+            message = f"{self!r} is in use already; make another one"
+            raise RuntimeError(message)
+
+
+class Breakpoint(BaseBreakpoint):
     """Stops the callers of a function, in a test.
 
     Used by ``with``; on leaving, whatever happened, the function is what it was, those who stand
@@ -71,8 +160,8 @@ class Breakpoint(Waits):
             stands before it gets a :class:`~diagnose.errors.BreakpointTimeoutError`, how long
             a thread may take to end.
         fire: what to do at a hit in place of holding the caller: it is called in the caller's
-            thread with the :class:`Call`, or without arguments if it takes none; what it raises,
-            the function raises.
+            thread with the :class:`Call`, or without arguments if it takes none; the function
+            raises its exceptions.
 
     Raises:
         DiagnoseError: on entering: there is no such function, or event in it.
@@ -109,7 +198,8 @@ class Breakpoint(Waits):
     ) -> None:
         if not isinstance(target, (str, tuple)) and not places.is_function(target):
             target, event = (target, event), "call"
-        super().__init__(target, event, condition, timeout, fire)
+        kind = type(self).__name__
+        super().__init__(Settings.checked(kind, target, event, condition, timeout, fire))
         self._async: AsyncBreakpoint | None = None
 
     @classmethod
@@ -158,18 +248,7 @@ class Breakpoint(Waits):
         of the ``with`` block raise, unless the breakpoint itself made it raise that, or the test
         asked for ``exception``.
         """
-        thread = Started(func, args, kwargs, self._note_end, repr(self))
-        self._workers.append(thread)
-        try:
-            # What is used to start, to wait and to join may itself be the target.
-            with Quiet():
-                thread.start()
-        except BaseException as error:
-            # After an interrupt it may begin all the same. If not, it has no end to wait for.
-            if isinstance(error, Exception) or not thread.has_begun(_BEGIN_SECONDS):
-                self._workers.remove(thread)
-            raise
-        return thread
+        return self._session.workers.start_thread(func, args, kwargs)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads that were started have ended.
@@ -182,16 +261,8 @@ class Breakpoint(Waits):
             BaseException: what one of them raised.
         """
         seconds = seconds_of(timeout, self.timeout)
-        self._join(seconds)
-        self._raise_late(seconds)
-        self._raise_theirs()
-
-    def _join(self, seconds: float) -> None:
-        with Quiet():
-            deadline = time.monotonic() + seconds
-            for each in self._workers:
-                if isinstance(each, Started):
-                    each.join(max(0.0, deadline - time.monotonic()))
+        self._session.workers.join(seconds)
+        self._session.waits.check_workers(seconds)
 
     # --- waiting ---
 
@@ -207,8 +278,9 @@ class Breakpoint(Waits):
             BreakpointTimeoutError: there was none; the message says what happened instead.
             BaseException: what a thread raised before it got there.
         """
-        self._wait_for(self._goal_of(hits), timeout)
-        return self._waited()
+        waits = self._session.waits
+        waits.wait(waits.for_hits(hits), timeout)
+        return waits.latest()
 
     def wait_until(
         self, condition: Callable[[], object] | int, timeout: float | None = None
@@ -224,32 +296,19 @@ class Breakpoint(Waits):
         Raises:
             BreakpointTimeoutError: it did not become true; the message says what happened.
         """
-        self._wait_for(self._state_of(condition), timeout)
-
-    def _wait_for(self, goal: Goal, timeout: float | None) -> None:
-        seconds = seconds_of(timeout, self.timeout)
-        deadline = _monotonic() + seconds
-        while True:
-            version = self._version
-            if self._is_reached(goal):
-                return
-            left = deadline - _monotonic()
-            if left <= 0:
-                raise self._too_late(goal, seconds)
-            with Quiet(), self._lock:
-                # What happened since it was looked is not waited for.
-                if self._version == version:
-                    self._changed.wait(min(left, LOOK_SECONDS) if goal.looks else left)
+        waits = self._session.waits
+        waits.wait(waits.for_state(condition), timeout)
 
     # --- with ---
 
     def __enter__(self) -> Self:
         self._check_unused()
+        session = self._session = Session(self._settings)
         try:
-            self._put_on(takes_tasks=False)
+            session.put_on()
             return self
         except BaseException:  # an interrupt after all was done
-            self._take_off()
+            session.take_off()
             raise
 
     def __exit__(
@@ -262,23 +321,23 @@ class Breakpoint(Waits):
             if isinstance(error, TimeoutError):
                 # Now all still stand where they stood when it was raised.
                 note_where(error, is_passing=True)
-            self._take_off()
+            self._session.take_off()
         except BaseException:  # an interrupt
-            self._take_off()
+            self._session.take_off()
             raise
         finally:
             try:
-                self._join(self.timeout)
+                self._session.workers.join(self.timeout)
             finally:
-                self._end_quiet()
-        self._judge(error)
+                self._session.end_quiet()
+        self._session.waits.judge(error)
 
     async def __aenter__(self) -> AsyncBreakpoint:
+        given = self._settings
         entered = AsyncBreakpoint(
-            self.target, self.event, self._condition, self.timeout, self._fire
+            given.target, given.event, given.condition, given.timeout, given.fire
         )
-        entered._enter()
-        self._async = entered
+        self._async = await entered.__aenter__()
         return entered
 
     async def __aexit__(
@@ -289,11 +348,23 @@ class Breakpoint(Waits):
     ) -> None:
         entered, self._async = self._async, None
         if entered is not None:
-            await entered._exit(error)
+            await entered.__aexit__(kind, error, trace)
 
 
-class AsyncBreakpoint(Waits):
-    """What ``async with Breakpoint(...)`` gives: for tasks in place of threads.
+class Nowhere(Breakpoint):
+    """A breakpoint on nothing: it only starts threads, and waits for their end.
+
+    Args:
+        timeout: see :class:`Breakpoint`.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__("nowhere", timeout=timeout)
+        self._settings.kind, self._settings.has_target = "do", False
+
+
+class AsyncBreakpoint(BaseBreakpoint):
+    """The breakpoint of ``async with Breakpoint(...)``: for tasks in place of threads.
 
     A coroutine function stops when its coroutine is awaited, and other tasks go on. Another
     function stops the threads that call it; in the event loop's own it raises a
@@ -302,6 +373,18 @@ class AsyncBreakpoint(Waits):
     Attributes and arguments: see :class:`Breakpoint`.
     """
 
+    def __init__(
+        self,
+        target: Any,
+        event: str,
+        condition: Condition | Sequence[Condition],
+        timeout: float,
+        fire: Callable[[Call], object] | Callable[[], object] | None,
+    ) -> None:
+        kind = type(self).__name__
+        super().__init__(Settings.checked(kind, target, event, condition, timeout, fire))
+        self._happened = asyncio.Event()  # at each entering another one
+
     def start_task(
         self, func: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
     ) -> StartedTask:
@@ -309,91 +392,48 @@ class AsyncBreakpoint(Waits):
 
         It has ``result`` and ``exception``, and can be awaited.
         """
-        awaitable: Any = func(*args, **kwargs)
-        if not inspect.isawaitable(awaitable):
-            message = (
-                f"{func!r:.100} returned {awaitable!r:.100}, which can't be awaited; a plain "
-                "function runs in a thread: start_task(asyncio.to_thread, function)"
-            )
-            raise TypeError(message)
-        name = getattr(func, "__name__", type(func).__name__)
-        started = StartedTask(awaitable, name, self._note_end)
-        self._workers.append(started)
-        return started
+        return self._session.workers.start_task(func, args, kwargs)
 
     async def join(self, timeout: float | None = None) -> None:
         """See :meth:`Breakpoint.join`; for tasks."""
         seconds = seconds_of(timeout, self.timeout)
-        await self._join(seconds)
-        self._raise_late(seconds)
-        self._raise_theirs()
-
-    async def _join(self, seconds: float) -> None:
-        tasks = [each.task for each in self._workers if isinstance(each, StartedTask)]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        await self._session.workers.join_tasks(seconds)
+        self._session.waits.check_workers(seconds)
 
     async def wait(self, timeout: float | None = None, hits: int | None = None) -> Call:
         """See :meth:`Breakpoint.wait`."""
-        await self._wait_for(self._goal_of(hits), timeout)
-        return self._waited()
+        waits = self._session.waits
+        await waits.wait_in_task(waits.for_hits(hits), timeout, self._happened)
+        return waits.latest()
 
     async def wait_until(
         self, condition: Callable[[], object] | int, timeout: float | None = None
     ) -> None:
         """See :meth:`Breakpoint.wait_until`."""
-        await self._wait_for(self._state_of(condition), timeout)
+        waits = self._session.waits
+        await waits.wait_in_task(waits.for_state(condition), timeout, self._happened)
 
-    async def _wait_for(self, goal: Goal, timeout: float | None) -> None:
-        seconds = seconds_of(timeout, self.timeout)
-        deadline = time.monotonic() + seconds
-        while True:
-            self._happened.clear()
-            if self._is_reached(goal):
-                return
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._too_late(goal, seconds)
-            try:
-                async with asyncio.timeout(min(left, LOOK_SECONDS) if goal.looks else left):
-                    await self._happened.wait()
-            except TimeoutError:
-                pass
+    async def __aenter__(self) -> Self:
+        self._check_unused()
+        loop, happened = asyncio.get_running_loop(), asyncio.Event()
+        self._happened = happened
+        self._session = Session(self._settings, loop)
+        self._session.stop.monitor.listeners.append(lambda: tell(loop, happened.set))
+        self._session.put_on()
+        return self
 
-    def _enter(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._happened = asyncio.Event()
-        self._listeners.append(lambda: tell(self._loop, self._happened.set))
-        self._put_on(takes_tasks=True)
-
-    async def _exit(self, error: BaseException | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        workers = self._session.workers
         if isinstance(error, TimeoutError):
             note_where(error, is_passing=True)
         try:
-            self._take_off()
+            self._session.take_off()
         finally:
-            await self._join(self.timeout)
-            for each in self._workers:
-                if isinstance(each, StartedTask) and not each.has_ended:
-                    self._late.append(each.whereabouts)
-                    each.task.cancel()
-        self._judge(error)
-
-    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
-        """See :meth:`Stops.told <diagnose.breakpoints.stops.Stops.told>`."""
-        threads, tasks = super().told()
-        started = [each.whereabouts for each in list(self._workers) if not each.has_ended]
-        return threads, [*tasks, *started]
-
-    def _check_hold(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if loop is self._loop:
-            message = (
-                f"{self!r} would stop the event loop of the test, and nobody could release it: the "
-                "function is no coroutine function. Run it in a thread (asyncio.to_thread), or "
-                "put the breakpoint on a coroutine function"
-            )
-            raise BreakpointError(message)
+            await workers.join_tasks(self.timeout)
+            workers.cancel()
+        self._session.waits.judge(error)

@@ -1,4 +1,4 @@
-"""One run of a few threads that take turns: one goes on at a time, from point to point."""
+"""A run of a few threads that take turns: a single one goes on at a time, from point to point."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diagnose.breakpoints.conditions import said
-from diagnose.breakpoints.locks import RUNNERS
-from diagnose.breakpoints.points import Names, plain
+from diagnose.breakpoints.calls import said
+from diagnose.breakpoints.schedules.locks import RUNNERS
+from diagnose.breakpoints.schedules.names import Names, plain
 from diagnose.breakpoints.stacks import innermost, place_of, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from diagnose.breakpoints.locks import Lock
-    from diagnose.breakpoints.points import Told
+    from diagnose.breakpoints.schedules.locks import Lock, Told
 
 __all__ = ["Run", "Runner", "Step", "StuckError"]
 
@@ -44,13 +43,13 @@ class StuckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a thread did in one turn.
+    """A thread's turn.
 
     Attributes:
         letter: of the thread.
-        told: what it came to.
+        told: the point or end that it came to.
         place: the file and line where it stands.
-        also: what others did then, who had been blocked by something that no schedule knows of.
+        also: turns of others then, which had been blocked by something that no schedule knows of.
     """
 
     letter: str
@@ -78,7 +77,7 @@ class Runner(threading.Thread):
     def __init__(
         self, run: Run, letter: str, function: Callable[[Any], object], subject: object
     ) -> None:
-        # A daemon: one that never ends is told of, and must not keep the program from ending.
+        # A daemon: a thread that never ends is told of, and must not keep the program from ending.
         super().__init__(name=f"schedule:{letter}", daemon=True)
         self.letter = letter
         self.names = run.names
@@ -138,7 +137,7 @@ class Runner(threading.Thread):
         self._pause(_READY)
 
     def wait_for(self, lock: Lock, deadline: float | None) -> bool:
-        """See :class:`~diagnose.breakpoints.locks.Waiter`."""
+        """See :class:`~diagnose.breakpoints.schedules.locks.Waiter`."""
         self.lock, self.deadline, self.is_late = lock, deadline, False
         try:
             self._pause(_WAITING)
@@ -189,7 +188,7 @@ class Run:
     """A few threads that take turns on one subject.
 
     Attributes:
-        steps: what was done.
+        steps: the turns so far.
         is_over: nobody shall go on any more.
         events: something is put there whenever a thread stops.
     """
@@ -367,14 +366,14 @@ class Run:
             return "a notification (of a condition, an event, a queue…)"
         file, line, function = lock.made_at
         owner = lock.owner
-        who = (
+        holder = (
             f"thread {owner.letter} holds" if isinstance(owner, Runner) else "nobody of them holds"
         )
         name = self.names.shown(lock).replace("Lock", lock.kind, 1)
-        return f"{name}, which {who} (made in {plain(function)}, {short(file)}:{line})"
+        return f"{name}, which {holder} (made in {plain(function)}, {short(file)}:{line})"
 
     def _told(self, runner: Runner) -> Told:
-        """What a thread came to in its turn."""
+        """The point or end that a thread came to in its turn."""
         if runner.raised is not None:
             text = said(runner.raised).replace("\n", "\n     ")
             return f"raises {text}", _origin(runner.raised)

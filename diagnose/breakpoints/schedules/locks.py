@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from diagnose.errors import BreakpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from diagnose.breakpoints.points import Names, Told
+    from diagnose.breakpoints.schedules.names import Names
 
-__all__ = ["MAKERS", "RUNNERS", "Lock", "Waiter", "replaced"]
+__all__ = ["MAKERS", "RUNNERS", "Lock", "Told", "Waiter", "replaced"]
 
 _ident, _monotonic = threading.get_ident, time.monotonic
 # What Condition.wait() calls; from 3.13 on, Lock is a class, and another object than this.
@@ -30,13 +30,16 @@ _allocate: Any = threading._allocate_lock  # type: ignore[attr-defined]
 _reentrant: Any = threading.RLock
 _WAIT = threading.Condition.wait.__code__
 
+Told: TypeAlias = tuple[str, tuple[str, int] | None]
+"""The text on a point that a thread came to, and the file and line that show where."""
+
 
 class Waiter(Protocol):
     """A thread that takes turns with others.
 
     Attributes:
         letter: its name in a schedule.
-        names: what objects are called in its run.
+        names: of objects in its run.
     """
 
     letter: str

@@ -1,4 +1,4 @@
-"""`explore`: run threads in all orders of the points that they pass, and find one that is wrong."""
+"""`explore`: run threads in all interleavings of the points that they pass, and find a wrong one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnose.breakpoints.conditions import is_whole, said
-from diagnose.breakpoints.locks import MAKERS, replaced
+from diagnose.breakpoints.calls import said
+from diagnose.breakpoints.conditions import is_whole
 from diagnose.breakpoints.places import describe
-from diagnose.breakpoints.points import Point, name_of
-from diagnose.breakpoints.stops import check_seconds
-from diagnose.breakpoints.turns import Run, StuckError
+from diagnose.breakpoints.schedules.locks import MAKERS, replaced
+from diagnose.breakpoints.schedules.names import name_of
+from diagnose.breakpoints.schedules.points import Point
+from diagnose.breakpoints.schedules.turns import Run, StuckError
+from diagnose.breakpoints.settings import check_seconds
 from diagnose.errors import BreakpointError, ScheduleError
 
 if TYPE_CHECKING:
@@ -28,12 +30,12 @@ _exploring = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ScheduleReport:
-    """What came of the schedules that were run.
+    """The outcome of the schedules that were run.
 
     Attributes:
         count: how many were run.
         failing: those with a wrong outcome, each as a string for ``explore(schedule=…)``; those
-            with the fewest changes from one thread to another first.
+            with the fewest context switches first.
         is_complete: there are no others.
         seed: that the sample was taken with, where there are others.
     """
@@ -65,7 +67,8 @@ def explore(
     One thread runs at a time. At each point it stops, and another one may go on: a schedule says
     which, a letter for each step (``"ABBA"``). A step is what a thread does from its start, or a
     point, to the next point, to its end, or to a lock that another one holds. All schedules are
-    run, those with the fewest changes from one thread to another first; each on a new subject::
+    run, those with the fewest preemptions first (a thread stops that could go on); each on a new
+    subject::
 
         def check(account):
             assert account.balance == 120
@@ -77,8 +80,8 @@ def explore(
             check=check,
         )
 
-    A schedule fails if ``check`` raises, a thread raises, or no thread can go on. What a thread is
-    to raise it has to catch itself.
+    A schedule fails if ``check`` raises, a thread raises, or no thread can go on. Exceptions that
+    a thread is meant to raise it has to catch itself.
 
     Locks that ``make`` and the threads make by :mod:`threading` (by name, or by a name imported
     into the module of a point, a thread, ``make`` or ``check``), and what is made of such locks
@@ -96,7 +99,7 @@ def explore(
             for its call, or a pair of such a target and an event.
         check: gets the subject when all threads have ended; raises if it is not as it should be.
         samples: how many schedules to run at most. If there are more, a half are those with the
-            fewest changes, and the others are taken at random. None: all.
+            fewest preemptions, and the others are taken at random. None: all.
         seed: for that; the same one gives the same schedules.
         schedule: run only this one. Where it ends before the threads do, the last one goes on.
         timeout: seconds in which some thread has to come to a point or its end.
@@ -150,17 +153,17 @@ class _Failure(NamedTuple):
 
 
 def _length(schedule: str) -> tuple[int, int, str]:
-    """What makes a schedule longer than another: changes of the thread, then steps."""
-    changes = sum(one != other for one, other in itertools.pairwise(schedule))
-    return changes, len(schedule), schedule
+    """A schedule's length: context switches, then steps."""
+    switches = sum(one != other for one, other in itertools.pairwise(schedule))
+    return switches, len(schedule), schedule
 
 
 class _Exploration:
     """The tree of schedules, which becomes known while they are run.
 
-    ``_open`` has the beginnings of schedules that were not run yet. One that is run is a beginning
-    with something after it; wherever another thread could have gone on after that beginning,
-    there is a new beginning. So each schedule is run once.
+    ``_open`` has the beginnings of schedules that were not run yet. A schedule that is run is a
+    beginning with something after it; wherever another thread could have gone on after that
+    beginning, there is a new beginning. So each schedule is run once.
     """
 
     def __init__(
@@ -178,22 +181,22 @@ class _Exploration:
         self.shortest: _Failure | None = None
 
     def search(self, samples: int | None, chance: random.Random) -> None:
-        """Run them: those that take the turn from a thread least often first, then some others."""
+        """Run them: those with the fewest preemptions first, then some others."""
         while self._open and (samples is None or self._count < samples):
             if samples is None or self._count < (samples + 1) // 2:
-                taken, _, beginning = heapq.heappop(self._open)
-                self.play(beginning, None, None, taken)
+                preemptions, _, beginning = heapq.heappop(self._open)
+                self.play(beginning, None, None, preemptions)
             else:
                 # From now on its order does not matter; the last one is taken away quickly.
                 index = chance.randrange(len(self._open))
                 self._open[index], self._open[-1] = self._open[-1], self._open[index]
-                taken, _, beginning = self._open.pop()
-                self.play(beginning, None, chance, taken)
+                preemptions, _, beginning = self._open.pop()
+                self.play(beginning, None, chance, preemptions)
             if self._left:
                 break  # what they hold, those of the next schedules would wait for
 
     def play(
-        self, beginning: str, given: str | None, chance: random.Random | None, taken: int = 0
+        self, beginning: str, given: str | None, chance: random.Random | None, preemptions: int = 0
     ) -> None:
         """Run one schedule.
 
@@ -201,13 +204,13 @@ class _Exploration:
             beginning: the letters of its first steps.
             given: the same, if a user wrote them; then nothing is noted of other schedules.
             chance: how to go on then; None: with the same thread while that can.
-            taken: how often a thread that could have gone on has to stop in ``beginning``.
+            preemptions: how often, in ``beginning``, a thread that could go on has to stop.
         """
         others: list[tuple[int, int, str]] = []
         so_far = ""
 
         def choose(able: list[str], last: str | None) -> str:
-            nonlocal so_far, taken
+            nonlocal so_far, preemptions
             at = len(so_far)
             if at < len(beginning):
                 letter = beginning[at]
@@ -218,9 +221,9 @@ class _Exploration:
                 letter = chance.choice(able) if chance is not None else usual or able[0]
                 for other in able if given is None else ():
                     if other != letter:
-                        cost = taken + (last in able and other != last)
+                        cost = preemptions + (last in able and other != last)
                         others.append((cost, at + 1, so_far + other))
-                taken += last in able and letter != last
+                preemptions += last in able and letter != last
             so_far += letter
             return letter
 
@@ -241,7 +244,7 @@ class _Exploration:
     def _outcome(
         self, run: Run, subject: Any, choose: Callable[[list[str], str | None], str]
     ) -> BaseException | None:
-        """What went wrong in a schedule."""
+        """The error of a schedule; None: all was well."""
         try:
             run.play(choose)
         except BaseException as error:
@@ -265,7 +268,7 @@ class _Exploration:
             self.shortest = failure
 
     def report(self, seed: int, schedule: str | None) -> ScheduleReport:
-        """What there is to say of all."""
+        """The report on all schedules."""
         failing = tuple(sorted(self._failing, key=_length))
         return ScheduleReport(self._count, failing, not self._open and schedule is None, seed)
 
