@@ -16,7 +16,6 @@ import itertools
 import logging
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -158,7 +157,7 @@ class InstrumentManager:
         self.specs: dict[Any, Any] = {}
         self.process_id = process_id or _host_and_pid()
         self.expression_policy = expression_policy
-        self.labels: dict[str, str] = {"host": socket.gethostname(), **(labels or {})}
+        self.labels: dict[str, str] = {"host": os.uname().nodename, **(labels or {})}
         self.instrument_classes: dict[str, Callable[..., Any]] = {
             "log": LogInstrument,
             "hist": HistogramInstrument,
@@ -689,7 +688,7 @@ class InstrumentManager:
 
 
 def _host_and_pid() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"{os.uname().nodename}-{os.getpid()}"
 
 
 # --- fork ---

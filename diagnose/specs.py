@@ -9,8 +9,6 @@ is named in :attr:`Spec.warnings`: nothing in a document is ignored in silence.
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
 import math
 import reprlib
 from collections.abc import Mapping
@@ -587,6 +585,8 @@ def percent_factors(spec_id: object) -> tuple[int, int]:
     stands for the spec. It is no more than arithmetic, so that a database can reckon it too.
     (Universal hashing: J. L. Carter and M. N. Wegman, 1979.)
     """
+    import hashlib  # noqa: PLC0415 - OpenSSL takes 2 ms; import diagnose is to be quick
+
     digest = hashlib.blake2b(f"{spec_id}".encode(errors="surrogatepass"), digest_size=16).digest()
     factor = 1 + int.from_bytes(digest[:8], "big") % (PERCENT_MODULUS - 1)
     return factor, int.from_bytes(digest[8:], "big") % PERCENT_MODULUS
@@ -594,6 +594,8 @@ def percent_factors(spec_id: object) -> tuple[int, int]:
 
 def process_share(process_id: str) -> int:
     """A number that is as good as random, from 0 to ``PERCENT_MODULUS - 1``, for each process."""
+    import hashlib  # noqa: PLC0415 - OpenSSL takes 2 ms; import diagnose is to be quick
+
     digest = hashlib.blake2b(process_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % PERCENT_MODULUS
 
@@ -606,6 +608,8 @@ def _limited(warnings: list[str]) -> tuple[str, ...]:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
+    import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
+
     near = difflib.get_close_matches(name[:80], known, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

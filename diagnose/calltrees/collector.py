@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnose.calltrees.tree import CallTree, Node
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Collector", "Options", "is_ours"]
 
-_LIBRARY = str(Path(__file__).parents[1]) + os.sep
+_LIBRARY = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _clock = time.perf_counter
 
 
