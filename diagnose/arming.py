@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from diagnose import handlers, imports, probes, sites, targets
+from diagnose.bytecode import lines
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, TargetDriftedError, TargetKindError
-from diagnose.handlers import Quiet
-from diagnose.targets import fingerprints
+from diagnose.originals import own_code
+from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,14 +198,14 @@ def rehearse(spec: Spec, instrument: Instrument, target: Target) -> dict[str, ob
     body = target.body
     if body is None:
         return {"function": repr(target.subject)[:200], **found}
-    code = fingerprints.read_code(body)
+    code = own_code(body.__code__)
     return {
         "function": f"{body.__module__}.{body.__qualname__}",
         "file": code.co_filename,
         "line": code.co_firstlineno,
         **found,
         "fingerprint": targets.fingerprint(target),
-        "lines": sites.probeable_lines(code, spec.event),
+        "lines": lines.probeable(code, spec.event),
     }
 
 

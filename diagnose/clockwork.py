@@ -3,7 +3,7 @@
 A :class:`Clockwork` is one daemon thread over a heap of deadlines on the monotonic
 clock. The thread exists only while something is due or it is held, and it is made anew in a
 forked child. Callbacks run in that thread, one at a time, outside the lock; nothing that they
-raise ends it.
+raise ends it. A :class:`Background` is a thread that does one thing every so many seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-__all__ = ["Clockwork", "Timer"]
+__all__ = ["Background", "Clockwork", "Timer"]
 
 log = logging.getLogger(__name__)
 
@@ -273,6 +273,55 @@ class Clockwork:
 
     def _resume_in_child(self) -> None:
         self._ensure_thread()
+
+
+class Background(threading.Thread):
+    """Calls ``work`` at once and then every ``period`` seconds.
+
+    Args:
+        name: of the thread, as a debugger shows it.
+        work: what it raises is logged, and it goes on.
+        period: seconds from one end to the next begin; it may be changed.
+
+    Attributes:
+        stopping: set when it is to end.
+    """
+
+    def __init__(self, name: str, work: Callable[[], object], period: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self.period = period
+        self.renew_events()
+
+    def renew_events(self) -> None:
+        """Take events that nobody waits for, or holds the locks of."""
+        self.stopping = threading.Event()
+        self._due = threading.Event()
+
+    def start(self) -> None:
+        """Begin; no signal is delivered to it."""
+        with without_signals():
+            super().start()
+
+    def stop(self) -> None:
+        """End the loop; does not wait for it."""
+        self.stopping.set()
+        self._due.set()
+
+    def wake(self) -> None:
+        """Work once more at once, or as soon as the one that is running is over."""
+        self._due.set()
+
+    def run(self) -> None:
+        """Work, wait, and so on."""
+        while True:
+            self._due.clear()
+            try:
+                self._work()
+            except Exception:
+                log.exception("%r failed; it goes on", self._work)
+            if self.stopping.is_set() or (self._due.wait(self.period) and self.stopping.is_set()):
+                return
 
 
 def _resume_after_forks() -> None:

@@ -24,8 +24,8 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from diagnose import arming, imports, outcomes, probes, specs, targets
-from diagnose.background import Background
-from diagnose.budget import Budget
+from diagnose.clockwork import Background
+from diagnose.cpu_budget import Budget
 from diagnose.errors import TargetNotImportedError
 from diagnose.instruments import (
     CallTreeInstrument,
@@ -34,7 +34,7 @@ from diagnose.instruments import (
     IncrementInstrument,
     LogInstrument,
 )
-from diagnose.instruments.base import ACTS
+from diagnose.instruments.base import ACTS, doing_nothing
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import Stage, State
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from diagnose.expressions import Policy
-    from diagnose.guards import Allotment
     from diagnose.instruments import Instrument
     from diagnose.probes import Changes
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
     from diagnose.targets import Target
+    from diagnose.tokens import Allotment
 
 __all__ = ["CPU_BUDGET", "MOST_PER_FUNCTION", "MOST_PER_PROCESS", "InstrumentManager", "mag"]
 
@@ -234,10 +234,12 @@ class InstrumentManager:
 
     # --- what instruments ask, and subclasses may override ---
 
+    @doing_nothing
     def get_tags(self) -> Mapping[str, object]:
         """Tags for every value of this manager's instruments."""
         return {}
 
+    @doing_nothing
     def check_call(self, probe: Any, instrument: Any, *args: Any, **kwargs: Any) -> bool:
         """Whether this call of a probed function is to be served."""
         return True

@@ -24,8 +24,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from diagnose.exchange import Exchange
-from diagnose.handlers import BUSY, quietly
 from diagnose.interrupts import is_signal_handler
+from diagnose.reentrancy import BUSY, quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,10 +15,10 @@ from collections.abc import MutableMapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from diagnose import handlers, targets
-from diagnose.budget import Meter, Pause
+from diagnose import expressions, handlers, reentrancy, targets
 from diagnose.bytecode.containment import LostError, drop
 from diagnose.clockwork import Clockwork
+from diagnose.cpu_budget import Meter, Pause
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import base, metrics
 from diagnose.instruments.recording import ProbeTestInstrument
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import FrameType, TracebackType
 
-    from diagnose.budget import LongHit
     from diagnose.bytecode.weaving import Hook
     from diagnose.clockwork import Timer
+    from diagnose.cpu_budget import LongHit
     from diagnose.instruments import Instrument
     from diagnose.sites import Site
     from diagnose.targets import Target
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 active_probes: dict[str, FunctionProbe] = {}
 """The probes that are attached or were asked for, by target path."""
 
-timers = Clockwork("diagnose-timers", handlers.Quiet)
+timers = Clockwork("diagnose-timers", reentrancy.Quiet)
 """What calls at deadlines: lifespans, budgets. It has a thread as long as anything is attached,
 since a hit, which must not start one, may want something done."""
 # Guards every change of what is probed. Held for microseconds, never while user code or
@@ -109,7 +109,7 @@ class _Attachment:
         """Make the functions that serve hits, anew."""
         self.armed, self.suspended = True, False
         self._claim = itertools.count().__next__
-        self.hook = handlers.parsing(self._write)
+        self.hook = expressions.parsing(self._write)
 
     def _write(self) -> Hook:
         instrument = self.instrument
@@ -122,11 +122,11 @@ class _Attachment:
 
     def rewrite(self) -> None:
         """Make the functions that serve hits anew, since what the instrument does has changed."""
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             if not self.armed or not self.probe.holds(self):
                 return
             before, judged, span = self.hook, self._judged, self._span
-            self.hook = handlers.parsing(self._write)
+            self.hook = expressions.parsing(self._write)
             try:
                 _update(self.site, [self])
             except DiagnoseError:
@@ -160,7 +160,7 @@ class _Attachment:
         """Be off after what serving a hit raised; false if that belongs to the program."""
         if belongs_to_program(error):
             return False
-        handlers.quietly(self._end_by, error, "runtime-error")
+        reentrancy.quietly(self._end_by, error, "runtime-error")
         return True
 
     def defect(self, error: BaseException) -> bool:
@@ -172,12 +172,12 @@ class _Attachment:
         if type(error) is LostError:
             return True
         try:
-            handlers.leave_behind(error)
+            reentrancy.leave_behind(error)
             if belongs_to_program(error):
                 return False
             # Where no call was entered there was no room for one, which is nobody's mistake.
             if type(error) not in _NO_ROOM or _is_from_inside(error):
-                handlers.quietly(self._end_by, error, "defect")
+                reentrancy.quietly(self._end_by, error, "defect")
         except BaseException as later:
             if _is_theirs(later):
                 raise
@@ -193,7 +193,7 @@ class _Attachment:
             _set_context(error, None)
         if self._give_up(code, text):
             told = _without_objects(error, text)
-            timers.soon(lambda: handlers.quietly(self._tell, told))
+            timers.soon(lambda: reentrancy.quietly(self._tell, told))
 
     def _tell(self, error: BaseException) -> None:
         try:
@@ -225,7 +225,7 @@ class _Attachment:
             self.resume()
             return
         text = f"{self._too_long(hit)} ({_REARM})"
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             if not self.suspended or not self.probe.holds(self):
                 return
             self.suspended = False
@@ -248,13 +248,13 @@ class _Attachment:
     # --- what the budget asks for ---
 
     def count(self) -> tuple[int, int]:
-        """See :class:`diagnose.budget.Metered`."""
+        """See :class:`diagnose.cpu_budget.Metered`."""
         status = self.instrument.status
         return status.hits, sum(status.suppressed.values())
 
     def suspend(self, reason: str) -> None:
-        """See :class:`diagnose.budget.Metered`."""
-        with handlers.Quiet(), _lock:
+        """See :class:`diagnose.cpu_budget.Metered`."""
+        with reentrancy.Quiet(), _lock:
             if not self._disarm():
                 return
             self.suspended = True
@@ -265,8 +265,8 @@ class _Attachment:
         log.warning("%r on %r: %s", self.instrument, self.probe.target, reason)
 
     def resume(self) -> None:
-        """See :class:`diagnose.budget.Metered`."""
-        with handlers.Quiet(), _lock:
+        """See :class:`diagnose.cpu_budget.Metered`."""
+        with reentrancy.Quiet(), _lock:
             # It may have been taken off while it was on its way to be suspended.
             if not self.suspended or not self.probe.holds(self):
                 return
@@ -281,7 +281,7 @@ class _Attachment:
                 status.state, status.code, status.error = "installed", None, None
 
     def note_cost(self, share: float) -> None:
-        """See :class:`diagnose.budget.Metered`."""
+        """See :class:`diagnose.cpu_budget.Metered`."""
         self.instrument.status.cost = share
 
     def _give_up(self, code: str, text: str) -> bool:
@@ -316,7 +316,7 @@ class _Attachment:
         timers.soon(self._leave_site)
 
     def _leave_site(self) -> None:
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             _update(self.site)
 
 
@@ -426,7 +426,7 @@ class FunctionProbe:
 
     def stop(self) -> None:
         """Disarm all instruments and put the original code back. They stay listed."""
-        with Changes() as changes, handlers.Quiet(), _lock:
+        with Changes() as changes, reentrancy.Quiet(), _lock:
             self._leave(changes)
 
     def _leave(self, changes: Changes) -> None:
@@ -476,7 +476,7 @@ class FunctionProbe:
 
     def _expire(self, attachment: _Attachment) -> None:
         # Other deadlines may be due: what is still to be sent is not waited for.
-        with Changes(waits=False) as changes, handlers.Quiet(), _lock:
+        with Changes(waits=False) as changes, reentrancy.Quiet(), _lock:
             if self._attachments.get(attachment.key) is not attachment:
                 return
             changes.take_off(self, attachment.key, "expired")
@@ -583,13 +583,13 @@ class Changes:
             groups.setdefault(place, []).append(newcomer)
         try:
             while groups and kind is None:
-                with handlers.Quiet(), _lock:
+                with reentrancy.Quiet(), _lock:
                     self._put_on(groups.pop(next(iter(groups))))
         finally:
             for newcomer in (each for group in groups.values() for each in group):
                 newcomer.turn_back()
             for site in dict.fromkeys(one.site for one in self._gone):
-                with handlers.Quiet(), _lock:
+                with reentrancy.Quiet(), _lock:
                     _update(site)
             for probe in self._probes:
                 probe._leave_if_empty()
@@ -626,7 +626,7 @@ class Changes:
         # is waited for.
         timers.hold()
         try:
-            with handlers.Quiet(), _lock:
+            with reentrancy.Quiet(), _lock:
                 found = target or probe._resolved or found
                 site = site_of(found, inside=looks_inside(instrument))
                 attachment = _Attachment(probe, key, instrument, site)
@@ -639,7 +639,7 @@ class Changes:
     def detach(self, probe: FunctionProbe, key: str) -> None:
         """Take off what is under ``key``, if anything is, and forget it."""
         self._turn_back(probe, key)
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             self.take_off(probe, key, "stopped")
             probe._items.pop(key, None)
 
@@ -721,7 +721,7 @@ def looks_inside(instrument: Instrument) -> bool:
         "custom.tags": instrument.custom.get("tags"),
     }
     return any(
-        "hotspots" in handlers.parsing(functools.partial(instrument._parse, text, field)).names
+        "hotspots" in expressions.parsing(functools.partial(instrument._parse, text, field)).names
         for field, text in texts.items()
         if isinstance(text, str) and "hotspots" in text
     )
@@ -856,7 +856,7 @@ class Hooked:
             DiagnoseError: it can't be; then everything is as it was.
         """
         self.armed = True
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             _update(self._site, [self])
 
     @property
@@ -866,7 +866,7 @@ class Hooked:
 
     def take_off(self) -> None:
         """Put back what was there before; idempotent."""
-        with handlers.Quiet(), _lock:
+        with reentrancy.Quiet(), _lock:
             self.armed = False
             _update(self._site)
 
@@ -891,7 +891,7 @@ def _retire(attachment: _Attachment, state: str) -> None:
 def _finish(gone: Sequence[_Attachment], *, waits: bool = True) -> None:
     # Those that are on another function too, or were put on again, go on.
     off = [one.instrument for one in gone if not one.instrument.status.attachments]
-    with handlers.Quiet():
+    with reentrancy.Quiet():
         for instrument in off:
             _call_hook(instrument, "detached")
         if off and waits:
@@ -986,7 +986,7 @@ def _is_of_hit(frame: FrameType | None) -> bool:
     """Whether it is below what serves a hit; also when it has come to its end."""
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith("<probe ") or code is handlers.quietly.__code__:
+        if code.co_filename.startswith("<probe ") or code is reentrancy.quietly.__code__:
             return True
         frame = frame.f_back
     return False
@@ -1118,7 +1118,7 @@ def _end() -> None:
     global _has_ended  # noqa: PLW0603
     # Whatever happens here (an interrupt from the keyboard, a hook of the application's) is not
     # to be seen: the program has done all that it had to do.
-    with suppress(BaseException), handlers.Quiet():
+    with suppress(BaseException), reentrancy.Quiet():
         if not _lock.acquire(timeout=_END_WAIT_SECONDS):
             return
         try:

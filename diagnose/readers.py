@@ -6,8 +6,8 @@ sends handlers along. A function's ``__code__`` can't have two values, so they a
 they take it: each has a function that code goes into or comes out of, and while any function
 is probed, something stands in front of that which exchanges ours for the function's own.
 
-Which code that is, our code knows itself (:func:`marked`). So there is nothing to look up, to
-lock or to forget, and what was copied from a probed function is known, too.
+Which code that is, our code knows itself (:mod:`diagnose.originals`). So there is nothing to look
+up, to lock or to forget, and what was copied from a probed function is known, too.
 
 Where a library is another one than we know, nothing is done: it sees what is there.
 """
@@ -22,39 +22,14 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose import imports
+from diagnose.originals import own_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["marked", "own_code", "serve", "unserve"]
+__all__ = ["serve", "unserve"]
 
 log = logging.getLogger(__name__)
-
-
-class _Own:
-    """Stands last among the constants of code that was woven, and hides what it was made of.
-
-    Hidden, since tools look for the code of inner functions there.
-    """
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: CodeType) -> None:
-        self.code = code
-
-
-def marked(woven: CodeType, own: CodeType) -> CodeType:
-    """Let ``woven`` know what it was made of."""
-    return woven.replace(co_consts=(*woven.co_consts, _Own(own_code(own))))
-
-
-def own_code(value: Any) -> Any:
-    """The function's own code, if ``value`` is code with probes in it; else ``value``."""
-    if type(value) is CodeType and value.co_consts:
-        last = value.co_consts[-1]
-        if type(last) is _Own:
-            return last.code
-    return value
 
 
 class _Reader(NamedTuple):

@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import sys
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diagnose import hotspots, muffling, readers, standins, stepping
-from diagnose.bytecode import assembly, flow, weaving
+from diagnose.bytecode import lines, weaving
 from diagnose.errors import ProbeError, TargetKindError
-from diagnose.handlers import BUSY, Scope
-from diagnose.source_lines import source_line
-from diagnose.targets import fingerprints
-from diagnose.targets.lookup import _namespace
+from diagnose.handlers import Scope
+from diagnose.originals import marked
+from diagnose.reentrancy import BUSY
+from diagnose.targets.lookup import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,16 +120,6 @@ def happens_inside(event: str) -> bool:
     return event.partition(":")[0] in {"end", "line"}
 
 
-def _own_code(function: FunctionType) -> CodeType:
-    """The code that a function has when it is not probed."""
-    site = _sites.get(id(function))
-    code = function.__code__
-    return site._base if isinstance(site, CodeSite) and code is site._ours else code
-
-
-fingerprints.read_code = _own_code
-
-
 def _select(armed: Sequence[Armed], event: str) -> tuple[Hook, ...]:
     return tuple(one.hook for one in armed if one.event == event)
 
@@ -163,7 +152,7 @@ class CodeSite:
         kind = event.partition(":")[0]
         is_inside = happens_inside(event)
         if kind == "line":
-            _line(code, event)
+            lines.number(code, event)
         wraps = hasattr(self._function, "__wrapped__") and not is_inside
         try:
             names = weaving.variables(code) if is_inside else parameters.names
@@ -195,7 +184,7 @@ class CodeSite:
                 after=_select(armed, "return"),
                 ends=_select(armed, "end"),
                 lines=[
-                    (_line(base, one.event), one.hook)
+                    (lines.number(base, one.event), one.hook)
                     for one in armed
                     if one.event.startswith("line:")
                 ],
@@ -210,7 +199,7 @@ class CodeSite:
                 "probed; take the instruments that name it off, or change them"
             )
             raise ProbeError(message) from error
-        code = readers.marked(woven, base)
+        code = marked(woven, base)
         self._base = base
         _enter(self._function, self)
         self._coming = code  # an interrupt may come after the exchange, before all else is noted
@@ -277,83 +266,6 @@ else:
 
 def _unusable(function: FunctionType, error: Exception) -> ProbeError:
     return ProbeError(f"{function!r} can't be probed: {error.args[0]}")
-
-
-# --- lines --------------------------------------------------------------------------------
-
-_DEF = re.compile(r"(async\s+)?def\s")
-
-
-def _line(code: CodeType, event: str) -> int:
-    """The number in the file of the line that an event ``line:N`` or ``line:+K`` is on.
-
-    Raises:
-        ProbeError: no code of the function begins there.
-    """
-    number = event.partition(":")[2]
-    line = int(number)
-    if number.startswith("+"):
-        line += _def_line(code)
-    starts = flow.line_starts(assembly.read(code))
-    if line in starts:
-        return line
-    inside = [
-        f"{nested.co_qualname} (line {nested.co_firstlineno})"
-        for nested in _nested(code)
-        if line in flow.line_starts(assembly.read(nested))
-    ]
-    what = f"line {line} of {code.co_filename!r}"
-    if inside:
-        message = (
-            f"{what} is not run by {code.co_qualname!r} itself, but by functions made in it: "
-            f"{', '.join(inside)}; probe one of them by a path of its own, or take a line that "
-            f"{code.co_qualname!r} runs: {_nearest(starts, line)}"
-        )
-        raise ProbeError(message, code="line-elsewhere")
-    message = (
-        f"{what} has no code of {code.co_qualname!r}; the nearest lines that have some: "
-        f"{_nearest(starts, line)}"
-    )
-    raise ProbeError(message, code="line-without-code")
-
-
-_LINES_SHOWN = 40
-
-
-def probeable_lines(code: CodeType, event: str) -> list[int]:
-    """The lines of the file that an event ``line:N`` can be on.
-
-    Of many, those nearest to the line of ``event``, or the first ones.
-    """
-    starts = flow.line_starts(assembly.read(code))
-    kind, _, number = event.partition(":")
-    middle = code.co_firstlineno
-    if kind == "line":
-        middle = int(number) + (_def_line(code) if number.startswith("+") else 0)
-    return sorted(sorted(starts, key=lambda each: abs(each - middle))[:_LINES_SHOWN])
-
-
-def _def_line(code: CodeType) -> int:
-    """The line of the ``def``: a code object knows only that of its first decorator."""
-    first = code.co_firstlineno
-    last = min(flow.line_starts(assembly.read(code)), default=first)
-    for number in range(first, last + 1):
-        if _DEF.match(source_line(code.co_filename, number)):
-            return number
-    return first
-
-
-def _nested(code: CodeType) -> list[CodeType]:
-    found = []
-    for value in code.co_consts:
-        if isinstance(value, CodeType):
-            found += [value, *_nested(value)]
-    return found
-
-
-def _nearest(starts: Mapping[int, object], line: int) -> str:
-    nearest = sorted(sorted(starts, key=lambda each: (abs(each - line), each))[:4])
-    return ", ".join(map(str, nearest)) or "there are none"
 
 
 _BIND_AS_FUNCTIONS_DO = {type(functools.lru_cache(id)), functools.partial}
@@ -428,7 +340,7 @@ class ReferenceSite:
             busy=BUSY,
             hidden=standins.FRAMES_HIDE,
         )
-        self._call.__code__ = readers.marked(woven, self._plain)
+        self._call.__code__ = marked(woven, self._plain)
         if not self._placed:
             owner: Any = self._target.owner
             try:
@@ -450,13 +362,13 @@ class ReferenceSite:
             if issubclass(type(module), ModuleType) and name.partition(".")[0] != "diagnose":
                 owners.append(module)
                 # Not vars(): of a lazy module that would load it.
-                inside = list(_namespace(module).values())
+                inside = list(namespace_of(module).values())
                 owners += [value for value in inside if issubclass(type(value), type)]
         for owner in owners:
             if id(owner) in seen:
                 continue
             seen.add(id(owner))
-            for name, value in list(_namespace(owner).items()):
+            for name, value in list(namespace_of(owner).items()):
                 if value is old:
                     # Some refuse, as built-in types do, and some have a __setattr__ of
                     # their own, which may raise anything.

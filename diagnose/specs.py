@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.errors import SpecError
-from diagnose.guards import Limits
+from diagnose.limits import Limits
 from diagnose.targets.fingerprints import FORM
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from types import (
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import weaving
-from diagnose.targets.lookup import _read_class_dict, _read_mro
+from diagnose.originals import StandIn
+from diagnose.targets.lookup import read_class_dict, read_mro
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,19 +126,19 @@ class _Kind(type):
         return getattr(_meant(cls), name)
 
 
-class _Standin(metaclass=_Kind):
-    """Base of all stand-ins; `diagnose.targets` knows it by its name and its slot."""
+class _Standin(StandIn, metaclass=_Kind):
+    """Base of all classes of stand-ins."""
 
-    __slots__ = ("_found",)
+    __slots__ = ()
 
 
-_read: Any = _Standin.__dict__["_found"].__get__
-_set_found: Any = _Standin.__dict__["_found"].__set__
+_read: Any = StandIn.__dict__["_found"].__get__
+_set_found: Any = StandIn.__dict__["_found"].__set__
 
 
 def _meant(kind: Any) -> Any:
     """The type that the class of a stand-in is for."""
-    return _read_class_dict(kind).get("_meant", object)
+    return read_class_dict(kind).get("_meant", object)
 
 
 _meant = _hide(_meant)
@@ -168,8 +169,8 @@ def make(found: Any, call: FunctionType) -> Any:
         "__call__": call,
         **_attribute_methods(kind),
     }
-    for cls in reversed(_read_mro(kind)):
-        for name, raw in _read_class_dict(cls).items():
+    for cls in reversed(read_mro(kind)):
+        for name, raw in read_class_dict(cls).items():
             if name.startswith("__") and name.endswith("__") and name not in _NOT_FORWARDED:
                 _forward(names, kind, name, raw)
     for name, operate in _OPERATORS.items():
@@ -394,7 +395,7 @@ def _attribute_methods(kind: type) -> dict[str, Any]:
         return memoryview(_read(self))
 
     copies = kind in _COPIED_BY_NAME or any(
-        "__deepcopy__" in _read_class_dict(cls) for cls in _read_mro(kind)
+        "__deepcopy__" in read_class_dict(cls) for cls in read_mro(kind)
     )
     methods = {
         "__getattribute__": __getattribute_or_copy__ if copies else __getattribute__,
@@ -403,6 +404,6 @@ def _attribute_methods(kind: type) -> dict[str, Any]:
     }
     if kind in _COPIED_BY_NAME:
         methods["__copy__"] = __copy__
-    if any("__buffer__" in _read_class_dict(cls) for cls in _read_mro(kind)):
+    if any("__buffer__" in read_class_dict(cls) for cls in read_mro(kind)):
         methods["__buffer__"] = __buffer__
     return {name: _hide(method) for name, method in methods.items()}

@@ -17,9 +17,10 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from diagnose import bytecode, readers
+from diagnose import bytecode
 from diagnose.calltrees import is_ours
 from diagnose.exchange import Exchange
+from diagnose.originals import own_code
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -59,4 +60,4 @@ def _serves_hit(frame: FrameType) -> bool:
 
 
 def _is_woven(frame: FrameType | None) -> bool:
-    return frame is not None and readers.own_code(frame.f_code) is not frame.f_code
+    return frame is not None and own_code(frame.f_code) is not frame.f_code

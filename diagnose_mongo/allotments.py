@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diagnose.errors import StoreError
-from diagnose.guards import Allotment
+from diagnose.tokens import Allotment
 from diagnose_mongo.store import is_answer
 
 if TYPE_CHECKING:

@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from diagnose.expressions import Policy
-    from diagnose.guards import Allotment
     from diagnose.outcomes import Record
     from diagnose.specs import Spec
+    from diagnose.tokens import Allotment
     from diagnose_mongo.store import ServerClock, SpecCollection
 
 __all__ = ["DISABLED_VARIABLE", "DISABLE_FILE_VARIABLE", "MongoInstrumentManager"]

@@ -1,7 +1,7 @@
 """How many small mistakes the tests find: a random sample of mutants of the core modules.
 
     make mutate                                # 20 minutes, both cores
-    make mutate ARGS="--minutes 2 --seed 7 --modules handlers,diagnose/guards"
+    make mutate ARGS="--minutes 2 --seed 7 --modules handlers,diagnose/tokens"
 
 Each mutant (see :mod:`mutants`) is one change of one line. The tests nearest to its module, by
 the table below, are run with it, the fastest first, until one fails: it is killed; so is one
@@ -44,7 +44,8 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 
 # The first that a module's path begins with counts. The order of tests is by their measured time.
 NEAREST = {
-    "diagnose/guards.py": "instruments specs threads",
+    "diagnose/limits.py": "instruments specs",
+    "diagnose/tokens.py": "instruments threads",
     "diagnose/specs.py": "specs managers",
     "diagnose/arming.py": "managers imports fingerprints",
     "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
@@ -52,7 +53,7 @@ NEAREST = {
     "diagnose/standins.py": "stand_ins references",
     "diagnose/probes.py": "probes many_instruments kept_exceptions managers budget combinations",
     "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
-    "diagnose/budget.py": "budget",
+    "diagnose/cpu_budget.py": "budget",
     "diagnose/managers.py": "managers imports budget",
     "diagnose/handlers/": "instruments inside acting probes combinations recursion_limit budget",
     "diagnose/bytecode/timing.py": "hotspots lines weaving",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import diagnose
 from diagnose import instruments, probes
-from diagnose.guards import Limits
+from diagnose.limits import Limits
 from sides.arrivals import BUFFER, Arrivals, DiscardingText, udp_address
 
 

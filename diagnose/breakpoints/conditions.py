@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from diagnose.breakpoints.stops import tell
 from diagnose.breakpoints.waits import LOOK_SECONDS, Goal, Waits, seconds_of
 from diagnose.breakpoints.workers import Started, StartedTask
 from diagnose.errors import BreakpointError
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import Call, shown
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from diagnose.breakpoints import stops
 from diagnose.breakpoints.locks import RUNNERS
 from diagnose.breakpoints.stacks import short
-from diagnose.handlers import BUSY
+from diagnose.reentrancy import BUSY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -17,8 +17,8 @@ from diagnose.breakpoints.stacks import entered, note_where
 from diagnose.bytecode.containment import LOST
 from diagnose.bytecode.weaving import Hook, Parameters
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
-from diagnose.handlers import BUSY, Quiet
 from diagnose.probes import Hooked
+from diagnose.reentrancy import BUSY, Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose.breakpoints.conditions import said, shown
 from diagnose.breakpoints.stacks import innermost, place_of
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

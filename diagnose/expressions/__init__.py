@@ -19,7 +19,7 @@ property), an operator, a comparison, an index, iteration, ``str()`` and the lik
 write an expression can also *read* whatever public attributes lead to.
 
 Inside: ``source`` (text and tree, for any policy), ``admission`` (which trees get through the
-restricted policy, and where guards go), ``calls`` and ``fences`` (those guards).
+restricted policy, and where guards go), ``calls`` and ``guards`` (what they call).
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from diagnose.errors import (
 )
 from diagnose.expressions.admission import _Admission
 from diagnose.expressions.calls import BUILTINS
-from diagnose.expressions.fences import suggest
+from diagnose.expressions.guards import suggest
 from diagnose.expressions.source import (
     _free_names,
     _is_safe,
     _refuse_what_cannot_be_inlined,
     _Source,
+    parsing,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-__all__ = ["BUILTINS", "Expression", "Policy", "compile_function", "parse", "suggest"]
+__all__ = ["BUILTINS", "Expression", "Policy", "compile_function", "parse", "parsing", "suggest"]
 
 Policy = Literal["python", "restricted"]
 

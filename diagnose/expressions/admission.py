@@ -16,7 +16,7 @@ from diagnose.expressions.calls import (
     _is_application_call,
     _read_member,
 )
-from diagnose.expressions.fences import (
+from diagnose.expressions.guards import (
     _GUARDED_OPERATORS,
     _SEALED,
     _WIDEN,

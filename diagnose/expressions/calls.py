@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.errors import (
     UnknownNameError,
 )
-from diagnose.expressions.fences import (
+from diagnose.expressions.guards import (
     _HASHED,
     MAX_CHARACTERS,
     MAX_DEPTH,

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
 
 from diagnose.errors import (
     ExpressionNotAdmittedError,
     ExpressionSyntaxError,
 )
-from diagnose.expressions.fences import _WIDEN, MAX_DEPTH, MAX_LENGTH, _refused, _short
+from diagnose.expressions.guards import _WIDEN, MAX_DEPTH, MAX_LENGTH, _refused, _short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+_PARSES = 5
+
+
+def parsing(make: Callable[[], T]) -> T:
+    """What ``make`` returns, which parses Python; if another thread spoiled that, made again.
+
+    On 3.11 all threads of an interpreter count how deep a syntax tree is in one number; where
+    they take turns amid that, one of them gets a SystemError (CPython's gh-106905).
+    """
+    for _ in range(_PARSES - 1):
+        with contextlib.suppress(SystemError):
+            return make()
+    return make()
 
 
 class _Source:

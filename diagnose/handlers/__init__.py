@@ -15,27 +15,36 @@ What a handler guarantees: it raises nothing but what belongs to the program
 (:mod:`diagnose.interrupts`); while it runs user code, no probe fires in its thread; once it is
 disarmed it does nothing, also for calls that are already on their way out.
 
-Inside: ``plans`` (what to do, where), ``quiet`` (which threads are at work), ``names`` (mappings
-of the call's names), ``templates`` and ``writing`` (how).
+Inside: ``plans`` (what to do, where), ``binding`` (where names come from),
+``names`` (mappings of the call's names), ``templates`` and ``writing`` (how).
 """
 
 from __future__ import annotations
 
-from diagnose.handlers.plans import Plan, Scope, Span, Watch
-from diagnose.handlers.quiet import BUSY, Quiet, Tally, leave_behind, parsing, quietly
-from diagnose.handlers.writing import disarm, write
+from diagnose.handlers.plans import (
+    Act,
+    Append,
+    Delivery,
+    Emit,
+    Fire,
+    Plan,
+    Scope,
+    Span,
+    Watch,
+)
+from diagnose.handlers.writing import disarm, text, write
 
 __all__ = [
-    "BUSY",
+    "Act",
+    "Append",
+    "Delivery",
+    "Emit",
+    "Fire",
     "Plan",
-    "Quiet",
     "Scope",
     "Span",
-    "Tally",
     "Watch",
     "disarm",
-    "leave_behind",
-    "parsing",
-    "quietly",
+    "text",
     "write",
 ]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from diagnose.bytecode.weaving import Parameters
     from diagnose.expressions import Expression
-    from diagnose.guards import Allotment, Limits
+    from diagnose.limits import Limits
+    from diagnose.tokens import Allotment
 
-__all__ = ["Plan", "Scope", "Span", "Watch"]
+__all__ = ["Act", "Append", "Delivery", "Emit", "Fire", "Plan", "Scope", "Span", "Watch"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,30 +48,81 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Append:
+    """A hit's value, made a number, goes into a buffer.
+
+    It runs no code of the program if the value is a number already.
+
+    Attributes:
+        append: takes the number; or, if there are tags, a pair of it and the frozen tags.
+        number: makes a number of the value.
+        freeze: makes what can be hashed of the tags.
+    """
+
+    append: Callable[[Any], object]
+    number: Callable[[Any], Any]
+    freeze: Callable[[Mapping[str, Any]], Hashable]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Emit:
+    """A hit's name, value and tags are handed to ``emit``."""
+
+    emit: Callable[[str, Any, Mapping[str, Any]], object]
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fire:
+    """The function's globals and a mapping of all names of the call are handed to ``fire``."""
+
+    fire: Callable[[Mapping[str, Any], Mapping[str, Any]], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Act:
+    """A hit's value and all names of the call are handed to ``act``.
+
+    What it returns is what the function is to do, see :mod:`diagnose.handlers.acting`.
+    """
+
+    act: Callable[[Any, Mapping[str, Any]], object]
+
+
+Delivery = Append | Emit | Fire | Act
+"""What becomes of a hit's value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What an instrument does with a hit.
 
-    ``deliver`` is source text of statements. In it ``E·value`` and ``E·tags`` stand for
-    the expressions, ``E·number`` for the value made a number, ``D·globals`` for the function's
-    globals, ``D·locals`` for a mapping of all names of the call, and ``C·x`` for
-    ``constants["x"]``.
-
     Attributes:
+        delivery: what becomes of its value.
+        value: what is delivered; :class:`Fire` needs none.
+        tags: of the instrument; None: it has none.
+        get_tags: gives tags of the manager, if it has any.
+        when: the condition.
+        hit: counts a served hit; :class:`Append` needs none, since its buffer is counted.
         fail: called with what serving a hit raised; True: it was the instrument's; False: it
             belongs to the program, and is raised again.
-        defect: the same for what gets past a handler's own ``try``.
         done: called after the last hit.
+        reject: counters of hits that were turned away, by reason.
+        limits: what turns hits away.
+        allotment: what the fleet gives it, if it is limited by that.
+        check: whether a call is to be served, if the application asks.
         finish: called after each served hit, if given.
-        whole: ``deliver`` needs ``D·locals``, and neither ``E·value`` nor ``E·tags``.
-        act: if given, ``deliver`` ends by calling ``C·act(E·value, D·locals)`` for ``d·outcome``:
-            what the function is to do, see :mod:`diagnose.handlers.acting`.
+        watch: is told how long hits took, if given.
+        span: what is done from the begin of the call to its end, if that is how it works.
+        defect: as ``fail``, for what gets past a handler's own ``try``.
     """
 
-    deliver: str
+    delivery: Delivery
     value: Expression | None
     tags: Expression | None
+    get_tags: Callable[[], Mapping[str, object]] | None
     when: Expression | None
-    constants: Mapping[str, object]
+    hit: Callable[[], object]
     fail: Callable[[BaseException], bool]
     done: Callable[[], None]
     reject: Mapping[str, Iterator[object]]
@@ -81,10 +133,6 @@ class Plan:
     watch: Watch | None = None
     span: Span | None = None
     defect: Callable[[BaseException], bool] | None = None
-    act: Callable[[Any, Mapping[str, Any]], object] | None = None
-    whole: bool = False
-    quick: bool = field(default=False)
-    """Delivering can run no user code if the value is a plain number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,10 +9,9 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from diagnose.expressions import Expression
-    from diagnose.handlers.writing import _Writer
 
 # "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
 # text; nobody names a parameter like that. Placeholders in co_consts
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
 _PLACE = f"diagnose {os.urandom(8).hex()} "
 
 
-def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
+def filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
     """Put the objects in the places of their placeholders, in inner functions too."""
     return code.replace(
         co_consts=tuple(
-            _filled(value, constants)
+            filled(value, constants)
             if isinstance(value, CodeType)
             else constants.get(value, value)
             if isinstance(value, str)
@@ -34,11 +33,38 @@ def _filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:
     )
 
 
-class _Filler(ast.NodeTransformer):
-    """Puts expressions and constants in the places of their marks."""
+def fill(
+    definition: ast.FunctionDef,
+    constants: Mapping[str, object],
+    expressions: Mapping[str, Expression],
+    number: Callable[[], ast.expr],
+) -> dict[str, object]:
+    """Put expressions and placeholders of constants in the places of their marks.
 
-    def __init__(self, writer: _Writer) -> None:
-        self.writer = writer
+    Args:
+        definition: it is changed.
+        constants: by name.
+        expressions: by name.
+        number: gives the value, made a number.
+
+    Returns:
+        The constants that are used, by their placeholders, for :func:`filled`.
+    """
+    filler = _Filler(constants, expressions, number)
+    filler.visit(definition)
+    return filler.used
+
+
+class _Filler(ast.NodeTransformer):
+    def __init__(
+        self,
+        constants: Mapping[str, object],
+        expressions: Mapping[str, Expression],
+        number: Callable[[], ast.expr],
+    ) -> None:
+        self.constants = constants
+        self.expressions = expressions
+        self.number = number
         self.used: dict[str, object] = {}
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
@@ -51,14 +77,11 @@ class _Filler(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id.startswith("C·"):
-            return self.constant(node.id[2:], self.writer.constants[node.id[2:]])
-        if node.id in {"D·globals", "D·locals"}:
-            text = "C·globals()" if node.id == "D·globals" else "d·all"
-            return self.visit(ast.parse(text, mode="eval").body)  # type: ignore[no-any-return]
+            return self.constant(node.id[2:], self.constants[node.id[2:]])
         if node.id == "E·number":
-            return self.visit(self.writer.number())  # type: ignore[no-any-return]
+            return self.visit(self.number())  # type: ignore[no-any-return]
         if node.id.startswith("E·"):
-            expression = getattr(self.writer.plan, node.id[2:])
+            expression = self.expressions[node.id[2:]]
             return _Guards(self, expression).visit(_copy(expression.tree))  # type: ignore[no-any-return]
         node.id = _local(node.id)
         return node
@@ -67,7 +90,7 @@ class _Filler(ast.NodeTransformer):
         place = _PLACE + name
         self.used[place] = value
         # The condition is folded away; a bare constant that is called draws a warning.
-        return ast.IfExp(_constant(value=True), _constant(place), _constant(None), **_HERE)
+        return ast.IfExp(_constant(value=True), _constant(place), _constant(None), **HERE)
 
 
 class _Guards(ast.NodeTransformer):
@@ -93,28 +116,31 @@ def _local(name: str) -> str:
     return "@" + name[2:] if name.startswith("d·") else name
 
 
-def _statements(text: str) -> list[ast.stmt]:
+def statements_of(text: str) -> list[ast.stmt]:
+    """The statements of a text with marks."""
     return ast.parse(text).body if text else []
 
 
-def _item(mapping: str, name: str) -> ast.expr:
-    return ast.Subscript(_name(mapping), _constant(name), ast.Load(), **_HERE)
+def item(mapping: str, name: str) -> ast.expr:
+    """An item of what a variable holds."""
+    return ast.Subscript(name_of(mapping), _constant(name), ast.Load(), **HERE)
 
 
 # Locations are given here, since to look through a whole tree for missing ones takes long.
-_HERE: dict[str, Any] = {"lineno": 1, "col_offset": 0}
+HERE: dict[str, Any] = {"lineno": 1, "col_offset": 0}
 
 
 def _constant(value: Any) -> ast.expr:
-    return ast.Constant(value, **_HERE)
+    return ast.Constant(value, **HERE)
 
 
-def _name(name: str, context: ast.expr_context | None = None) -> ast.expr:
-    return ast.Name(name, context or ast.Load(), **_HERE)
+def name_of(name: str, context: ast.expr_context | None = None) -> ast.expr:
+    """A name; by default it is read."""
+    return ast.Name(name, context or ast.Load(), **HERE)
 
 
 _PLAIN = (int, float, bool, str, bytes, type(None))
-_PLAIN_CHECK = """\
+PLAIN_CHECK = """\
 d·passed = False
 if P·plain:
     try:
@@ -126,7 +152,7 @@ if P·plain:
         if not C·passes(d·error):
             raise
 """
-_PLAIN_SIFT = """\
+PLAIN_SIFT = """\
 if P·plain:
     try:
         if not E·when:
@@ -140,7 +166,7 @@ return False
 _PLAIN_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.UAdd, ast.USub, ast.Not)
 
 
-def _is_plain(node: ast.expr) -> bool:
+def is_plain(node: ast.expr) -> bool:
     """Whether an expression of plain values is cheap and runs no code of anybody's."""
     match node:
         case ast.Name():
@@ -150,11 +176,11 @@ def _is_plain(node: ast.expr) -> bool:
         case ast.Tuple(elts=parts) | ast.Set(elts=parts):
             return all(isinstance(part, ast.Constant) for part in parts)
         case ast.UnaryOp(op=op, operand=operand):
-            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(operand)
+            return isinstance(op, _PLAIN_OPERATORS) and is_plain(operand)
         case ast.BinOp(left=left, op=op, right=right):
-            return isinstance(op, _PLAIN_OPERATORS) and _is_plain(left) and _is_plain(right)
+            return isinstance(op, _PLAIN_OPERATORS) and is_plain(left) and is_plain(right)
         case ast.BoolOp(values=parts):
-            return all(_is_plain(part) for part in parts)
+            return all(is_plain(part) for part in parts)
         case ast.Compare(left=left, comparators=others):
-            return _is_plain(left) and all(_is_plain(other) for other in others)
+            return is_plain(left) and all(is_plain(other) for other in others)
     return False

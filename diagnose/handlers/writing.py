@@ -16,7 +16,6 @@ by the woven code (:mod:`diagnose.bytecode.containment`). Nothing is compiled at
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
 import opcode
 import os
@@ -27,34 +26,32 @@ import time
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from diagnose import expressions, guards
 from diagnose.bytecode import weaving
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
-from diagnose.guards import Limits
 from diagnose.handlers import acting
-from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
-from diagnose.handlers.quiet import BUSY
+from diagnose.handlers.binding import Binding, absent_local
+from diagnose.handlers.plans import Act, Append, Emit, Fire
 from diagnose.handlers.templates import (
-    _HERE,
-    _PLAIN_CHECK,
-    _PLAIN_SIFT,
-    _filled,
-    _Filler,
-    _is_plain,
-    _item,
-    _name,
-    _statements,
+    HERE,
+    PLAIN_CHECK,
+    PLAIN_SIFT,
+    fill,
+    filled,
+    is_plain,
+    name_of,
+    statements_of,
 )
+from diagnose.limits import Limits
+from diagnose.reentrancy import BUSY
+from diagnose.tokens import Rate, hit_tokens
 
 if TYPE_CHECKING:
-    import inspect
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from diagnose.expressions import Expression
     from diagnose.handlers.plans import Plan, Scope, Span
 
-__all__ = ["disarm", "write"]
+__all__ = ["disarm", "text", "write"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
 _ident, _next = threading.get_ident, next
@@ -80,6 +77,17 @@ def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = No
         UnknownNameError: an expression uses a name that means nothing there.
     """
     return _Writer(plan, scope, name, {} if spent is None else spent).hook()
+
+
+def text(plan: Plan, scope: Scope) -> str:
+    """The functions that :func:`write` would make, as text with marks: for reading.
+
+    ``C·x`` stands for a constant, ``E·x`` for an expression, ``d·x`` for a local variable.
+    """
+    writer = _Writer(plan, scope, "", {})
+    writer.texts = []
+    writer.hook()
+    return "\n\n".join(writer.texts)
 
 
 def disarm(hook: weaving.Hook) -> None:
@@ -117,11 +125,10 @@ class _Writer:
 
     def __init__(self, plan: Plan, scope: Scope, name: str, spent: dict[str, Any]) -> None:
         self.spent = spent
+        self.texts: list[str] | None = None
         self.plan = plan
         self.scope = scope
         self.name = name
-        self.arguments: list[str] = []
-        self.wants_all = False
         self.constants: dict[str, object] = {
             "busy": BUSY,
             "ident": _ident,
@@ -135,105 +142,24 @@ class _Writer:
             "next": _next,
             "type": type,
             "fail": plan.fail,
+            "hit": plan.hit,
             # No dicts: tools use code objects as keys, which hashes their constants.
             "namespace": scope.namespace.__getitem__,
             "globals": globals,
             **{f"reject_{reason}": tally for reason, tally in plan.reject.items()},
-            **plan.constants,
         }
-        self.call_names = {
-            "call": weaving.ENTRY_NAMES,
-            "return": weaving.ENTRY_NAMES | weaving.EXIT_NAMES,
-        }.get(scope.event, frozenset())
-        if plan.act is not None:  # its hits come when lines are not measured any more
-            self.call_names -= {"hotspots"}
-
-    # --- names ---
-
-    def fetch(self, expression: Expression, fetched: set[str]) -> list[ast.stmt]:
-        """Statements that give the expression's names their values."""
-        statements: list[ast.stmt] = []
-        for name in sorted(expression.names):
-            if name in fetched or name == self.number_name:
-                continue
-            fetched.add(name)
-            source = self.source(name)
-            if source is not None:
-                statements += self.assign(name, source)
-            elif self.scope.is_inside and name in self.arguments:
-                self.constants["absent"] = _absent_local
-                statements += _statements(f"if {name} is C·MISSING:\n C·absent({name!r})")
-        return statements
+        self.bind = Binding(scope, self.constants, name, is_late=type(plan.delivery) is Act)
 
     def fetch_delivered(self, fetched: set[str]) -> list[ast.stmt]:
         """Statements that give the names of what is delivered their values."""
         plan = self.plan
-        given = () if plan.whole else (plan.value, plan.tags)
+        given = () if type(plan.delivery) is Fire else (plan.value, plan.tags)
         return [
             statement
             for each in given
             if each is not None
-            for statement in self.fetch(each, fetched)
+            for statement in self.bind.fetch(each, fetched)
         ]
-
-    def assign(self, name: str, source: ast.expr) -> list[ast.stmt]:
-        """Statements for one name; what its mapping lacks at a hit is called by its name."""
-        assignment = ast.Assign([_name(name, ast.Store())], source, **_HERE)
-        if not isinstance(source, ast.Subscript):
-            return [assignment]
-        self.constants |= {"KeyError": KeyError, "absent": _absent_keyword}
-        text = f"try:\n pass\nexcept C·KeyError:\n C·absent({name!r})"
-        statements = _statements(text)
-        statements[0].body = [assignment]  # type: ignore[attr-defined]
-        return statements
-
-    def source(self, name: str) -> ast.expr | None:
-        """Where a name's value comes from; None: it is an argument or a global."""
-        scope = self.scope
-        if name in scope.names or name in self.call_names:
-            self.argument(name)
-            return None
-        if scope.signature is not None and name in scope.signature.parameters:
-            self.argument("args")
-            self.argument("kwargs")
-            self.constants["bind"] = _binder(scope.signature)
-            return ast.parse(f"C·bind(args, kwargs)[{name!r}]", mode="eval").body
-        if name in scope.namespace:
-            return ast.parse(f"C·namespace({name!r})", mode="eval").body
-        if name in scope.globals_:
-            return None
-        if name in ABOUT_NAMES:
-            self.constants[name] = ABOUT_NAMES[name]
-            self.wants_all = True
-            return ast.parse(f"C·{name}(d·all)", mode="eval").body
-        if hasattr(builtins, name):
-            return None
-        if scope.keywords is not None and not scope.is_inside:
-            self.argument(scope.keywords)
-            return _item(scope.keywords, name)
-        known = {*scope.names, *self.call_names, *scope.namespace, *scope.globals_}
-        if scope.signature is not None:
-            known |= set(scope.signature.parameters)
-        public = [word for word in known if not word.startswith("__")]
-        inside = "a local variable of the function or a global of its module"
-        where = {
-            "end": inside,
-            "line": inside,
-            "call": "a parameter, or one of start, now, args, kwargs, frame",
-        }.get(
-            scope.event,
-            "a parameter, or one of result, exception, elapsed, hotspots, start, end, now, "
-            "args, kwargs, frame",
-        )
-        message = (
-            f"name {name!r} means nothing for the event {scope.event!r} of this function"
-            f"{expressions.suggest(name, public)}; use {where}"
-        )
-        raise UnknownNameError(message)
-
-    def argument(self, name: str) -> None:
-        if name not in self.arguments:
-            self.arguments.append(name)
 
     # --- code ---
 
@@ -245,12 +171,12 @@ class _Writer:
         prelude = None
         if check is not None:
             self.constants["check"] = check
-            body = _statements("return C·check(args, kwargs)")
+            body = statements_of("return C·check(args, kwargs)")
             prelude = self.function(["args", "kwargs"], self.envelope(body))
-        acts = self.plan.act is not None
+        acts = type(self.plan.delivery) is Act
         return weaving.Hook(
             handler,
-            tuple(self.arguments),
+            tuple(self.bind.arguments),
             prelude,
             ("args", "kwargs") if prelude else (),
             self.quick(),
@@ -277,10 +203,10 @@ class _Writer:
         body: list[ast.stmt] = []
         if plan.check is not None:
             self.constants["check"] = plan.check
-            self.argument("args")
-            self.argument("kwargs")
+            self.bind.argument("args")
+            self.bind.argument("kwargs")
             text = "if not C·check(args, kwargs):\n C·next(C·reject_check)\n return"
-            body += _statements(text)
+            body += statements_of(text)
         if plan.when is not None:
             if plan.when.names & weaving.EXIT_NAMES:
                 message = (
@@ -288,27 +214,30 @@ class _Writer:
                     f"{', '.join(sorted(plan.when.names & weaving.EXIT_NAMES))}"
                 )
                 raise UnknownNameError(message)
-            body += self.fetch(plan.when, set())
-            body += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
+            body += self.bind.fetch(plan.when, set())
+            body += statements_of("if not E·when:\n C·next(C·reject_condition)\n return")
         body += self.guards()
-        body += _statements("d·span = C·begin(C·frame_of(1))")
+        body += statements_of("d·span = C·begin(C·frame_of(1))")
         if plan.limits.hits is not None:
-            body += _statements("if d·span is not None:\n d·span.is_last = not d·more")
-        body += _statements("return d·span")
-        if self.wants_all:
-            body[:0] = self.all_names({"start"} & self.call_names)
-        prelude = self.function(self.arguments, self.envelope(body))
-        names, self.arguments, self.wants_all = tuple(self.arguments), [], False
+            body += statements_of("if d·span is not None:\n d·span.is_last = not d·more")
+        body += statements_of("return d·span")
+        if self.bind.wants_all:
+            body[:0] = self.bind.all_names({"start"} & self.bind.call_names)
+        prelude = self.function(self.bind.arguments, self.envelope(body))
+        names = tuple(self.bind.arguments)
+        self.bind = Binding(self.scope, self.constants, self.name)
 
         body, fetched = [], {span.name}
         body += self.fetch_delivered(fetched)
-        body += _statements(plan.deliver) + self.last_words("d·verdict.is_last")
-        if self.wants_all or plan.whole:
-            body[:0] = self.all_names(self.cheap_names, span.name)
+        body += self.delivery() + self.last_words("d·verdict.is_last")
+        if self.bind.wants_all or type(plan.delivery) is Fire:
+            body[:0] = self.bind.all_names(self.cheap_names, span.name)
         # What was begun is finished in any case.
         first = f"if d·verdict is None:\n return\n{span.name} = C·finish(d·verdict)"
-        handler = self.function(["d·verdict", *self.arguments], self.envelope(body, first=first))
-        return weaving.Hook(handler, tuple(self.arguments), prelude, names, judge=plan.defect)
+        handler = self.function(
+            ["d·verdict", *self.bind.arguments], self.envelope(body, first=first)
+        )
+        return weaving.Hook(handler, tuple(self.bind.arguments), prelude, names, judge=plan.defect)
 
     def last_words(self, is_last: str) -> list[ast.stmt]:
         """Statements for the end of a served hit."""
@@ -319,48 +248,74 @@ class _Writer:
         if self.plan.limits.hits is not None:
             self.constants["done"] = self.plan.done
             text += f"if {is_last}:\n C·done()"
-        return _statements(text)
+        return statements_of(text)
 
     def handler(self, *, has_verdict: bool = False) -> FunctionType:
         """The function that serves a hit."""
         plan = self.plan
-        fetched: set[str] = set()
+        fetched = {self.number_name} if self.number_name else set()
         ahead, body = [], []
-        if plan.act is not None:
-            is_call = self.scope.event == "call"
-            self.constants["act"] = (
-                acting.on_call(plan.act, self.parameters) if is_call else acting.on_return(plan.act)
-            )
         if has_verdict:
-            ahead += _statements("if not d·verdict:\n C·next(C·reject_check)\n return")
+            ahead += statements_of("if not d·verdict:\n C·next(C·reject_check)\n return")
         elif plan.check is not None:
             self.constants["check"] = plan.check
-            body += _statements("if not C·check():\n C·next(C·reject_check)\n return")
+            body += statements_of("if not C·check():\n C·next(C·reject_check)\n return")
         if plan.when is None:
             ahead += self.guards()
         else:
-            condition = self.fetch(plan.when, fetched)
-            condition += _statements("if not E·when:\n C·next(C·reject_condition)\n return")
+            condition = self.bind.fetch(plan.when, fetched)
+            condition += statements_of("if not E·when:\n C·next(C·reject_condition)\n return")
             if self.plain_condition:
-                ahead += _statements(_PLAIN_CHECK.replace("P·plain", self.plain_condition))
-                (first,) = _statements("if not d·passed:\n pass")
+                ahead += statements_of(PLAIN_CHECK.replace("P·plain", self.plain_condition))
+                (first,) = statements_of("if not d·passed:\n pass")
                 first.body = condition  # type: ignore[attr-defined]
                 condition = [first]
             body += condition + self.guards()
         body += self.fetch_delivered(fetched)
-        body += _statements(plan.deliver) + self.last_words("not d·more")
-        if plan.act is not None:
-            body += _statements("return d·outcome")
-        if self.wants_all or plan.whole or plan.act is not None:
-            body[:0] = self.all_names(self.cheap_names)
+        body += self.delivery() + self.last_words("not d·more")
+        if type(plan.delivery) is Act:
+            body += statements_of("return d·outcome")
+        if self.bind.wants_all or type(plan.delivery) in {Act, Fire}:
+            body[:0] = self.bind.all_names(self.cheap_names)
         if self.is_given_the_time:
-            self.argument(weaving.NOW)
+            self.bind.argument(weaving.NOW)
         parameters = ["d·verdict"] if has_verdict else []
-        parameters += [_PARAMETERS.get(name, name) for name in self.arguments]
+        parameters += [_PARAMETERS.get(name, name) for name in self.bind.arguments]
         statements = self.envelope(
             body, ahead, is_safe=self.is_safe(), is_given_the_time=self.is_given_the_time
         )
         return self.function(parameters, statements)
+
+    def delivery(self) -> list[ast.stmt]:
+        """Statements that hand a hit's value on."""
+        tags = "{}" if self.plan.tags is None else "E·tags"
+        if self.plan.get_tags is not None:
+            self.constants["get_tags"] = self.plan.get_tags
+            tags = f"{{**C·get_tags(), **{tags}}}"
+        match self.plan.delivery:
+            case Append(append, number, freeze):
+                self.constants |= {"append": append, "freeze": freeze}
+                self.constants.setdefault("number", number)
+                if self.has_tags:
+                    return statements_of(f"C·append((E·number, C·freeze({tags})))")
+                return statements_of("C·append(E·number)")
+            case Emit(emit, name):
+                self.constants |= {"emit": emit, "name": name}
+                return statements_of(f"C·hit()\nC·emit(C·name, E·value, {tags})")
+            case Fire(fire):
+                self.constants["fire"] = fire
+                return statements_of("C·hit()\nC·fire(C·globals(), d·all)")
+            case Act(act):
+                is_call = self.scope.event == "call"
+                self.constants["act"] = (
+                    acting.on_call(act, self.parameters) if is_call else acting.on_return(act)
+                )
+                return statements_of("C·hit()\nd·outcome = C·act(E·value, d·all)")
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether tags are made for each hit."""
+        return self.plan.tags is not None or self.plan.get_tags is not None
 
     def envelope(
         self,
@@ -381,7 +336,7 @@ class _Writer:
             is_given_the_time: ``d·began`` is an argument.
         """
         # Bound to a name first: the truth of a constant is decided by the compiler.
-        head = _statements(
+        head = statements_of(
             f"{first}\n"
             "if (d·busy := C·busy) and C·ident() in d·busy:\n C·next(C·reject_reentrant)\n return"
         )
@@ -410,7 +365,7 @@ class _Writer:
             own += "d·begun = "
             if not is_given_the_time:
                 text = "d·began = C·clock()\n" + text
-        return _statements(text), _statements(f"{own}None")
+        return statements_of(text), statements_of(f"{own}None")
 
     def leaving(self) -> str:
         """Text, in a block, of what leaves the quiet state, after the time was noted."""
@@ -449,7 +404,7 @@ class _Writer:
         when = self.plan.when
         if when is None or when.constants:
             return ""
-        if not when.names <= {*self.scope.names, *self.call_names} or not _is_plain(when.tree):
+        if not when.names <= {*self.scope.names, *self.bind.call_names} or not is_plain(when.tree):
             return ""
         # By identity: to compare types runs code of their metaclasses.
         self.constants |= {"str": str, "bool": bool, "bytes": bytes, "none": type(None)}
@@ -464,15 +419,15 @@ class _Writer:
         when = self.plan.when
         if when is None or self.scope.event != "return" or not self.plain_condition:
             return None
-        if self.plan.act is not None:  # it is called by other code, which looks at no sift
+        if type(self.plan.delivery) is Act:  # it is called by other code, which looks at no sift
             return None
         names = sorted(when.names)
         # A parameter of the name of a result is that of the result by the end.
         later = {"args", "kwargs", *weaving.EXIT_NAMES}
         if not names or not set(names) <= set(self.scope.names) - later:
             return None
-        text = _PLAIN_SIFT.replace("P·plain", self.plain_condition)
-        return self.function(names, _statements(text)), tuple(names)
+        text = PLAIN_SIFT.replace("P·plain", self.plain_condition)
+        return self.function(names, statements_of(text)), tuple(names)
 
     def quick(self) -> tuple[Callable[[Any], object], str | float] | None:
         """What stands for the handler where it can neither fail nor run user code.
@@ -483,9 +438,10 @@ class _Writer:
         plan = self.plan
         if not self.is_safe() or plan.value is None or plan.limits != Limits():
             return None
-        append: Any = self.constants["append"]
-        tree = plan.value.tree
-        if isinstance(tree, ast.Name) and tree.id in self.clocks():
+        if not isinstance(plan.delivery, Append):
+            return None
+        append, tree = plan.delivery.append, plan.value.tree
+        if isinstance(tree, ast.Name) and tree.id in self.bind.clocks():
             return append, tree.id
         if isinstance(tree, ast.Constant) and type(tree.value) in {int, float}:
             return append, tree.value  # type: ignore[return-value]
@@ -503,14 +459,13 @@ class _Writer:
             texts.append("if C·random() >= C·sample:\n C·next(C·reject_sample)\n return")
         if limits.rate is not None:
             self.constants["clock"] = _clock
-            self.constants["rate"] = self.spent.setdefault("rate", guards.Rate(limits.rate))
+            self.constants["rate"] = self.spent.setdefault("rate", Rate(limits.rate))
             now = "d·began" if self.is_given_the_time else "C·clock()"
             texts.append(f"if {now} >= C·rate.until:\n C·rate.roll()")
             texts.append("if not C·next(C·rate.tokens, False):\n C·next(C·reject_rate)\n return")
         if limits.hits is not None:
             self.constants["done"] = self.plan.done
-            tokens = self.spent.setdefault("tokens", guards.hit_tokens(limits.hits))
-            self.constants["tokens"] = tokens
+            self.constants["tokens"] = self.spent.setdefault("tokens", hit_tokens(limits.hits))
             texts.append("d·more = C·next(C·tokens, None)")
             texts.append("if d·more is None:\n C·next(C·reject_hits)\n return")
         if self.plan.allotment is not None:
@@ -518,7 +473,7 @@ class _Writer:
                 "try:\n d·allotment.pop()\nexcept C·IndexError:\n C·next(C·reject_fleet)\n return"
             )
             texts.append(take)
-        return _statements("\n".join(texts))
+        return statements_of("\n".join(texts))
 
     def is_safe(self) -> bool:
         """Whether nothing in the handler can run user code: then it need not be guarded.
@@ -527,23 +482,16 @@ class _Writer:
         own) and for arithmetic on clocks.
         """
         plan, scope = self.plan, self.scope
-        if not plan.quick or plan.when is not None or plan.tags is not None or plan.check:
+        if type(plan.delivery) is not Append or self.has_tags or plan.when is not None:
             return False
-        if plan.finish is not None:
+        if plan.check is not None or plan.finish is not None:
             return False
         value = plan.value
         if value is None or not value.safe:
             return False
         if isinstance(value.tree, ast.Name):
             return scope.signature is None or value.tree.id in scope.names
-        return value.names <= self.clocks()
-
-    def clocks(self) -> set[str]:
-        """The names that are floats whatever the call was."""
-        clocks = {"elapsed", "end"} if self.scope.event == "return" else set()
-        if not self.scope.is_inside and "start" not in self.scope.names:
-            clocks.add("start")
-        return clocks
+        return value.names <= self.bind.clocks()
 
     @functools.cached_property
     def number_name(self) -> str | None:
@@ -554,12 +502,14 @@ class _Writer:
         name = value.tree.id if isinstance(value.tree, ast.Name) else None
         if name not in self.scope.names:
             return None
-        self.argument(name)
-        number: Any = self.constants["number"]
+        self.bind.argument(name)
+        if not isinstance(self.plan.delivery, Append):
+            return None
+        number = self.plan.delivery.number
 
         def present(value: object) -> object:
             if value is weaving.MISSING:
-                _absent_local(name)
+                absent_local(name)
             return number(value)
 
         self.constants["number"] = present
@@ -570,48 +520,36 @@ class _Writer:
         value = self.plan.value
         if value is not None:
             tree = value.tree
-            is_clock = isinstance(tree, ast.Name) and tree.id in self.clocks()
+            is_clock = isinstance(tree, ast.Name) and tree.id in self.bind.clocks()
             is_literal = isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
             if is_clock or is_literal:
-                return _name("E·value")
+                return name_of("E·value")
         text = (
             "d·value if C·type(d·value := E·value) is C·float or C·type(d·value) is C·int "
             "else C·number(d·value)"
         )
         return ast.parse(text, mode="eval").body
 
-    def all_names(self, cheap: set[str], made: str | None = None) -> list[ast.stmt]:
-        """Statements that give ``d·all`` a mapping of all names of the call.
-
-        Args:
-            cheap: what is listed besides the parameters or variables.
-            made: one more, which has its value already.
-        """
-        names = sorted({*self.scope.names, *cheap} - {made})
-        for name in names:
-            self.argument(name)
-        known = tuple(name for name in (*names, *filter(None, [made])) if name.isidentifier())
-        source = NamesSource(known, self.scope, self.name)
-        self.constants |= {"Names": Names, "source": source}
-        values = ", ".join(known) + ("," if known else "")
-        return _statements(f"d·all = C·Names(({values}), C·source)")
-
     @property
     def cheap_names(self) -> set[str]:
         """Names of the call that are not reckoned from others."""
         named = {name for each in (self.plan.value, self.plan.tags) if each for name in each.names}
-        cheap = {"start", "result", "exception", "elapsed", "end"} & self.call_names
-        return cheap | ({"hotspots"} & named & self.call_names)
+        cheap = {"start", "result", "exception", "elapsed", "end"} & self.bind.call_names
+        return cheap | ({"hotspots"} & named & self.bind.call_names)
 
     def function(self, parameters: list[str], statements: list[ast.stmt]) -> FunctionType:
         """Compile a function, its marks replaced by constants and expressions."""
         definition = ast.parse("def handler(): pass").body[0]
         if not isinstance(definition, ast.FunctionDef):
             raise TypeError
-        definition.args.args = [ast.arg(name, **_HERE) for name in parameters]
-        filler = _Filler(self)
+        definition.args.args = [ast.arg(name, **HERE) for name in parameters]
         definition.body = statements
-        definition = filler.visit(definition)
+        if self.texts is not None:
+            self.texts.append(ast.unparse(definition))
+        plan = self.plan
+        given = {"value": plan.value, "tags": plan.tags, "when": plan.when}
+        expressions = {name: each for name, each in given.items() if each is not None}
+        used = fill(definition, self.constants, expressions, self.number)
         module = ast.Module([definition], [])
         try:
             compiled = compile(module, self.name, "exec", dont_inherit=True)
@@ -619,9 +557,9 @@ class _Writer:
             message = f"the expression can't be used with this function: {error}"
             raise ProbeError(message, code="expression") from error
         code = next(value for value in compiled.co_consts if isinstance(value, CodeType))
-        has_use = self.plan.whole or _uses_globals(code)
+        has_use = type(plan.delivery) is Fire or _uses_globals(code)
         globals_ = self.scope.globals_ if has_use else {}
-        return FunctionType(_filled(code, filler.used), globals_, "handler")
+        return FunctionType(filled(code, used), globals_, "handler")
 
 
 _LOAD_GLOBAL = opcode.opmap["LOAD_GLOBAL"]
@@ -638,34 +576,10 @@ def _uses_globals(code: CodeType) -> bool:
 
 
 def _block(text: str) -> ast.Try:
-    (statement,) = _statements(text)
+    (statement,) = statements_of(text)
     if not isinstance(statement, ast.Try):
         raise TypeError
     return statement
 
 
-def _absent_local(name: str) -> None:
-    message = (
-        f"{name!r} has no value there: it is set on other ways through the function; name "
-        "what every way sets"
-    )
-    raise NameError(message) from None
-
-
-def _absent_keyword(name: str) -> None:
-    message = f"this call has no argument {name!r}; write kwargs.get({name!r}) instead"
-    raise NameError(message) from None
-
-
 _PARAMETERS = {weaving.NOW: "d·began"}
-
-
-def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, object]]:
-    """Bind a wrapper's ``*args, **kwargs`` to the names of what it stands before."""
-
-    def bind(args: tuple[object, ...], kwargs: dict[str, object]) -> Mapping[str, object]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
-
-    return bind

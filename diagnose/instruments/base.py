@@ -13,24 +13,33 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from diagnose import expressions
-from diagnose.budget import LONGEST_SECONDS
+from diagnose.cpu_budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
-from diagnose.guards import Limits
-from diagnose.handlers import Plan, Tally
+from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
+from diagnose.limits import Limits
+from diagnose.tokens import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import CodeType
 
-    from diagnose.budget import Budget
     from diagnose.bytecode.weaving import Hook
+    from diagnose.cpu_budget import Budget
     from diagnose.expressions import Expression, Policy
-    from diagnose.guards import Allotment
-    from diagnose.handlers import Watch
+    from diagnose.handlers import Delivery, Watch
     from diagnose.sinks import Sink
+    from diagnose.tokens import Allotment
 
-__all__ = ["EVENTS", "Instrument", "Manager", "Status", "use_manager"]
+__all__ = [
+    "EVENTS",
+    "Instrument",
+    "Manager",
+    "Status",
+    "does_nothing",
+    "doing_nothing",
+    "use_manager",
+]
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +169,6 @@ class Instrument:
         ExpressionError: an expression does not parse or is not admitted.
     """
 
-    quick: ClassVar[bool] = False
     acts: ClassVar[bool] = False
     """Whether :meth:`act` is called: then it may change what the function gets, returns, raises."""
     longest_seconds: ClassVar[float | None] = LONGEST_SECONDS
@@ -402,26 +410,21 @@ class Instrument:
                 f"\"{{'tier': user.tier}}\", not {own_tags!r}"
             )
             raise InstrumentError(message)
-        constants: dict[str, object] = {"hit": self.status.hit.add}
-        tags = "E·tags" if own_tags else "{}"
-        if not _is_ours(self.mgr.get_tags):
-            constants["get_tags"] = self.mgr.get_tags
-            tags = f"{{**C·get_tags(), **{tags}}}"
-        act = self.act if self.acts else None
-        whole = act is None and self._wants_everything()
-        if act is not None:
-            deliver = "C·hit()\nd·outcome = C·act(E·value, D·locals)"
-        elif whole:
-            deliver = "C·hit()\nC·fire(D·globals, D·locals)"
-            constants["fire"] = self.fire
+        delivery: Delivery
+        if self.acts:
+            delivery = Act(self.act)
+        elif self._wants_everything():
+            delivery = Fire(self.fire)
         else:
-            deliver = self._deliver(tags, constants)
+            delivery = self._delivery()
+        is_used = type(delivery) is not Fire
         return Plan(
-            deliver=deliver,
-            value=self._expression(self.value, "value", is_used=not whole),
-            tags=self._expression(own_tags, "custom.tags", is_used=not whole) if own_tags else None,
+            delivery=delivery,
+            value=self._expression(self.value, "value", is_used=is_used),
+            tags=self._expression(own_tags, "custom.tags", is_used=is_used) if own_tags else None,
+            get_tags=None if does_nothing(self.mgr.get_tags) else self.mgr.get_tags,
             when=None if self.when is None else self._parse(self.when, "when"),
-            constants=constants,
+            hit=self.status.hit.add,
             fail=fail,
             reject=self.status.tallies(),
             done=done,
@@ -429,10 +432,7 @@ class Instrument:
             allotment=self.allotment,
             check=self._check(probe),
             finish=None if _is_own(self, "finish") else self.finish,
-            act=act,
-            whole=whole,
             watch=watch,
-            quick=self.quick and "C·append(E·number)" in deliver,
         )
 
     def _expression(self, text: str, field: str, *, is_used: bool) -> Expression | None:
@@ -452,16 +452,15 @@ class Instrument:
         hits = limits.fleet_hits if limits.hits is None else min(limits.hits, limits.fleet_hits)
         return dataclasses.replace(limits, hits=hits)
 
-    def _deliver(self, tags: str, constants: dict[str, object]) -> str:
-        constants["emit"] = self.emit
-        constants["name"] = self.name
-        return f"C·hit()\nC·emit(C·name, E·value, {tags})"
+    def _delivery(self) -> Delivery:
+        """What becomes of a hit's value."""
+        return Emit(self.emit, self.name)
 
     def _wants_everything(self) -> bool:
         return not all(_is_own(self, name) for name in ("fire", "evaluate", "merge_tags"))
 
     def _check(self, probe: Any) -> Callable[..., bool] | None:
-        if _is_own(self, "check_call") and _is_ours(self.mgr.check_call):
+        if _is_own(self, "check_call") and does_nothing(self.mgr.check_call):
             return None
         check = self.check_call
 
@@ -514,9 +513,19 @@ for _name in (
 _NESTING = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def _is_ours(method: Any) -> bool:
-    """Whether a manager's method is the one of this library (which does nothing)."""
-    return getattr(method, "__module__", None) == "diagnose.managers"
+_doing_nothing: set[Any] = set()
+
+
+def doing_nothing(function: F) -> F:
+    """Say of a manager's method that it does nothing, so hits need not call it."""
+    _doing_nothing.add(function)
+    return function
+
+
+def does_nothing(method: Any) -> bool:
+    """Whether a manager's method is one of those; not one that overrides it, whatever its name."""
+    function = getattr(method, "__func__", None)
+    return any(function is each for each in _doing_nothing)
 
 
 def _short(text: object) -> str:

@@ -10,10 +10,11 @@ from diagnose import calltrees
 from diagnose.calltrees import CallTree
 from diagnose.calltrees.collector import Options
 from diagnose.errors import InstrumentError
-from diagnose.guards import Limits
-from diagnose.handlers import BUSY, Span
+from diagnose.handlers import Span
 from diagnose.instruments.log import LogInstrument
 from diagnose.interrupts import belongs_to_program
+from diagnose.limits import Limits
+from diagnose.reentrancy import BUSY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import reprlib
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from diagnose.guards import Limits
 from diagnose.instruments.base import Instrument
+from diagnose.limits import Limits
 from diagnose.sinks.standard import STANDARD_OUTPUT
 
 if TYPE_CHECKING:

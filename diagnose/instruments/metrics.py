@@ -17,16 +17,18 @@ import weakref
 from collections import deque
 from datetime import timedelta
 from itertools import repeat, starmap
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from diagnose.clockwork import Clockwork
-from diagnose.handlers import Quiet, quietly
+from diagnose.handlers import Append
 from diagnose.instruments.base import Instrument
+from diagnose.reentrancy import Quiet, quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diagnose.bytecode.weaving import Hook
+    from diagnose.handlers import Delivery
     from diagnose.sinks import Sink
 
     Tags = tuple[tuple[str, str], ...]
@@ -241,8 +243,6 @@ class _Buffer:
 
 
 class _Metric(Instrument):
-    quick: ClassVar[bool] = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._emitted: deque[Any] = deque(maxlen=BUFFERED_VALUES)
@@ -282,22 +282,18 @@ class _Metric(Instrument):
         """
         self._emitted.append((as_number(value), freeze(tags)))
 
-    def _deliver(self, tags: str, constants: dict[str, object]) -> str:
+    def _delivery(self) -> Delivery:
         if not self.status.attachments:
             # Calls that were inside when it was taken off may have emitted since.
             self._emitted.clear()
         if getattr(self.emit, "__func__", None) is not _Metric.emit:
-            return super()._deliver(tags, constants)
+            return super()._delivery()
         # A buffer of its own: what still appends when this attachment has ended (calls that are
         # inside, copies of the function's code) appends to what nobody reads any more.
         values: deque[Any] = deque(maxlen=BUFFERED_VALUES)
-        append = constants["append"] = values.append
+        append = values.append
         self._buffers.append(_Buffer(values, append))
-        constants["number"] = as_number
-        if tags == "{}":
-            return "C·append(E·number)"
-        constants["freeze"] = freeze
-        return f"C·append((E·number, C·freeze({tags})))"
+        return Append(append, as_number, freeze)
 
     def attached(self) -> None:
         """Begin to be drained."""

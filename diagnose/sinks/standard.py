@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from diagnose.clockwork import Clockwork
-from diagnose.handlers import Quiet
+from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
     from typing import TextIO

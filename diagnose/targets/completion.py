@@ -11,22 +11,22 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from diagnose.errors import TargetError
+from diagnose.originals import seen_through
 from diagnose.targets.hints import _attribute_names, _joined
 from diagnose.targets.importing import _find_search_path, _package_path
 from diagnose.targets.lookup import (
-    _described,
-    _is_a,
-    _look_up,
-    _read_name,
-    _seen_through,
-    _unwrapped,
+    described,
+    is_a,
+    look_up,
+    read_name,
+    unwrapped,
 )
 from diagnose.targets.search import TargetKind, _classify, _split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from diagnose.targets.lookup import _Step
+    from diagnose.targets.lookup import Step
 
 __all__ = ["Completion", "complete"]
 
@@ -82,7 +82,7 @@ def complete(prefix: str, limit: int = 50) -> list[Completion]:
     try:
         holder, search = _holder(head)
     except Exception as exc:  # noqa: BLE001 - whatever stands in sys.modules, or was typed
-        log.debug("%r can't be completed: %s", prefix, _described(exc))
+        log.debug("%r can't be completed: %s", prefix, described(exc))
         return []
     found: dict[str, Completion] = {}
     modules = set(_modules_in(head, search))
@@ -112,17 +112,17 @@ def _holder(head: str) -> tuple[object, Iterable[str] | None]:
             continue
         holder: object = module
         for name in parts[count:]:
-            step = _look_up(holder, name)
+            step = look_up(holder, name)
             if step is None:
                 break
-            holder = _unwrapped(step.value)
+            holder = unwrapped(step.value)
         else:
-            return holder, _package_path(holder) if _is_a(holder, ModuleType) else None
+            return holder, _package_path(holder) if is_a(holder, ModuleType) else None
     return None, _find_search_path(parts)
 
 
 def _names_in(holder: object) -> Iterator[str]:
-    mangled = f"_{_read_name(holder).lstrip('_')}__" if _is_a(holder, type) else None
+    mangled = f"_{read_name(holder).lstrip('_')}__" if is_a(holder, type) else None
     for name in _attribute_names(holder):
         if name.isidentifier():
             yield name
@@ -133,33 +133,33 @@ def _names_in(holder: object) -> Iterator[str]:
 def _completion(head: str, holder: object, name: str, *, is_module: bool) -> Completion | None:
     path = _joined(head, name)
     module = sys.modules.get(path)
-    step = None if holder is None else _look_up(holder, name)
-    if step is not None and not _is_a(step.value, ModuleType):
+    step = None if holder is None else look_up(holder, name)
+    if step is not None and not is_a(step.value, ModuleType):
         kind = _kind_of(step, holder, path)
         if kind is not None:
             return Completion(path, *kind)
-    if module is not None or (step is not None and _is_a(step.value, ModuleType)):
+    if module is not None or (step is not None and is_a(step.value, ModuleType)):
         # Modules that a module has imported for its own use are not a way on.
         is_way_on = module is not None or _package_path(holder) is not None
         return Completion(path, "module", is_probeable=False) if is_way_on else None
     return Completion(path, "module", is_probeable=False, is_imported=False) if is_module else None
 
 
-def _kind_of(step: _Step, holder: object, path: str) -> tuple[str, bool] | None:
+def _kind_of(step: Step, holder: object, path: str) -> tuple[str, bool] | None:
     """Kind, and whether it can be probed; None for values that nobody calls."""
-    value = _seen_through(step.value)
-    if _is_a(value, type):
+    value = seen_through(step.value)
+    if is_a(value, type):
         return "class", False
     try:
         target = _classify(step, holder, path)
     except TargetError:
-        if not callable(value) and not _is_a(value, property):
+        if not callable(value) and not is_a(value, property):
             return None
-        kind = TargetKind.PROPERTY.value if _is_a(value, property) else "callable"
+        kind = TargetKind.PROPERTY.value if is_a(value, property) else "callable"
         return kind, False
     if target.kind is not TargetKind.REFERENCE:
         return target.kind.value, True
-    inside = _unwrapped(value)
+    inside = unwrapped(value)
     is_function = type(inside) in (FunctionType, BuiltinFunctionType)
     return TargetKind.FUNCTION.value if is_function else "callable", True
 
@@ -194,7 +194,7 @@ def _listed_modules(directory: str) -> tuple[str, ...]:
         try:
             names = tuple(each.name for each in pkgutil.iter_modules([directory]))
         except Exception as exc:  # noqa: BLE001 - a path hook of the program
-            log.debug("modules in %r could not be listed: %s", directory, _described(exc))
+            log.debug("modules in %r could not be listed: %s", directory, described(exc))
             names = ()
         if len(_directories) >= _MAX_DIRECTORIES:
             _directories.clear()

@@ -18,13 +18,14 @@ import inspect
 import re
 import struct
 import sys
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from diagnose.errors import TargetKindError
+from diagnose.originals import own_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from diagnose.targets.search import Target
 
@@ -42,15 +43,6 @@ _FLAGS = (
     | inspect.CO_ITERABLE_COROUTINE
     | inspect.CO_ASYNC_GENERATOR
 )
-
-
-def _code_now(function: FunctionType) -> CodeType:
-    return function.__code__
-
-
-read_code: Callable[[FunctionType], CodeType] = _code_now
-"""Gives a function's own code, also while it is probed; set by `diagnose.sites`, which stands
-below this module and knows."""
 
 
 def fingerprint(target: Target) -> str:
@@ -79,7 +71,7 @@ def fingerprint(target: Target) -> str:
             f"{target.path!r} has no Python code, so there is no fingerprint of it",
             code="no-fingerprint",
         )
-    code = read_code(target.body)
+    code = own_code(target.body.__code__)
     digest = hashlib.blake2b(_whole(code, code.co_firstlineno), digest_size=6).hexdigest()
     return f"{sys.version_info[0]}.{sys.version_info[1]}-{digest}-{code.co_firstlineno}"
 

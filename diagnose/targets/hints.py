@@ -9,18 +9,18 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from diagnose.errors import TargetKindError
+from diagnose.originals import seen_through
 from diagnose.targets.importing import _package_path
 from diagnose.targets.lookup import (
-    _described,
-    _entry,
-    _is_a,
-    _look_up,
-    _namespace,
-    _read_class_dict,
-    _read_mro,
-    _read_name,
-    _seen_through,
-    _unwrapped,
+    described,
+    entry_of,
+    is_a,
+    look_up,
+    namespace_of,
+    read_class_dict,
+    read_mro,
+    read_name,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def _is_module(here: str, module: object) -> TargetKindError:
 def _is_class(here: str, cls: object) -> TargetKindError:
     advice = []
     for name in ("__init__", "__new__"):
-        step = _look_up(cls, name)
-        if step is not None and type(_unwrapped(step.value)) is FunctionType:
+        step = look_up(cls, name)
+        if step is not None and type(unwrapped(step.value)) is FunctionType:
             advice.append(f"probe '{here}.{name}' to see instances being made")
             break
     methods = _listed("one of its methods", [f"{here}.{name}" for name in _functions_in(cls)])
@@ -67,13 +67,13 @@ def _module_names(prefix: str, package: object) -> Iterator[str]:
     try:
         yield from [each.name for each in pkgutil.iter_modules(search)]
     except Exception as exc:  # noqa: BLE001 - strange entries in a path only cost a hint
-        log.debug("modules of %r could not be listed: %s", prefix, _described(exc))
+        log.debug("modules of %r could not be listed: %s", prefix, described(exc))
 
 
 def _attribute_names(holder: object) -> Iterator[str]:
-    classes = _read_mro(holder if _is_a(holder, type) else type(holder))
-    inherited = [] if _is_a(holder, ModuleType) else [_read_class_dict(cls) for cls in classes]
-    for namespace in (_namespace(holder), *inherited):
+    classes = read_mro(holder if is_a(holder, type) else type(holder))
+    inherited = [] if is_a(holder, ModuleType) else [read_class_dict(cls) for cls in classes]
+    for namespace in (namespace_of(holder), *inherited):
         yield from (name for name in list(namespace) if type(name) is str)
 
 
@@ -82,8 +82,8 @@ def _functions_in(holder: object, limit: int = 3) -> list[str]:
     home = _home(holder)
     own: list[str] = []
     others: list[str] = []
-    for name, value in list(_namespace(holder).items()):
-        function = _unwrapped(value)
+    for name, value in list(namespace_of(holder).items()):
+        function = unwrapped(value)
         if type(name) is str and not name.startswith("_") and type(function) is FunctionType:
             is_own = home is not None and _home(function) == home
             (own if is_own else others).append(name)
@@ -95,7 +95,9 @@ def _home(value: object) -> str | None:
     if type(value) is FunctionType:
         home: object = value.__module__
     else:
-        home = _entry(_namespace(value), "__name__" if _is_a(value, ModuleType) else "__module__")
+        home = entry_of(
+            namespace_of(value), "__name__" if is_a(value, ModuleType) else "__module__"
+        )
     return home if type(home) is str else None
 
 
@@ -106,11 +108,11 @@ def _find_elsewhere(top: str | None, label: str, names: list[str]) -> list[str]:
     """
     found = []
     for module_name, module in _modules_of(top, label):
-        step = _look_up(module, names[0]) if module_name != label else None
-        if step is None or _home(_seen_through(step.value)) != module_name:
+        step = look_up(module, names[0]) if module_name != label else None
+        if step is None or _home(seen_through(step.value)) != module_name:
             continue
         for each in names[1:]:
-            step = None if step is None else _look_up(_unwrapped(step.value), each)
+            step = None if step is None else look_up(unwrapped(step.value), each)
         if step is not None:
             found.append(".".join([module_name, *names]))
             if len(found) >= _MAX_PLACES:
@@ -132,12 +134,12 @@ def _find_by_last_name(top: str, label: str, names: list[str]) -> list[str]:
         return []
     found = []
     for module_name, module in _modules_of(top, label):
-        for key, value in list(_namespace(module).items()):
-            cls = _seen_through(value)
-            if not _is_a(cls, type) or _home(cls) != module_name or type(key) is not str:
+        for key, value in list(namespace_of(module).items()):
+            cls = seen_through(value)
+            if not is_a(cls, type) or _home(cls) != module_name or type(key) is not str:
                 continue
             path = f"{module_name}.{key}"
-            if path != label and name in _read_class_dict(cls):
+            if path != label and name in read_class_dict(cls):
                 found.append(f"{path}.{name}")
                 if len(found) >= _MAX_PLACES:
                     return found
@@ -188,8 +190,8 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _noun(holder: object, label: str) -> str:
-    if _is_a(holder, ModuleType):
+    if is_a(holder, ModuleType):
         return f"{'module' if _package_path(holder) is None else 'package'} {label!r}"
-    if _is_a(holder, type):
+    if is_a(holder, type):
         return f"class {label!r}"
-    return f"{label!r} (a {_read_name(type(holder))})"
+    return f"{label!r} (a {read_name(type(holder))})"

@@ -13,13 +13,13 @@ from typing import Any
 from diagnose import imports
 from diagnose.errors import TargetNotFoundError
 from diagnose.targets.lookup import (
-    _described,
-    _entry,
-    _is_a,
-    _look_up,
-    _namespace,
-    _read_name,
-    _Step,
+    Step,
+    described,
+    entry_of,
+    is_a,
+    look_up,
+    namespace_of,
+    read_name,
 )
 
 log = logging.getLogger(__name__)
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 _LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
 
 
-def _ask_module(label: str, module: object, name: str) -> _Step | None:
+def _ask_module(label: str, module: object, name: str) -> Step | None:
     """Let a module make the attribute (PEP 562, lazy modules)."""
     try:
         value = getattr(module, name)
     except AttributeError:
         return None
     except Exception as exc:
-        message = f"module {label!r} failed to give {name!r}: {_described(exc)}"
+        message = f"module {label!r} failed to give {name!r}: {described(exc)}"
         raise TargetNotFoundError(message, code="module-import-failed") from exc
-    return _look_up(module, name) or _Step(module, name, value)
+    return look_up(module, name) or Step(module, name, value)
 
 
 def _is_incomplete(module: object) -> bool:
-    spec = _entry(_namespace(module), "__spec__")
-    return _is_a(module, _LAZY_MODULE) or _entry(_namespace(spec), "_initializing") is True
+    spec = entry_of(namespace_of(module), "__spec__")
+    return is_a(module, _LAZY_MODULE) or entry_of(namespace_of(spec), "_initializing") is True
 
 
 def _import(name: str) -> bool:
@@ -52,18 +52,18 @@ def _import(name: str) -> bool:
     except Exception as exc:
         if isinstance(exc, ModuleNotFoundError) and exc.name == name:
             return False
-        message = f"importing module {name!r} failed with {_described(exc)}; import it to see where"
+        message = f"importing module {name!r} failed with {described(exc)}; import it to see where"
         raise TargetNotFoundError(message, code="module-import-failed") from exc
     return True
 
 
 def _package_path(module: object) -> Any:
     """Where a package looks for its modules; None for what is no package."""
-    step = _look_up(module, "__path__")
+    step = look_up(module, "__path__")
     if step is None:
         return None
     # Finders iterate over it: a path of the program's own making might not end.
-    is_made_by_importlib = _read_name(type(step.value)).endswith("NamespacePath")
+    is_made_by_importlib = read_name(type(step.value)).endswith("NamespacePath")
     is_path = is_made_by_importlib or issubclass(type(step.value), list | tuple)
     return step.value if is_path else None
 
@@ -113,7 +113,7 @@ def _ask_finders(name: str, search: Any) -> ModuleSpec | None:
         try:
             spec = finder.find_spec(name, search, None)
         except Exception as exc:  # noqa: BLE001 - a finder of the program; the next may know
-            log.debug("finder %s failed: %s", _read_name(type(finder)), _described(exc))
+            log.debug("finder %s failed: %s", read_name(type(finder)), described(exc))
         else:
             if spec is not None:
                 return spec
@@ -149,5 +149,5 @@ def _search_path(spec: ModuleSpec) -> Any:
 
 def _is_script(file: object) -> bool:
     """Whether this is the file of the program's script, which runs as ``__main__``."""
-    main_file = _entry(_namespace(sys.modules.get("__main__")), "__file__")
+    main_file = entry_of(namespace_of(sys.modules.get("__main__")), "__file__")
     return type(file) is str and type(main_file) is str and file == main_file

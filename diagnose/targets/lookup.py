@@ -10,6 +10,8 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from diagnose.originals import seen_through
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -17,20 +19,16 @@ _MAX_SHOWN_CHARS = 200
 
 # A metaclass can override `cls.__mro__` and the like, but not these.
 _TYPE: Any = type.__dict__
-_read_name = _TYPE["__name__"].__get__
+read_name = _TYPE["__name__"].__get__
 _read_qualname = _TYPE["__qualname__"].__get__
-_read_flags = _TYPE["__flags__"].__get__
+read_flags = _TYPE["__flags__"].__get__
 _read_static_function = staticmethod.__dict__["__func__"].__get__
 _read_class_function = classmethod.__dict__["__func__"].__get__
 
-_MISSING = object()
-
-# What a probe puts in the place of a callable without code (standins.py, which may not be
-# imported here) has that callable in this slot of a class of this module.
-_STANDIN_MODULE, _STANDIN_SLOT = "diagnose.standins", "_found"
+MISSING = object()
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """One attribute: the object that holds it, its name there, and what it is."""
 
     owner: object
@@ -38,28 +36,30 @@ class _Step(NamedTuple):
     value: object
 
 
-def _read_mro(cls: object) -> tuple[type, ...]:
+def read_mro(cls: object) -> tuple[type, ...]:
+    """A class and those that it inherits from."""
     # A type of an extension module that was never made ready has None.
     return _TYPE["__mro__"].__get__(cls) or ()
 
 
-def _read_class_dict(cls: object) -> Mapping[str, object]:
+def read_class_dict(cls: object) -> Mapping[str, object]:
+    """What stands in a class itself."""
     return _TYPE["__dict__"].__get__(cls) or {}
 
 
-def _is_a(value: object, kind: type) -> bool:
+def is_a(value: object, kind: type) -> bool:
     """Like isinstance, which would also ask the value's ``__class__``."""
     return issubclass(type(value), kind)
 
 
-def _namespace(holder: object) -> Mapping[str, object]:
+def namespace_of(holder: object) -> Mapping[str, object]:
     """The dictionary of a module, class or instance, read without running its code."""
     kind = type(holder)
     if issubclass(kind, type):
-        return _read_class_dict(holder)
-    for cls in _read_mro(kind):
-        descriptor: Any = _entry(_read_class_dict(cls), "__dict__")
-        if descriptor is _MISSING:
+        return read_class_dict(holder)
+    for cls in read_mro(kind):
+        descriptor: Any = entry_of(read_class_dict(cls), "__dict__")
+        if descriptor is MISSING:
             continue
         if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
             continue  # a property of that name: its code is not run
@@ -67,41 +67,42 @@ def _namespace(holder: object) -> Mapping[str, object]:
             found = descriptor.__get__(holder, kind)
         except AttributeError:  # mypyc's classes have the descriptor, but no dictionary
             break
-        if not _is_a(found, dict):
+        if not is_a(found, dict):
             break
         # A subclass may have methods of its own; its entries are read without them.
         return cast("dict[str, object]", found) if type(found) is dict else dict(dict.items(found))
     return {}
 
 
-def _entry(namespace: Mapping[str, object], name: str) -> object:
-    return namespace.get(name, _MISSING)
+def entry_of(namespace: Mapping[str, object], name: str) -> object:
+    """What a name stands for there, or MISSING."""
+    return namespace.get(name, MISSING)
 
 
-def _in_classes(classes: Iterable[type], name: str) -> _Step | None:
+def _in_classes(classes: Iterable[type], name: str) -> Step | None:
     for cls in classes:
-        value = _entry(_read_class_dict(cls), name)
-        if value is not _MISSING:
-            return _Step(cls, name, value)
+        value = entry_of(read_class_dict(cls), name)
+        if value is not MISSING:
+            return Step(cls, name, value)
     return None
 
 
-def _look_up(holder: object, name: str) -> _Step | None:
+def look_up(holder: object, name: str) -> Step | None:
     """Find an attribute as Python would, but run nothing; None if there is none."""
     spellings = [name]
     if name.startswith("__") and not name.endswith("__"):
-        classes = _read_mro(holder if _is_a(holder, type) else type(holder))
-        prefixes = [_read_name(cls).lstrip("_") for cls in classes]
+        classes = read_mro(holder if is_a(holder, type) else type(holder))
+        prefixes = [read_name(cls).lstrip("_") for cls in classes]
         spellings += [f"_{prefix}{name}" for prefix in prefixes if prefix]
     steps = (_look_up_spelling(holder, spelling) for spelling in spellings)
     return next((step for step in steps if step is not None), None)
 
 
-def _look_up_spelling(holder: object, name: str) -> _Step | None:
+def _look_up_spelling(holder: object, name: str) -> Step | None:
     kind = type(holder)
     if issubclass(kind, type):
-        return _in_classes(_read_mro(holder), name) or _in_classes(_read_mro(kind), name)
-    classes = _read_mro(kind)
+        return _in_classes(read_mro(holder), name) or _in_classes(read_mro(kind), name)
+    classes = read_mro(kind)
     if issubclass(kind, ModuleType):
         # What every module inherits (__init__, __repr__ ...) is nothing that anyone means.
         classes = tuple(cls for cls in classes if cls is not ModuleType and cls is not object)
@@ -110,68 +111,59 @@ def _look_up_spelling(holder: object, name: str) -> _Step | None:
         descriptor: Any = on_class.value
         if type(descriptor) is MemberDescriptorType:  # a slot: reading it runs no Python code
             try:
-                return _Step(holder, name, descriptor.__get__(holder, kind))
+                return Step(holder, name, descriptor.__get__(holder, kind))
             except AttributeError:
                 return None
-        methods = _read_mro(type(descriptor))
+        methods = read_mro(type(descriptor))
         if _in_classes(methods, "__set__") or _in_classes(methods, "__delete__"):
             return on_class  # a data descriptor goes before the instance's own dictionary
-    value = _entry(_namespace(holder), name)
-    return on_class if value is _MISSING else _Step(holder, name, value)
+    value = entry_of(namespace_of(holder), name)
+    return on_class if value is MISSING else Step(holder, name, value)
 
 
-def _seen_through(value: object) -> object:
-    """What a probe's stand-in stands for; any other value as it is."""
-    step = _in_classes(_read_mro(type(value)), _STANDIN_SLOT)
-    if step is None or type(step.value) is not MemberDescriptorType:
-        return value
-    home = _entry(_read_class_dict(step.owner), "__module__")
-    is_ours = type(home) is str and home == _STANDIN_MODULE
-    return step.value.__get__(value, type(value)) if is_ours else value
-
-
-def _unwrapped(value: object) -> object:
+def unwrapped(value: object) -> object:
     """The function inside a static, class or bound method; any other value as it is.
 
     On the way it looks through stand-ins: what they stand for is what the path means.
     """
-    value = _seen_through(value)
-    if _is_a(value, staticmethod):
+    value = seen_through(value)
+    if is_a(value, staticmethod):
         value = _read_static_function(value)
-    elif _is_a(value, classmethod):
+    elif is_a(value, classmethod):
         value = _read_class_function(value)
     elif type(value) is MethodType:
         value = value.__func__
-    return _seen_through(value)
+    return seen_through(value)
 
 
 def _read_wrapped(value: object) -> object:
-    """What a wrapper has as its ``__wrapped__``; `_MISSING` if that is not to be read so."""
+    """What a wrapper has as its ``__wrapped__``; `MISSING` if that is not to be read so."""
     kind = type(value)
-    if not issubclass(kind, type) and _in_classes(_read_mro(kind), "__wrapped__") is None:
+    if not issubclass(kind, type) and _in_classes(read_mro(kind), "__wrapped__") is None:
         # From its own dictionary, if it has one: looking at that by its name would make it.
         try:
             return object.__getattribute__(value, "__wrapped__")
         except AttributeError:
-            return _MISSING
-    step = _look_up(value, "__wrapped__")
+            return MISSING
+    step = look_up(value, "__wrapped__")
     if step is None:
-        return _MISSING
+        return MISSING
     found: Any = step.value
     if type(found) is GetSetDescriptorType:  # of an extension module: wrapt's object proxies
         try:
             return found.__get__(value, type(value))
         except Exception:  # noqa: BLE001 - a proxy that was never made ready
-            return _MISSING
-    if step.owner is not value and not _is_a(value, type):
-        methods = _read_mro(type(found))
+            return MISSING
+    if step.owner is not value and not is_a(value, type):
+        methods = read_mro(type(found))
         if _in_classes(methods, "__get__"):
-            return _MISSING  # a property, say: what it would give is only known when it runs
+            return MISSING  # a property, say: what it would give is only known when it runs
     return found
 
 
-def _class_name(cls: object) -> str:
-    module = _entry(_read_class_dict(cls), "__module__")
+def class_name(cls: object) -> str:
+    """A class as users write it: with its module, but for builtins."""
+    module = entry_of(read_class_dict(cls), "__module__")
     name = _read_qualname(cls)
     return f"{module}.{name}" if type(module) is str and module != "builtins" else name
 
@@ -181,9 +173,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
 
 
-def _described(exc: BaseException) -> str:
+def described(exc: BaseException) -> str:
+    """The type and the text of an exception, shortened."""
     try:
         text = str(exc)[:_MAX_SHOWN_CHARS]
     except Exception:  # noqa: BLE001 - an exception class of the program
         text = ""
-    return f"{_read_name(type(exc))}: {text}" if text else _read_name(type(exc))
+    return f"{read_name(type(exc))}: {text}" if text else read_name(type(exc))

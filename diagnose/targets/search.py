@@ -24,6 +24,7 @@ from diagnose.errors import (
     TargetNotFoundError,
     TargetNotImportedError,
 )
+from diagnose.originals import seen_through
 from diagnose.targets.hints import (
     _CHECK_SPELLING,
     _attribute_names,
@@ -48,21 +49,20 @@ from diagnose.targets.importing import (
     _is_script,
 )
 from diagnose.targets.lookup import (
-    _MISSING,
-    _class_name,
-    _described,
-    _entry,
-    _is_a,
-    _look_up,
-    _namespace,
-    _read_flags,
-    _read_mro,
-    _read_name,
+    MISSING,
+    Step,
     _read_wrapped,
-    _seen_through,
     _shown,
-    _Step,
-    _unwrapped,
+    class_name,
+    described,
+    entry_of,
+    is_a,
+    look_up,
+    namespace_of,
+    read_flags,
+    read_mro,
+    read_name,
+    unwrapped,
 )
 
 __all__ = ["Target", "TargetKind", "find", "innermost", "module_names", "resolve"]
@@ -141,7 +141,7 @@ class Target:
     @property
     def subject(self) -> object:
         """The very object that is called; another one under the same path is another target."""
-        return _seen_through(self.found) if self.function is None else self.function
+        return seen_through(self.found) if self.function is None else self.function
 
     @property
     def location(self) -> str | None:
@@ -154,7 +154,7 @@ class Target:
 
         That is what decorators leave behind that use `functools.wraps` or wrapt.
         """
-        return any(found is subject for found in _behind(_unwrapped(self.subject)))
+        return any(found is subject for found in _behind(unwrapped(self.subject)))
 
 
 def innermost(function: object) -> tuple[FunctionType | None, int]:
@@ -175,7 +175,7 @@ def _behind(wrapper: object) -> list[object]:
     found: list[object] = []
     seen = {id(wrapper)}
     behind = wrapper
-    while (behind := _inside(_read_wrapped(behind))) is not _MISSING:
+    while (behind := _inside(_read_wrapped(behind))) is not MISSING:
         if id(behind) in seen or len(found) >= _MAX_WRAPPERS:
             return []
         seen.add(id(behind))
@@ -185,11 +185,11 @@ def _behind(wrapper: object) -> list[object]:
 
 def _inside(value: object) -> object:
     """The function inside any descriptor that a class may hold; any other value as it is."""
-    if _is_a(value, property):
+    if is_a(value, property):
         value = _ACCESSORS["fget"](value)
-    elif _is_a(value, functools.cached_property):
-        value = _entry(_namespace(value), "func")
-    return _unwrapped(value)
+    elif is_a(value, functools.cached_property):
+        value = entry_of(namespace_of(value), "func")
+    return unwrapped(value)
 
 
 def resolve(path: str, *, import_modules: bool) -> Target:
@@ -234,7 +234,7 @@ def resolve(path: str, *, import_modules: bool) -> Target:
         raise
     except Exception as exc:
         # Whatever stands in sys.modules may be hostile; a poll must survive it.
-        message = f"target {_shown(text)} could not be looked up: {_described(exc)}"
+        message = f"target {_shown(text)} could not be looked up: {described(exc)}"
         raise TargetError(message) from exc
 
 
@@ -267,7 +267,7 @@ def _split(path: object) -> tuple[str, list[str]]:
     example = "such as 'shop.cart.Cart.checkout'"
     if not issubclass(type(path), str):
         plain = type(path) in (int, float, bool, bytes, type(None))
-        given = f"{_shown(path)} ({_read_name(type(path))})" if plain else _read_name(type(path))
+        given = f"{_shown(path)} ({read_name(type(path))})" if plain else read_name(type(path))
         raise TargetError(f"a target is text {example}, not {given}", code="target-syntax")
     text = str.__str__(path)  # a subclass may override everything else
     # The compiler stores identifiers in NFKC form (language reference, section 2.3).
@@ -402,8 +402,8 @@ class _Search:
     def _walk(self, label: str, module: object, names: list[str]) -> Target:
         holder = module
         for index, name in enumerate(names):
-            is_module = holder is module or _is_a(holder, ModuleType)
-            step = _look_up(holder, name)
+            is_module = holder is module or is_a(holder, ModuleType)
+            step = look_up(holder, name)
             if step is None and is_module and self.import_modules:
                 step = _ask_module(label, holder, name)
             if step is None:
@@ -412,13 +412,13 @@ class _Search:
             here = f"{label}.{name}"
             if not rest:
                 return self._classify(step, holder, here)
-            if _is_a(step.value, property):
+            if is_a(step.value, property):
                 if rest[0] not in _ACCESSORS:
                     message = f"{here!r} is a property: what it gives is only known when it runs"
                     raise TargetKindError(f"{message}; probe it, or its 'fget', 'fset' or 'fdel'")
                 if len(rest) == 1:
                     return self._property(step, holder, here, rest[0])
-            holder, label = _unwrapped(step.value), here
+            holder, label = unwrapped(step.value), here
         raise _is_module(label, module)
 
     def _no_attribute(
@@ -446,40 +446,40 @@ class _Search:
             hints += _there_is(elsewhere)
         elif (len(names) == 1 or not near) and (places := self._elsewhere(label, names)):
             hints += places
-        elif is_module and _entry(_namespace(holder), "__getattr__") is not _MISSING:
+        elif is_module and entry_of(namespace_of(holder), "__getattr__") is not MISSING:
             hints += "; its __getattr__ may make it, which a spec never runs"
         message = f"{_noun(holder, label)} has no {name!r}{hints or _CHECK_SPELLING}"
         return TargetNotFoundError(message)
 
-    def _classify(self, step: _Step, holder: object, here: str) -> Target:
+    def _classify(self, step: Step, holder: object, here: str) -> Target:
         value = step.value
-        function = _unwrapped(value)
+        function = unwrapped(value)
         if type(function) is FunctionType:
             return self._target(step, holder, here, _method_kind(step), function)
-        if _is_a(value, staticmethod) or _is_a(value, classmethod):
+        if is_a(value, staticmethod) or is_a(value, classmethod):
             # A stand-in for a staticmethod or classmethod object would bind in another way.
-            has_code = type(_entry(_namespace(function), "__wrapped__")) is FunctionType
+            has_code = type(entry_of(namespace_of(function), "__wrapped__")) is FunctionType
             advice = f"'{here}.__wrapped__'" if has_code else "the Python function that calls it"
-            what = f"a {_read_name(type(value))} around a {_read_name(type(function))}"
+            what = f"a {read_name(type(value))} around a {read_name(type(function))}"
             raise TargetKindError(f"{here!r} is {what}, without code of its own; probe {advice}")
-        if _is_a(value, property):
+        if is_a(value, property):
             return self._property(step, holder, here, "fget")
-        if _is_a(value, functools.cached_property):
-            inner = _entry(_namespace(value), "func")
+        if is_a(value, functools.cached_property):
+            inner = entry_of(namespace_of(value), "func")
             if type(inner) is FunctionType:
                 return self._target(step, holder, here, TargetKind.PROPERTY, inner)
-        if _is_a(value, ModuleType):
+        if is_a(value, ModuleType):
             raise _is_module(here, value)
-        if _is_a(value, type):
+        if is_a(value, type):
             raise _is_class(here, value)
-        if callable(value) or _is_a(value, functools.partialmethod):
+        if callable(value) or is_a(value, functools.partialmethod):
             return self._reference(step, holder, here)
         inside = [f"{here}.{name}" for name in _functions_in(value)]
         advice = _listed("probe a function in it", inside) or "name a function instead"
-        kind = _read_name(type(value))
+        kind = read_name(type(value))
         raise TargetKindError(f"{here!r} is a {kind}, which can't be called; {advice}")
 
-    def _property(self, step: _Step, holder: object, here: str, accessor: str) -> Target:
+    def _property(self, step: Step, holder: object, here: str, accessor: str) -> Target:
         functions = {name: read(step.value) for name, read in _ACCESSORS.items()}
         function = functions.pop(accessor)
         if type(function) is FunctionType:
@@ -488,72 +488,72 @@ class _Search:
         advice = _listed("it has", others) or "probe a function that uses it"
         if function is None:
             raise TargetNotFoundError(f"property {here!r} has no {accessor!r}; {advice}")
-        kind = _read_name(type(function))
+        kind = read_name(type(function))
         message = f"the {accessor!r} of property {here!r} is a {kind}, no Python function; {advice}"
         raise TargetKindError(message)
 
-    def _reference(self, step: _Step, holder: object, here: str) -> Target:
+    def _reference(self, step: Step, holder: object, here: str) -> Target:
         owner = step.owner
         advice = "probe the Python function that calls it"
         if id(step.value) in _LOOKERS:
             name = _LOOKERS[id(step.value)]
             why = f"is {name}, which looks at its caller: with a probe it would find another one"
             raise TargetKindError(f"{here!r} {why}; {advice}", code="target-looks-at-caller")
-        if _is_a(owner, type):
-            if _read_flags(owner) & _TPFLAGS_IMMUTABLETYPE:
+        if is_a(owner, type):
+            if read_flags(owner) & _TPFLAGS_IMMUTABLETYPE:
                 source = f"{'is inherited' if holder is not owner else 'is'} from"
-                why = f"{source} {_class_name(owner)!r}, a type whose attributes can't be replaced"
+                why = f"{source} {class_name(owner)!r}, a type whose attributes can't be replaced"
                 raise TargetKindError(f"{here!r} {why}; {advice}", code="target-immutable")
-        elif not _is_a(owner, ModuleType) and _entry(_namespace(owner), step.name) is _MISSING:
-            why = f"stands in a {_read_name(type(owner))} where it can't be replaced"
+        elif not is_a(owner, ModuleType) and entry_of(namespace_of(owner), step.name) is MISSING:
+            why = f"stands in a {read_name(type(owner))} where it can't be replaced"
             raise TargetKindError(f"{here!r} {why}; {advice}", code="target-immutable")
         return self._target(step, holder, here, TargetKind.REFERENCE, None)
 
     def _target(
-        self, step: _Step, holder: object, here: str, kind: TargetKind, function: object
+        self, step: Step, holder: object, here: str, kind: TargetKind, function: object
     ) -> Target:
         warnings = []
         owner, name, value = step
-        if _is_a(owner, type) and owner is not holder:
-            origin = _class_name(owner)
-            if not _is_a(holder, type):
+        if is_a(owner, type) and owner is not holder:
+            origin = class_name(owner)
+            if not is_a(holder, type):
                 why = f"is defined by class {origin}: calls on any of its instances are seen"
-            elif any(each is owner for each in _read_mro(holder)):
+            elif any(each is owner for each in read_mro(holder)):
                 why = f"is inherited from {origin}: calls through any subclass are seen"
             else:
                 why = f"is inherited from metaclass {origin}: calls through any class are seen"
             warnings.append(f"{here} {why}")
         if type(value) is MethodType and function is not None:
             bound = value.__self__
-            cls = _class_name(bound if _is_a(bound, type) else type(bound))
+            cls = class_name(bound if is_a(bound, type) else type(bound))
             warnings.append(f"{here} is a bound method of {cls}: calls on others are seen too")
-        if _is_a(owner, ModuleType):
-            if _entry(_namespace(owner), name) is _MISSING:
+        if is_a(owner, ModuleType):
+            if entry_of(namespace_of(owner), name) is MISSING:
                 warnings.append(f"{here} is made by __getattr__: what it gives next is not seen")
-            file = _entry(_namespace(owner), "__file__")
+            file = entry_of(namespace_of(owner), "__file__")
             if _is_script(file) and owner is not sys.modules.get("__main__"):
                 warnings.append(f"{here} also exists in __main__: calls there are not seen")
         code_owner = function if type(function) is FunctionType else None
         inner, decorators = None, 0
         if name != "__wrapped__":  # who walks through decorators one by one means where they stop
-            inner, decorators = innermost(_seen_through(value) if code_owner is None else function)
+            inner, decorators = innermost(seen_through(value) if code_owner is None else function)
         return Target(
             self.path, owner, name, kind, value, code_owner, tuple(warnings), inner, decorators
         )
 
 
-def _classify(step: _Step, holder: object, path: str) -> Target:
+def _classify(step: Step, holder: object, path: str) -> Target:
     """What `resolve` makes of an attribute that was found; raises TargetError as it does."""
     search = _Search(path, [], import_modules=False, with_advice=False)
     return search._classify(step, holder, path)
 
 
-def _method_kind(step: _Step) -> TargetKind:
-    if _is_a(step.value, staticmethod):
+def _method_kind(step: Step) -> TargetKind:
+    if is_a(step.value, staticmethod):
         return TargetKind.STATIC_METHOD
-    if _is_a(step.value, classmethod):
+    if is_a(step.value, classmethod):
         return TargetKind.CLASS_METHOD
-    is_method = _is_a(step.owner, type) or type(step.value) is MethodType
+    is_method = is_a(step.owner, type) or type(step.value) is MethodType
     return TargetKind.METHOD if is_method else TargetKind.FUNCTION
 
 

@@ -27,8 +27,8 @@ from diagnose.errors import (
     TargetKindError,
     TargetNotFoundError,
 )
-from diagnose.handlers import BUSY
 from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
+from diagnose.reentrancy import BUSY
 
 SOURCE = """
 from functools import lru_cache

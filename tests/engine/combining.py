@@ -18,9 +18,9 @@ from combined import BY_REFERENCE, KINDS, XS, Odd, Quit, Unspeakable, Unusable
 from stage import in_thread, outcome, timers_ran
 
 import diagnose
-from diagnose import handlers, instruments, managers, probes
+from diagnose import instruments, managers, probes, reentrancy
 from diagnose.errors import DiagnoseError
-from diagnose.guards import Limits
+from diagnose.limits import Limits
 
 # --- the space --------------------------------------------------------------------------------
 
@@ -406,9 +406,9 @@ def run(module, **combination):
     finally:
         world.tear_down()
     timers_ran()
-    if threading.get_ident() in handlers.BUSY:
+    if threading.get_ident() in reentrancy.BUSY:
         wrong.append("this thread is busy for good")
-        handlers.BUSY.clear()
+        reentrancy.BUSY.clear()
     after = functions(module)
     for kind, thing in after.items():
         if thing is not before[kind] or getattr(thing, "__code__", None) is not codes[kind]:

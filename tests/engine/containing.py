@@ -16,8 +16,8 @@ from stage import outcome, timers_ran
 
 from diagnose import probes
 from diagnose.bytecode import assembly, containment, flow, weaving
-from diagnose.guards import Limits
 from diagnose.instruments import CallTreeInstrument, HistogramInstrument, ProbeTestInstrument
+from diagnose.limits import Limits
 
 SUBJECTS = """
     import types

@@ -12,8 +12,8 @@ from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
 from waiting import in_child, wait_until
 
 from diagnose import LogInstrument, attach_to, probes
-from diagnose import budget as budgets
-from diagnose.budget import (
+from diagnose import cpu_budget as budgets
+from diagnose.cpu_budget import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MOST_RESUMED_AT_ONCE,

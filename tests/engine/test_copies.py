@@ -12,8 +12,8 @@ from stage import Stage, attached, timers_ran
 
 from diagnose import HistogramInstrument, IncrementInstrument, LogInstrument, manager
 from diagnose.breakpoints import Breakpoint
-from diagnose.guards import Limits
 from diagnose.instruments import CallTreeInstrument, ProbeTestInstrument
+from diagnose.limits import Limits
 
 SOURCE = """\
 def price(x, *rest, **more):

@@ -188,7 +188,7 @@ def program(end, *, probed):
     if probed:
         parts.append("""
             from diagnose import *
-            from diagnose.guards import Limits
+            from diagnose.limits import Limits
             logging.getLogger("diagnose").addHandler(logging.NullHandler())
             logging.getLogger("diagnose").propagate = False
             """)
@@ -272,7 +272,7 @@ CHATTY = """
     """
 CHATTY_PROBES = """
     from diagnose import *
-    from diagnose.guards import Limits
+    from diagnose.limits import Limits
     import logging; logging.getLogger("diagnose").addHandler(logging.NullHandler())
     logging.getLogger("diagnose").propagate = False  # of hits that took too long on a busy machine
     for event in ("call", "end"):

@@ -33,7 +33,7 @@ from diagnose.errors import (
 )
 from diagnose.expressions import BUILTINS, compile_function, parse
 from diagnose.expressions.calls import METHODS
-from diagnose.expressions.fences import MAX_ITEMS
+from diagnose.expressions.guards import MAX_ITEMS
 
 NAMESPACE = {
     "datetime": datetime,

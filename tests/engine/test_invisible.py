@@ -26,7 +26,7 @@ import pytest
 from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
 from waiting import wait_until
 
-from diagnose import handlers
+from diagnose import reentrancy
 from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
 
 # The subjects look around in every way that a wrapper's frame would show in. What they see
@@ -624,7 +624,7 @@ def test_endless_recursion_is_still_a_recursion_error(place, names):
         assert len(depths) > sys.getrecursionlimit() / 4
     with pytest.raises(RecursionError):
         endless(0)
-    assert threading.get_ident() not in handlers.BUSY
+    assert threading.get_ident() not in reentrancy.BUSY
 
 
 def test_an_instrument_that_does_not_fit_under_the_recursion_limit_harms_nobody(place):
@@ -659,7 +659,7 @@ def test_an_instrument_that_does_not_fit_under_the_recursion_limit_harms_nobody(
         with attached(path, failing):
             assert in_thread(call, depth, Deep()) == "fits"
             errors += failing.status.suppressed["error"]
-    wait_until(lambda: handlers.BUSY == set())
+    wait_until(lambda: reentrancy.BUSY == set())
     assert errors > 10
 
 
@@ -684,7 +684,7 @@ def test_signals_interrupt_the_body_and_leave_nothing_behind(place, names):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert interrupted[0] == interrupted[-1]
-    assert threading.get_ident() not in handlers.BUSY
+    assert threading.get_ident() not in reentrancy.BUSY
 
 
 @pytest.mark.parametrize("kind", [ProbeTestInstrument, HistogramInstrument])
@@ -715,7 +715,7 @@ def test_an_interrupt_within_an_instrument_reaches_the_program_and_probes_go_on(
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except Interrupted:
                     count += 1
-                assert threading.get_ident() not in handlers.BUSY
+                assert threading.get_ident() not in reentrancy.BUSY
                 instrument.flush()
                 getattr(instrument, "log", []).clear()
         finally:

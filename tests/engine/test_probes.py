@@ -25,7 +25,7 @@ from stage import (
 from waiting import in_child, wait_until
 
 import diagnose
-from diagnose import attach_to, handlers, probes, sensor
+from diagnose import attach_to, probes, reentrancy, sensor
 from diagnose.errors import (
     DiagnoseError,
     InstrumentError,
@@ -542,7 +542,7 @@ def test_an_instrument_that_raises_is_disarmed_reported_and_harms_nobody(shop, w
     assert probe.instruments == {"failing": failing}
     probe.detach("failing")
     assert failing.status.state == "error"
-    assert threading.get_ident() not in handlers.BUSY
+    assert threading.get_ident() not in reentrancy.BUSY
 
 
 def test_a_disarmed_instrument_costs_nothing_once_the_timer_ran(shop):
@@ -593,7 +593,7 @@ def test_interrupts_that_a_signal_handler_raises_are_the_programs(shop, what):
         for _ in range(2):
             with pytest.raises(Interrupt):
                 shop.double(1)
-            assert threading.get_ident() not in handlers.BUSY
+            assert threading.get_ident() not in reentrancy.BUSY
         timers_ran()
         assert failing.status.error is None
         assert in_main == []
@@ -608,7 +608,7 @@ def test_no_exception_that_an_instrument_raises_reaches_the_program(shop, what, 
     failing = Failing("emit" if what in {"value", "when", "tags"} else what, error, mgr=manager)
     with attached(shop.path, failing):
         assert [shop.double(number) for number in range(2)] == [0, 2]
-        assert threading.get_ident() not in handlers.BUSY
+        assert threading.get_ident() not in reentrancy.BUSY
         timers_ran()
     assert [kind for _, _, kind in manager.noted] == [error]
     assert (failing.status.state, failing.status.code) == ("error", "runtime-error")
@@ -1186,7 +1186,7 @@ def test_a_fork_within_an_instrument_leaves_both_sides_working(shop):
         shop.double(3)
     assert answers == ["(1, 1)"]
     assert forking.results == [1, 3]
-    assert threading.get_ident() not in handlers.BUSY
+    assert threading.get_ident() not in reentrancy.BUSY
 
 
 def test_threads_that_a_fork_left_behind_in_an_instrument_silence_nobody(shop):
@@ -1201,8 +1201,8 @@ def test_threads_that_a_fork_left_behind_in_an_instrument_silence_nobody(shop):
         thread = threading.Thread(target=shop.double, args=(1,))
         thread.start()
         assert inside.wait(DEADLINE_SECONDS)
-        assert len(handlers.BUSY) >= 1
-        assert in_child(lambda: len(handlers.BUSY)) == "0"
+        assert len(reentrancy.BUSY) >= 1
+        assert in_child(lambda: len(reentrancy.BUSY)) == "0"
         leave.set()
         thread.join(DEADLINE_SECONDS)
 

@@ -13,8 +13,8 @@ from stage import Stage, attached, outcome, probed
 
 from diagnose import HistogramInstrument
 from diagnose.bytecode import assembly, flow
-from diagnose.guards import Limits
 from diagnose.instruments import ProbeTestInstrument
+from diagnose.limits import Limits
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from stage import Stage, attached
 
 from diagnose import HistogramInstrument, IncrementInstrument, LogInstrument
-from diagnose.guards import Limits
-from diagnose.handlers import BUSY
 from diagnose.instruments import ProbeTestInstrument
+from diagnose.limits import Limits
+from diagnose.reentrancy import BUSY
 
 LOUD = []
 """What ran outside of the quiet state."""

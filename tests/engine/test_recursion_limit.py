@@ -10,7 +10,7 @@ import threading
 import pytest
 from stage import Stage, attached, outcome, probed
 
-from diagnose import handlers
+from diagnose import reentrancy
 from diagnose.bytecode import assembly, flow
 from diagnose.instruments import ProbeTestInstrument
 
@@ -27,7 +27,7 @@ def stage():
 @pytest.fixture(autouse=True)
 def nobody_is_left_busy():
     yield
-    assert threading.get_ident() not in handlers.BUSY
+    assert threading.get_ident() not in reentrancy.BUSY
 
 
 PROGRAMS = {

@@ -20,6 +20,7 @@ import diagnose
 from diagnose import managers, probes, targets
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.managers import InstrumentManager
+from diagnose.originals import own_code
 
 SHOP = """
 def total(x): return x
@@ -96,7 +97,7 @@ def entry(manager, key="a"):
 
 def test_a_reloaded_module_has_its_new_function_probed(shop, file, manager):
     assert arm(manager)["state"] == "installed"
-    old, code = shop.total, targets.fingerprints.read_code(shop.total)
+    old, code = shop.total, own_code(shop.total.__code__)
     write(file, f"# a new first line\n{SHOP}")
     importlib.reload(shop)
     shop.total(1)
@@ -132,7 +133,7 @@ def test_a_class_attribute_that_is_replaced_is_followed(shop, manager, path, mak
     arm(manager, f"shop_rt.{path}", "x")
     name = path.rpartition(".")[2]
     old = targets.find(f"shop_rt.{path}").function
-    code = targets.fingerprints.read_code(old)
+    code = own_code(old.__code__)
     new = (lambda x: x) if make is staticmethod else (lambda self, x: x)
     setattr(shop.Cart, name, make(new))
     manager.apply()
@@ -220,7 +221,7 @@ def test_every_spec_of_a_function_moves_and_those_of_other_managers_when_they_ap
     arm(manager, value="'two'", key="b")
     other.specs["c"] = manager.specs["a"] | {"instrument": {"type": "seen", "value": "'three'"}}
     other.apply()
-    old, code = shop.total, targets.fingerprints.read_code(shop.total)
+    old, code = shop.total, own_code(shop.total.__code__)
     shop.total = lambda x: x
     manager.apply()
     shop.total(1)
@@ -267,9 +268,7 @@ def test_no_call_falls_between_two_functions_while_threads_call(shop, manager):
     thread.start()
     try:
         for _ in range(30):
-            shop.total = types.FunctionType(
-                targets.fingerprints.read_code(shop.total), vars(shop), "total"
-            )
+            shop.total = types.FunctionType(own_code(shop.total.__code__), vars(shop), "total")
             manager.apply()
             assert entry(manager)["err"] is None
     finally:

@@ -349,7 +349,7 @@ USED_BY_THE_ENGINE = [
 
 @pytest.mark.parametrize("path", USED_BY_THE_ENGINE)
 def test_what_the_engine_uses_can_be_probed_without_probing_itself(path):
-    from diagnose.guards import Limits
+    from diagnose.limits import Limits
 
     module, _, name = path.rpartition(".")
     original = getattr(sys.modules[module], name)
@@ -441,8 +441,8 @@ def test_library_functions_that_instruments_use_can_be_probed(path, value, caplo
         "clockwork.Clockwork.after",
         "clockwork.Clockwork._next_due",
         "clockwork.Timer.run",
-        "handlers.Quiet.__enter__",
-        "handlers.Quiet.__exit__",
+        "reentrancy.Quiet.__enter__",
+        "reentrancy.Quiet.__exit__",
         "handlers.disarm",
         "handlers.write",
         "instruments.base.Instrument.evaluate",

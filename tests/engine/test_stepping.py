@@ -17,8 +17,8 @@ import pytest
 from stage import Stage, attached, probed
 
 from diagnose import HistogramInstrument, IncrementInstrument, LogInstrument
-from diagnose.guards import Limits
 from diagnose.instruments import ProbeTestInstrument
+from diagnose.limits import Limits
 
 SOURCE = """\
 class Cart:

@@ -13,10 +13,10 @@ import pytest
 from stage import DEADLINE_SECONDS, Stage, timers_ran
 from waiting import wait_until
 
-from diagnose import attach_to, guards, handlers, sites
+from diagnose import attach_to, expressions, reentrancy, sites, tokens
 from diagnose.bytecode.weaving import Hook
-from diagnose.guards import Limits
 from diagnose.instruments import HistogramInstrument, Instrument, ProbeTestInstrument
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 
 # How long each test hammers; `make proof` does it for longer.
@@ -174,7 +174,7 @@ def test_calls_are_right_while_probes_change_thousands_of_times(stage, often):
     for name, code in codes.items():
         assert getattr(shop, name).__code__ is code
     assert min(counts) > 0
-    wait_until(lambda: handlers.BUSY == set())
+    wait_until(lambda: reentrancy.BUSY == set())
     wrong = [each for value, each in made if value == "1" and each.status.error]
     assert [each.status.error for each in wrong] == []
 
@@ -266,10 +266,10 @@ def test_exactly_so_many_tokens_are_handed_out_to_threads(often):
         return len(got), sum(not token for token in got)
 
     for size in (1, 2, 10, 5000):
-        rate = guards.Rate(size)
+        rate = tokens.Rate(size)
         rate.roll()
         assert count(rate.tokens) == (size, 0)
-        assert count(guards.hit_tokens(size)) == (size, 1)
+        assert count(tokens.hit_tokens(size)) == (size, 1)
 
 
 def test_a_handler_has_the_same_parameters_when_it_is_disarmed(stage):
@@ -483,7 +483,7 @@ def test_a_thread_that_dies_inside_an_instrument_silences_no_other(stage, monkey
     thread = threading.Thread(target=work, args=(0,))
     thread.start()
     thread.join(DEADLINE_SECONDS)
-    wait_until(lambda: handlers.BUSY == set())
+    wait_until(lambda: reentrancy.BUSY == set())
     for number in range(1, 4):
         thread = threading.Thread(target=work, args=(number,))
         thread.start()
@@ -522,7 +522,7 @@ def test_what_another_thread_spoils_is_parsed_again():
             raise left.pop()
         return "made"
 
-    assert handlers.parsing(make) == "made"
+    assert expressions.parsing(make) == "made"
     left.extend([SystemError("for ever")] * 99)
     with pytest.raises(SystemError):
-        handlers.parsing(make)
+        expressions.parsing(make)

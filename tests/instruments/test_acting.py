@@ -16,8 +16,8 @@ from made_up import EXAMPLES, KINDS, calls, functions, run, steps
 from stage import Interrupt, Stage, attached, in_thread, interrupts, outcome, picture
 
 from diagnose.errors import InstrumentError
-from diagnose.guards import Limits
 from diagnose.instruments import Instrument, ProbeTestInstrument, Raise, Result, calltree
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 
 logging.getLogger("diagnose").addHandler(logging.NullHandler())

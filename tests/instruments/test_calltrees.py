@@ -21,8 +21,8 @@ from diagnose.errors import (
     ProbeError,
     UnknownNameError,
 )
-from diagnose.guards import Limits
 from diagnose.instruments import CallTreeInstrument, HunterInstrument, ProbeTestInstrument
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 
 FAST = Limits(rate=1e6)
@@ -831,7 +831,7 @@ def test_a_daemon_thread_inside_a_watched_call_at_the_end_of_the_process_says_no
         """
 import sys, threading, time, types
 from diagnose import attach_to
-from diagnose.guards import Limits
+from diagnose.limits import Limits
 from diagnose.instruments import CallTreeInstrument
 
 inside = threading.Event()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -16,13 +17,12 @@ import pytest
 from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
 from waiting import in_child, wait_until
 
-from diagnose import attach_to
+from diagnose import attach_to, handlers, targets
 from diagnose.errors import (
     ExpressionNotAdmittedError,
     ExpressionSyntaxError,
     InstrumentError,
 )
-from diagnose.guards import Limits
 from diagnose.instruments import (
     HistogramInstrument,
     IncrementInstrument,
@@ -32,8 +32,10 @@ from diagnose.instruments import (
     metrics,
 )
 from diagnose.instruments.base import remaining_seconds
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 from diagnose.sinks import standard
+from diagnose.sites import site_of
 
 
 class ListSink:
@@ -867,3 +869,40 @@ def test_a_log_without_a_probe_writes_too(pipe_of):
     pipe = pipe_of()
     LogInstrument("a", "x").emit("a", 1, {})
     assert pipe.readline() == "Probe (a)[tags={}] = 1\n"
+
+
+def test_what_serves_hits_can_be_read(shop):
+    scope = site_of(targets.resolve(shop.path, import_modules=False), inside=False).scope(
+        "return", {}
+    )
+    shown = []
+    for instrument in (
+        ProbeTestInstrument("n", "(x, elapsed)", "return", when="x > 3", limits=Limits(hits=2)),
+        HistogramInstrument("n", "elapsed"),
+    ):
+        plan = instrument.plan(None, lambda error: True, lambda: None)
+        shown.append(handlers.text(plan, scope))
+        compile(shown[-1], "text", "exec")
+    assert "C·emit(C·name, E·value, {})" in shown[0]
+    assert "if not E·when:" in shown[0]
+    assert "C·next(C·tokens, None)" in shown[0]
+    assert "C·append(E·number)" in shown[1]
+
+
+def test_an_override_that_looks_like_the_method_it_overrides_is_asked(shop):
+    class Strict(InstrumentManager):
+        @functools.wraps(InstrumentManager.check_call)
+        def check_call(self, *args, **kwargs):
+            return False
+
+        @functools.wraps(InstrumentManager.get_tags)
+        def get_tags(self):
+            return {"a": 1}
+
+    strict = Strict()
+    watched, tagged = (ProbeTestInstrument("n", "x", mgr=strict) for _ in range(2))
+    tagged.check_call = lambda *args, **kwargs: True
+    with attached(shop.path, watched, tagged):
+        shop.same(1)
+    assert (watched.log, tagged.log) == ([], [({"a": 1}, 1)])
+    assert watched.status.suppressed["check"] == 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnose.errors import SpecError
-from diagnose.guards import Limits
+from diagnose.limits import Limits
 from diagnose.specs import DEFAULT_LIFESPAN, Select, State, fingerprint, parse
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -21,14 +21,17 @@ ORDER = """
     diagnose.interrupts
     diagnose.threads
     diagnose.source_lines
+    diagnose.originals
     diagnose.clockwork
+    diagnose.reentrancy
     diagnose.exchange
-    diagnose.background
     diagnose.imports
     diagnose.targets
     diagnose.expressions
+    diagnose.limits
     diagnose.guards
-    diagnose.budget
+    diagnose.tokens
+    diagnose.cpu_budget
     diagnose.bytecode
     diagnose.hotspots
     diagnose.calltrees

@@ -63,23 +63,23 @@ def test_what_changes_nothing_is_left_alone(source):
 
 
 def test_each_mutant_of_the_library_is_python_and_another_text_and_its_line_is_told():
-    path = mutate.ROOT / "diagnose/guards.py"
+    path = mutate.ROOT / "diagnose/tokens.py"
     source = path.read_bytes()
-    found = mutants("diagnose/guards.py", source)
+    found = mutants("diagnose/tokens.py", source)
     assert len(found) > 50
     for each in found:
         compile(each.apply(source), "m.py", "exec")
         assert each.apply(source) != source
         lines = mutate.shown(each).splitlines()
-        assert lines[0].startswith(f"diagnose/guards.py:{each.line}: ")
+        assert lines[0].startswith(f"diagnose/tokens.py:{each.line}: ")
         assert lines[1][2] == "-"
 
 
 def test_the_same_seed_draws_the_same_mutants_and_all_tests_of_the_table_exist():
-    parts = ["guards", "budget"]
+    parts = ["tokens", "budget"]
     assert mutate.sample(3, parts) == mutate.sample(3, parts) != mutate.sample(4, parts)
     for path in (
-        "diagnose/guards.py",
+        "diagnose/tokens.py",
         "diagnose/handlers/writing.py",
         "diagnose_mongo/store/link.py",
     ):

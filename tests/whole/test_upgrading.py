@@ -21,7 +21,6 @@ from waiting import wait_until
 
 import diagnose
 from diagnose import hotspots, probes
-from diagnose.guards import Limits
 from diagnose.instruments import (
     HistogramInstrument,
     IncrementInstrument,
@@ -29,6 +28,7 @@ from diagnose.instruments import (
     LogInstrument,
     ProbeTestInstrument,
 )
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager, mag
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 
-from diagnose.guards import Limits
 from diagnose.instruments import (
     CallTreeInstrument,
     HistogramInstrument,
@@ -14,6 +13,7 @@ from diagnose.instruments import (
     LogInstrument,
     ProbeTestInstrument,
 )
+from diagnose.limits import Limits
 from diagnose.managers import InstrumentManager
 from diagnose.sinks.stream import StreamSink
 from random_programs import scripts

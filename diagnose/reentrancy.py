@@ -1,19 +1,15 @@
-"""In which threads instruments are at work, and counts that need no lock."""
+"""In which threads instruments are at work: probes are silent there."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import operator
 import os
-import sys
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["BUSY", "Quiet", "Tally", "leave_behind", "parsing", "quietly"]
+__all__ = ["BUSY", "Quiet", "leave_behind", "quietly"]
 
 
 class _Busy(set[int]):
@@ -79,55 +75,3 @@ def quietly(call: Callable[..., T], *args: object) -> T:
     finally:
         if is_outermost:
             BUSY.discard(ident)
-
-
-_PARSES = 5
-
-
-def parsing(make: Callable[[], T]) -> T:
-    """What ``make`` returns, which parses Python; if another thread spoiled that, made again.
-
-    On 3.11 all threads of an interpreter count how deep a syntax tree is in one number; where
-    they take turns amid that, one of them gets a SystemError (CPython's gh-106905).
-    """
-    for _ in range(_PARSES - 1):
-        with contextlib.suppress(SystemError):
-            return make()
-    return make()
-
-
-class Tally:
-    """A count that threads may raise at once without a lock.
-
-    ``add``, or the ``next`` of ``ones``, raises it: one C call, atomic, which makes no object.
-    """
-
-    __slots__ = ("add", "ones")
-
-    def __init__(self) -> None:
-        self.ones: Iterator[object] = _ones()
-        self.add: Callable[[], object] = self.ones.__next__
-
-    @property
-    def value(self) -> int:
-        """How often it was raised."""
-        return _taken(self.ones)
-
-
-if getattr(sys, "_is_gil_enabled", lambda: True)():
-
-    def _ones() -> Iterator[object]:
-        return itertools.repeat(None, sys.maxsize)
-
-    def _taken(ones: Iterator[object]) -> int:
-        # What is left of it can be read, and nobody lives to see its end.
-        return sys.maxsize - operator.length_hint(ones)
-
-else:  # there a `repeat` loses some, and a `count` none
-
-    def _ones() -> Iterator[object]:
-        return itertools.count()
-
-    def _taken(ones: Iterator[object]) -> int:
-        # It shows itself: "count(3)".
-        return int(repr(ones)[len("count(") : -1])
