@@ -34,8 +34,9 @@ from diagnose.instruments import (
     IncrementInstrument,
     LogInstrument,
 )
-from diagnose.instruments.base import ACTS, doing_nothing
+from diagnose.instruments.base import doing_nothing
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
+from diagnose.limits import ACTS
 from diagnose.outcomes import UNTOLD, Outcome, Record
 from diagnose.specs import Stage, State
 
@@ -50,7 +51,14 @@ if TYPE_CHECKING:
     from diagnose.targets import Target
     from diagnose.tokens import Allotment
 
-__all__ = ["CPU_BUDGET", "MOST_PER_FUNCTION", "MOST_PER_PROCESS", "InstrumentManager", "mag"]
+__all__ = [
+    "CPU_BUDGET",
+    "MOST_PER_FUNCTION",
+    "MOST_PER_PROCESS",
+    "InstrumentManager",
+    "mag",
+    "manager",
+]
 
 log = logging.getLogger(__name__)
 
@@ -749,3 +757,7 @@ def _end() -> None:
 
 
 atexit.register(_end)
+
+
+manager = InstrumentManager()
+"""The manager of all instruments that are given none: ``diagnose.manager``."""

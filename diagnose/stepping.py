@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import bdb
 import functools
-import os
 from typing import TYPE_CHECKING, Any
 
 from diagnose import bytecode
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["begin", "end"]
 
 # What stands for a function without code is not seen as the caller of these.
-_CALLED_BY_WOVEN = ("<probe ", os.path.dirname(bytecode.__file__) + os.sep)
+_CALLED_BY_WOVEN = ("<probe ", bytecode.__file__.removesuffix("__init__.py"))
 
 
 def _stepping_over(before: Any) -> Any:

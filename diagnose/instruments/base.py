@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import importlib
 import logging
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from diagnose.cpu_budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
-from diagnose.limits import Limits
+from diagnose.limits import ACTS, Limits
 from diagnose.tokens import Tally
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ __all__ = [
     "Status",
     "does_nothing",
     "doing_nothing",
-    "use_manager",
 ]
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ of the file runs, by its number, or counted from the line of the ``def``."""
 ACTING_EVENTS = ("call", "return")
 """Those on which an instrument may act."""
 
-ACTS = "it acts: it may change what the function is given, returns or raises"
 
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
@@ -82,16 +81,10 @@ class Manager(Protocol):
 
 
 class _Defaults:
-    """Stands in where neither the caller nor the package has set a manager."""
+    """What modules below this one give it."""
 
-    manager: ClassVar[Manager | None] = None
     # Set by diagnose.probes, which stands below this module: decorating attaches.
     attach: ClassVar[Callable[[Instrument, Any], None] | None] = None
-
-
-def use_manager(manager: Manager) -> None:
-    """Make ``manager`` the one of all instruments that are given none."""
-    _Defaults.manager = manager
 
 
 class Status:
@@ -276,10 +269,9 @@ class Instrument:
         """The manager: namespace, sinks, tags, and the last word on errors."""
         if self._mgr is not None:
             return self._mgr
-        if _Defaults.manager is None:
-            message = "there is no manager; pass mgr=, or import diagnose"
-            raise InstrumentError(message)
-        return _Defaults.manager
+        # The one of the package, which stands below this module: whoever attaches makes it.
+        default: Manager = importlib.import_module("diagnose").manager
+        return default
 
     @mgr.setter
     def mgr(self, mgr: Manager | None) -> None:
