@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pymongo  # noqa: E402
-
 from diagnose.outcomes import Outcome, Record  # noqa: E402
+
 from diagnose.specs import State  # noqa: E402
 from diagnose_mongo import documents, presence  # noqa: E402
 from diagnose_mongo.installation import install  # noqa: E402

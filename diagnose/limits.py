@@ -1,4 +1,7 @@
-"""What a user may limit: how often an instrument may fire in a process, and in all of them."""
+"""What a user may limit: how often an instrument may fire in a process, and in all of them.
+
+And what has no limit, and is said of it wherever it is shown: that it acts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from dataclasses import dataclass
 from diagnose.errors import InstrumentError
 from diagnose.fields import FIELDS
 
-__all__ = ["Limits"]
+__all__ = ["ACTS", "Limits"]
+
+ACTS = "it acts: it may change what the function is given, returns or raises"
 
 
 @dataclass(frozen=True, slots=True)

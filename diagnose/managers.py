@@ -7,7 +7,6 @@ it. Running :meth:`~InstrumentManager.apply` again changes nothing where nothing
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime  # noqa: ICN001 - the name that expressions know
 import importlib
@@ -15,7 +14,6 @@ import itertools
 import logging
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -23,7 +21,7 @@ import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from diagnose import arming, forking, imports, probes, registry, specs
+from diagnose import arming, ending, forking, imports, probes, registry, specs
 from diagnose.clockwork import Background
 from diagnose.cpu_budget import Budget
 from diagnose.forking import Layer
@@ -48,7 +46,14 @@ if TYPE_CHECKING:
     from diagnose.specs import Spec
     from diagnose.tokens import Allotment
 
-__all__ = ["CPU_BUDGET", "MOST_PER_FUNCTION", "MOST_PER_PROCESS", "InstrumentManager", "mag"]
+__all__ = [
+    "CPU_BUDGET",
+    "MOST_PER_FUNCTION",
+    "MOST_PER_PROCESS",
+    "InstrumentManager",
+    "mag",
+    "manager",
+]
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +160,7 @@ class InstrumentManager:
         self.specs: dict[Any, Any] = {}
         self.process_id = process_id or _host_and_pid()
         self.expression_policy = expression_policy
-        self.labels: dict[str, str] = {"host": socket.gethostname(), **(labels or {})}
+        self.labels: dict[str, str] = {"host": os.uname().nodename, **(labels or {})}
         self.instrument_classes: dict[str, Callable[..., Any]] = {
             "log": LogInstrument,
             "hist": HistogramInstrument,
@@ -463,7 +468,7 @@ class InstrumentManager:
 
 
 def _host_and_pid() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"{os.uname().nodename}-{os.getpid()}"
 
 
 # --- fork ---
@@ -522,4 +527,8 @@ def _end() -> None:
             manager._records = {}
 
 
-atexit.register(_end)
+ending.register(ending.Layer.MANAGERS, _end)
+
+
+manager = InstrumentManager()
+"""The manager of all instruments that are given none: ``diagnose.manager``."""

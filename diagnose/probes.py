@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from diagnose import targets
+from diagnose import ending, registry, targets
 from diagnose.attachments import Attachment, finish, retire
 from diagnose.errors import DiagnoseError
 from diagnose.expressions import parsing
@@ -16,6 +16,7 @@ from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.instruments.status import State
 from diagnose.reentrancy import Quiet
 from diagnose.registry import lock, place, timers, update
+from diagnose.sinks.standard import STANDARD_OUTPUT
 from diagnose.sites import happens_inside, site_of
 
 if TYPE_CHECKING:
@@ -536,3 +537,35 @@ def _decorate(instrument: Instrument, function: Any) -> None:
 
 
 base.use_attach(_decorate)
+
+
+# --- the end of the program -------------------------------------------------------------
+
+
+def _end() -> None:
+    """Take everything off, so that the program comes apart as if nothing had been there.
+
+    Code that calls handlers keeps alive what these refer to, and the collector can't see it, as
+    code takes no part in collection: files would not be flushed, finalizers not run.
+    """
+    with Quiet():
+        if not lock.acquire(timeout=_END_WAIT_SECONDS):
+            return
+        try:
+            placed = registry.close()
+            on = {each.probe for each in placed if isinstance(each, Attachment)}
+            live = {each for each in on if isinstance(each, FunctionProbe)}
+            with Changes() as changes:
+                for probe in live.union(active_probes.values()):
+                    with suppress(Exception):
+                        probe.leave(changes)
+            registry.clear()
+        finally:
+            lock.release()
+        # What is still to be told holds instruments, and by them what they are on.
+        timers.settle(_END_WAIT_SECONDS, lambda: None)
+        STANDARD_OUTPUT.settle()
+
+
+_END_WAIT_SECONDS = 1.0
+ending.register(ending.Layer.PROBES, _end)

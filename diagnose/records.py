@@ -22,8 +22,8 @@ from diagnose.errors import (
     TargetError,
     TargetNotImportedError,
 )
-from diagnose.instruments.base import ACTS
 from diagnose.instruments.status import State
+from diagnose.limits import ACTS
 from diagnose.specs import Stage
 
 if TYPE_CHECKING:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import bdb
 import functools
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnose import bytecode
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["begin", "end"]
 
 # What stands for a function without code is not seen as the caller of these.
-_CALLED_BY_WOVEN = ("<probe ", str(Path(bytecode.__file__).parent) + os.sep)
+_CALLED_BY_WOVEN = ("<probe ", bytecode.__file__.removesuffix("__init__.py"))
 
 
 def _stepping_over(before: Any) -> Any:

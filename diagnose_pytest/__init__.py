@@ -288,8 +288,12 @@ def _is_timeout(error: BaseException) -> bool:
 def _note(item: pytest.Item, error: BaseException) -> None:
     if isinstance(error, pytest.fail.Exception) and item.stash.get(_WHERE, ""):
         return  # by the signal's handler, which saw more
-    from diagnose.breakpoints.stacks import note_where  # noqa: PLC0415 - see the module
+    from diagnose.errors import ProbeError  # noqa: PLC0415 - see the module
 
+    try:
+        from diagnose.breakpoints.stacks import note_where  # noqa: PLC0415
+    except ProbeError:  # a Python whose byte code is not known has no breakpoints
+        return
     note_where(error, is_passing=True)
 
 

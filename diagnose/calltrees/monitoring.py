@@ -8,13 +8,12 @@ that have switched it off for themselves.
 
 from __future__ import annotations
 
-import atexit
 import sys
 import threading
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from diagnose import forking
+from diagnose import ending, forking
 from diagnose.calltrees.callbacks import contained
 from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
@@ -99,7 +98,7 @@ if sys.version_info >= (3, 12):
             _collectors.clear()
             _release()
 
-    atexit.register(_end)
+    ending.register(ending.Layer.CALL_TREES, _end)
 
     def _acquire() -> None:
         global _tool  # noqa: PLW0603

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import datetime as dt
-import difflib
 import operator
 import reprlib
 import time
@@ -78,6 +77,8 @@ def _refused(what: str, where: str, advice: str = _WIDEN) -> ExpressionNotAdmitt
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Give ``"; did you mean 'x'?"`` for a near miss among ``known``, or ``""``."""
+    import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-import secrets
+import os
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # "C·x", "d·x" and "E·x" are identifiers, so the pieces of a handler can be written as
 # text; nobody names a parameter like that. Placeholders in co_consts
 # carry a token, so that no string in a user's expression can be equal to one.
-_PLACE = f"diagnose {secrets.token_hex(8)} "
+_PLACE = f"diagnose {os.urandom(8).hex()} "
 
 
 def filled(code: CodeType, constants: Mapping[str, object]) -> CodeType:

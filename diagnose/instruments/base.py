@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import importlib
 import logging
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
 from diagnose.instruments.status import Status
-from diagnose.limits import Limits
+from diagnose.limits import ACTS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,6 @@ __all__ = [
     "does_nothing",
     "doing_nothing",
     "use_attach",
-    "use_manager",
 ]
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ of the file runs, by its number, or counted from the line of the ``def``."""
 ACTING_EVENTS = ("call", "return")
 """Those on which an instrument may act."""
 
-ACTS = "it acts: it may change what the function is given, returns or raises"
 
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
@@ -81,16 +80,10 @@ class Manager(Protocol):
 
 
 class _Defaults:
-    """Stands in where neither the caller nor the package has set a manager."""
+    """What modules below this one give it."""
 
-    manager: ClassVar[Manager | None] = None
     # What stands below this module sets it: decorating attaches.
     attach: ClassVar[Callable[[Instrument, Any], None] | None] = None
-
-
-def use_manager(manager: Manager) -> None:
-    """Make ``manager`` the one of all instruments that are given none."""
-    _Defaults.manager = manager
 
 
 def use_attach(attach: Callable[[Instrument, Any], None]) -> None:
@@ -229,10 +222,9 @@ class Instrument:
         """The manager: namespace, sinks, tags, and the last word on errors."""
         if self._mgr is not None:
             return self._mgr
-        if _Defaults.manager is None:
-            message = "there is no manager; pass mgr=, or import diagnose"
-            raise InstrumentError(message)
-        return _Defaults.manager
+        # The one of the package, which stands below this module: whoever attaches makes it.
+        default: Manager = importlib.import_module("diagnose").manager
+        return default
 
     @mgr.setter
     def mgr(self, mgr: Manager | None) -> None:

@@ -42,6 +42,7 @@ class HunterInstrument(SpanInstrument):
     Raises:
         ExpressionNotAdmittedError: the policy is another one.
         ExpressionSyntaxError: the query is none.
+        InstrumentError: code ``not-installed``: hunter is not, which the extra ``hunter`` brings.
     """
 
     made = "events"
@@ -106,10 +107,8 @@ class _Hunt:
 
     @staticmethod
     def tracer_class() -> Any:
-        """Hunter's; it is imported by whoever hunts."""
-        import hunter  # noqa: PLC0415
-
-        return hunter.Tracer
+        """Hunter's."""
+        return _hunter().Tracer
 
     def _note(self, event: Any) -> None:
         if self._ended or len(self.made) >= self._most:
@@ -151,9 +150,21 @@ def _is_kept(_error: BaseException) -> bool:
     return False
 
 
-def _parsed(query: object) -> Any:
-    import hunter  # noqa: PLC0415
+def _hunter() -> Any:
+    """The package, which comes with an extra: where it is installed, each start of Python pays."""
+    try:
+        import hunter  # noqa: PLC0415
+    except ImportError as error:
+        message = (
+            f"an instrument of type 'hunter' needs the package hunter ({error}): "
+            "pip install 'diagnose-mongo[hunter]'"
+        )
+        raise InstrumentError(message, code="not-installed") from error
+    return hunter
 
+
+def _parsed(query: object) -> Any:
+    hunter = _hunter()
     if not isinstance(query, str):
         message = f"a hunter query has to be text, not {query!r:.200}"
         raise ExpressionSyntaxError(message)

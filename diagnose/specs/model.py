@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -207,6 +206,8 @@ def percent_factors(spec_id: object) -> tuple[int, int]:
     stands for the spec. It is no more than arithmetic, so that a database can reckon it too.
     (Universal hashing: J. L. Carter and M. N. Wegman, 1979.)
     """
+    import hashlib  # noqa: PLC0415 - OpenSSL takes 2 ms; import diagnose is to be quick
+
     digest = hashlib.blake2b(f"{spec_id}".encode(errors="surrogatepass"), digest_size=16).digest()
     factor = 1 + int.from_bytes(digest[:8], "big") % (PERCENT_MODULUS - 1)
     return factor, int.from_bytes(digest[8:], "big") % PERCENT_MODULUS
@@ -214,5 +215,7 @@ def percent_factors(spec_id: object) -> tuple[int, int]:
 
 def process_share(process_id: str) -> int:
     """A number that is as good as random, from 0 to ``PERCENT_MODULUS - 1``, for each process."""
+    import hashlib  # noqa: PLC0415 - OpenSSL takes 2 ms; import diagnose is to be quick
+
     digest = hashlib.blake2b(process_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % PERCENT_MODULUS

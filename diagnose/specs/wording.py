@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ __all__ = ["hint", "short", "shown", "shown_with_type"]
 
 def hint(name: str, known: Collection[str]) -> str:
     """What was meant by a name, if one is near; begins with a semicolon."""
+    import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
+
     near = difflib.get_close_matches(name[:80], known, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

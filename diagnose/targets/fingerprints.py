@@ -14,7 +14,6 @@ the file the function stands, its default values, its decorators.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 import struct
@@ -65,6 +64,8 @@ def fingerprint(target: Target) -> str:
         >>> print(fingerprint(resolve("textwrap.dedent", import_modules=True)))
         3...-...-...
     """
+    import hashlib  # noqa: PLC0415 - OpenSSL takes 2 ms; import diagnose is to be quick
+
     if target.body is None:
         raise TargetKindError(
             f"{target.path!r} has no Python code, so there is no fingerprint of it",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import pkgutil
 import sys
@@ -159,6 +158,8 @@ def _modules_of(top: str | None, label: str) -> list[tuple[str, object]]:
 
 
 def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+    import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
+
     wants_dunder = name.startswith("__")
     names = sorted({each for each in candidates if wants_dunder or not each.startswith("__")})
     same = [each for each in names if each.casefold() == name.casefold()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from diagnose.instruments.base import ACTS
+from diagnose.limits import ACTS
 from diagnose_mongo.cli.output import shown
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 

@@ -937,6 +937,17 @@ def test_what_is_no_query_is_an_error_that_shows_one(query):
         HunterInstrument("h", query=query)
 
 
+def test_where_hunter_is_not_installed_it_says_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hunter", None)
+    with pytest.raises(InstrumentError, match=r"pip install 'diagnose-mongo\[hunter\]'") as caught:
+        HunterInstrument("h")
+    assert caught.value.code == "not-installed"
+    manager = InstrumentManager("me", expression_policy="python")
+    manager.specs["a"] = document("statistics.mean", type="hunter", query="Q()")
+    manager.apply()
+    assert manager.specs["a"]["applied"]["me"]["code"] == "not-installed"
+
+
 def test_a_hunt_needs_the_policy_for_any_python():
     with pytest.raises(ExpressionNotAdmittedError, match="expression_policy='python'"):
         HunterInstrument("h", policy="restricted")

@@ -20,6 +20,7 @@ ORDER = """
     diagnose.errors
     diagnose.fields
     diagnose.forking
+    diagnose.ending
     diagnose.interrupts
     diagnose.threads
     diagnose.source_lines
@@ -49,7 +50,6 @@ ORDER = """
     diagnose.instruments
     diagnose.attachments
     diagnose.probes
-    diagnose.ending
     diagnose.specs
     diagnose.arming
     diagnose.records
