@@ -131,12 +131,6 @@ def test_the_page_names_each_unit_once_and_each_that_it_names_exists():
     assert len(ORDER) == len(MODULES)
 
 
-def test_each_file_that_the_page_names_exists():
-    named = re.findall(r"`((?:diagnose\w*|docs|tests|benchmarks)/[\w./]*)`", PAGE.read_text())
-    assert len(named) > 50
-    assert not [name for name in named if not (ROOT / name).exists()]
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
     wrong = below(module) - EXCEPTIONS.get(module, set())

@@ -8,6 +8,7 @@ import contextlib
 import doctest
 import http.client
 import inspect
+import io
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from modules import loaded
 from waiting import DEADLINE_SECONDS, wait_until
 
 from diagnose import specs
+from diagnose.sinks.stream import StreamSink
 from diagnose_mongo.changes import add
 from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link, ProcessStore
@@ -167,6 +169,8 @@ def prepare_readme(stage):
     # Another `shop` than the one that gunicorn serves.
     shop = stage.stack.enter_context(loaded("shop", ""))
     shop.cart = stage.stack.enter_context(loaded("shop.cart", CART))
+    prepare_acting(stage)
+    stage.names["manager"].sinks.append(StreamSink(io.StringIO()))
 
 
 def prepare_command(stage):
@@ -341,7 +345,7 @@ def serve(words, stage):
     stage.stack.callback(end, program)
     living = ProcessStore(Link(stage.database["specs"]))
     workers = int(words[words.index("--workers") + 1])
-    wait_until(lambda: living.count() == workers + 1)
+    wait_until(lambda: living.count() >= workers + 1)
 
 
 def end(program):
@@ -396,6 +400,18 @@ def test_pages_whose_examples_run_elsewhere_have_nothing_but_files():
         found = [each for each in blocks(ROOT / "docs" / name) if each.language in RUNS]
         assert found
         assert all(each.file for each in found)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_each_file_and_each_make_target_that_a_page_names_exists(page):
+    text = page.read_text()
+    paths = re.findall(
+        r"(?<![\w/.])((?:diagnose\w*|docs|tests|tools|benchmarks|\.ci)/[\w./-]*\w)", text
+    )
+    assert not [each for each in paths if not (ROOT / each).exists()]
+    targets = re.findall(r"(?:`|\$ )make ([a-z][\w-]*)", text)
+    known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert not set(targets) - set(known)
 
 
 def test_the_readme_is_short():
