@@ -22,7 +22,6 @@ EXCEPTIONS = {
     "diagnose.breakpoints.conditions": {"diagnose.breakpoints.forks"},
     "diagnose.breakpoints.forks": {"diagnose.breakpoints.stops"},
     "diagnose.breakpoints.points": {"diagnose.breakpoints.locks"},
-    "diagnose.handlers.templates": {"diagnose.handlers.writing"},
 }
 
 # The places that may import what comes with an extra. The demo plays a user with a pymongo of its own.

@@ -42,8 +42,6 @@ URI = "mongodb://db.internal/?replicaSet=rs0"
 # Their files are run, and what they say compared, by test_schedules.py and test_pytest_plugin.py.
 RUN_ELSEWHERE = {"schedules.md", "pytest.md"}
 
-pytestmark = pytest.mark.programs
-
 
 class Block(NamedTuple):
     """What stands between fences."""
@@ -72,8 +70,13 @@ def blocks(page):
     ]
 
 
-def has_examples(page):
-    return any(each.language in RUNS for each in blocks(page)) and page.name not in RUN_ELSEWHERE
+def pages_with_examples():
+    for page in PAGES:
+        languages = {each.language for each in blocks(page)}
+        if languages & RUNS.keys() and page.name not in RUN_ELSEWHERE:
+            # Those about Python run on each Python; those about the command on one.
+            marks = [pytest.mark.programs] if "console" in languages else []
+            yield pytest.param(page, marks=marks, id=page.stem)
 
 
 # --- a page's namespace -------------------------------------------------------------------------
@@ -382,7 +385,7 @@ SHOWN_ONLY = {"text", "sh", "{include}", "{toctree}", ""}
 # --- tests --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [*filter(has_examples, PAGES)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*pages_with_examples()])
 def test_what_a_page_shows_is_so(page, stage):
     PREPARE.get(page.name, lambda stage: None)(stage)
     for block in blocks(page):
