@@ -125,8 +125,9 @@ def below(module: str) -> set[str]:
 
 def test_the_page_names_each_unit_once_and_each_that_it_names_exists():
     assert MODULES
-    assert not MODULES.keys() - set(ORDER), "not on the page: give them a row, or a place in one"
-    assert not set(ORDER) - MODULES.keys(), "on the page, and not in the tree"
+    missing, gone = sorted(MODULES.keys() - set(ORDER)), sorted(set(ORDER) - MODULES.keys())
+    assert not missing, "not on the page: give them a row, or a place in one"
+    assert not gone, "on the page, and not in the tree"
     assert len(ORDER) == len(MODULES)
 
 
