@@ -26,7 +26,7 @@ import pytest
 from modules import loaded
 from waiting import DEADLINE_SECONDS, wait_until
 
-from diagnose import specs
+from diagnose import fields, specs
 from diagnose.sinks.stream import StreamSink
 from diagnose_mongo.changes import add
 from diagnose_mongo.manager import MongoInstrumentManager
@@ -396,6 +396,11 @@ def test_what_a_page_shows_is_so(page, stage):
 def test_each_block_is_in_a_language_that_is_run_or_is_only_text(page):
     for block in blocks(page):
         assert block.language in RUNS.keys() | SHOWN_ONLY, f"{block.page}:{block.line}"
+
+
+def test_the_table_of_fields_is_that_of_the_parser():
+    page = (ROOT / "docs" / "document.md").read_text()
+    assert fields.table() in page, "put what diagnose.fields.table() returns into docs/document.md"
 
 
 def test_pages_whose_examples_run_elsewhere_have_nothing_but_files():
