@@ -14,15 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-
 PAGE = ROOT / "docs" / "architecture.md"
-
-# What imports what stands below it, still: each of these shall go.
-EXCEPTIONS = {
-    "diagnose.breakpoints.conditions": {"diagnose.breakpoints.forks"},
-    "diagnose.breakpoints.forks": {"diagnose.breakpoints.stops"},
-    "diagnose.breakpoints.points": {"diagnose.breakpoints.locks"},
-}
 
 # The places that may import what comes with an extra. The demo plays a user with a pymongo of its own.
 ONLY_IN = {
@@ -78,26 +70,11 @@ ORDER = list(listed())
 PLACES = {module: place for place, module in enumerate(ORDER)}
 
 
-def is_for_types(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    )
-
-
-def nodes(tree: ast.AST, *, types: bool) -> Iterator[ast.AST]:
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if types or not is_for_types(child):
-            yield from nodes(child, types=types)
-
-
-def imports(module: str, *, types: bool) -> set[str]:
+def imports(module: str) -> set[str]:
     """The full names of all that a module imports: at its top, in functions, for types."""
     path = MODULES[module]
     found = set()
-    for node in nodes(ast.parse(path.read_text(), str(path)), types=types):
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -112,15 +89,8 @@ def imports(module: str, *, types: bool) -> set[str]:
     return found
 
 
-def own_imports(module: str, *, types: bool) -> set[str]:
-    return {name for name in imports(module, types=types) if name in MODULES and name != module}
-
-
-def below(module: str) -> set[str]:
-    """What a module imports although it stands below it."""
-    # Modules without a place are a failure of the test of the page, and of no other.
-    place = PLACES.get(module, len(ORDER))
-    return {name for name in own_imports(module, types=True) if PLACES.get(name, -1) > place}
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if name in MODULES and name != module}
 
 
 def test_the_page_names_each_unit_once_and_each_that_it_names_exists():
@@ -133,23 +103,10 @@ def test_the_page_names_each_unit_once_and_each_that_it_names_exists():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
-    wrong = below(module) - EXCEPTIONS.get(module, set())
+    # Modules without a place are a failure of the test of the page, and of no other.
+    place = PLACES.get(module, len(ORDER))
+    wrong = {name for name in own_imports(module) if PLACES.get(name, -1) > place}
     assert not wrong, f"{module} imports {sorted(wrong)}, which stand below it in {PAGE.name}"
-
-
-def test_each_exception_is_still_needed():
-    assert not {
-        module: gone for module, names in EXCEPTIONS.items() if (gone := names - below(module))
-    }
-
-
-def test_no_imports_go_in_a_circle():
-    graph = {module: own_imports(module, types=True) for module in MODULES}
-    while leaves := {module for module, needs in graph.items() if not needs & graph.keys()}:
-        for module in leaves:
-            del graph[module]
-    circle = {module: sorted(needs & graph.keys()) for module, needs in graph.items()}
-    assert not circle
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
@@ -157,7 +114,7 @@ def test_only_one_place_imports(library):
     wrong = {
         module
         for module in MODULES
-        if any(name.partition(".")[0] == library for name in imports(module, types=True))
+        if any(name.partition(".")[0] == library for name in imports(module))
         and not any(f"{module}.".startswith(f"{place}.") for place in ONLY_IN[library])
     }
     assert not wrong, f"{sorted(wrong)} import {library}; only {sorted(ONLY_IN[library])} may"
