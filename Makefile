@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof mutate clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof mutate docs picture clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -24,6 +24,8 @@ help:
 	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
 	@echo "make proof      the property, thread and memory tests and random programs on $(PYTHON), for long (20 min)"
 	@echo "make mutate     small mistakes in the core, a random sample: which ones no test finds (20 min)"
+	@echo "make docs       the site of docs/, in build/docs; a dead link is an error"
+	@echo "make picture    the picture in README anew, of a real run"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -89,6 +91,13 @@ lint: $(VENV)/.has-lint
 	$(BIN)/mypy --python-version 3.11
 	$(BIN)/mypy --python-version 3.13
 
+docs: $(VENV)/.has-docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
+
+picture: $(VENV)/.has-test
+	@$(BIN)/python tools/picture.py
+
 bench: $(VENV)/.has-bench
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	second=""; \
@@ -119,6 +128,7 @@ $(VENV)/.has-bench: EXTRAS :=
 $(VENV)/.has-demo: EXTRAS := demo
 $(VENV)/.has-test: EXTRAS := test
 $(VENV)/.has-lint: EXTRAS := test,lint
+$(VENV)/.has-docs: EXTRAS := docs
 
 $(VENV)/.has-%: pyproject.toml | $(BIN)/python
 	@echo "Installing what is needed into $(VENV)$(if $(EXTRAS), ($(EXTRAS)))"

@@ -39,7 +39,16 @@ from pathlib import Path
 from mutants import mutants
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("diagnose", "diagnose_mongo", "diagnose_pytest", "tests", "tools", "benchmarks", "docs")
+COPIED = (
+    ".ci",
+    "diagnose",
+    "diagnose_mongo",
+    "diagnose_pytest",
+    "tests",
+    "tools",
+    "benchmarks",
+    "docs",
+)
 COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
 
 # The first that a module's path begins with counts. The order of tests is by their measured time.
