@@ -33,13 +33,14 @@ import pymongo  # noqa: E402
 
 from diagnose.outcomes import Outcome, Record  # noqa: E402
 from diagnose.specs import State  # noqa: E402
-from diagnose_mongo import documents, presence  # noqa: E402
+from diagnose_mongo import bounds, documents  # noqa: E402
 from diagnose_mongo.installation import install  # noqa: E402
-from diagnose_mongo.manager import MongoInstrumentManager  # noqa: E402
-from diagnose_mongo.polling import phase_of  # noqa: E402
 from diagnose_mongo.rollouts import rollout  # noqa: E402
 from diagnose_mongo.server import LocalServer  # noqa: E402
 from diagnose_mongo.store import Link  # noqa: E402
+from diagnose_mongo.worker import heartbeats  # noqa: E402
+from diagnose_mongo.worker.manager import MongoInstrumentManager  # noqa: E402
+from diagnose_mongo.worker.polling import phase_of  # noqa: E402
 
 SPECS = 50
 PERIOD_SECONDS = 10.0
@@ -212,7 +213,7 @@ def prepare(client, processes, bounded):
     install(Link(database["specs"]))
     made = [spec(number) for number in range(SPECS)]
     ids = [identity(number) for number in range(processes)]
-    told = [each for each in ids if not bounded or presence.is_sampled(each, processes)]
+    told = [each for each in ids if not bounded or bounds.is_sampled(each, processes)]
     for document in made:
         database["specs"].insert_one(
             {**document, "applied": dict.fromkeys(told, entry_of(document))}
@@ -234,7 +235,7 @@ def prepare(client, processes, bounded):
             [
                 {
                     "_id": each,
-                    **presence.content(each, {"service": "web", "host": "x"}, PERIOD_SECONDS, []),
+                    **heartbeats.content(each, {"service": "web", "host": "x"}, PERIOD_SECONDS, []),
                     "specs": figures,
                     "run": RUN,
                     "at": now,
@@ -459,15 +460,15 @@ def main():
         return 0
     if options.quick:
         options.processes, options.bounded, options.seconds = [200], [300], 3.0
-        presence.BOUNDED_ABOVE = 200
+        bounds.BOUNDED_ABOVE = 200
     results = []
     for number in options.processes:
         print(f"{number:,} processes ...", file=sys.stderr, flush=True)
-        results.append(measure(number, options.seconds, max(number, presence.BOUNDED_ABOVE)))
+        results.append(measure(number, options.seconds, max(number, bounds.BOUNDED_ABOVE)))
         print(results[-1], file=sys.stderr, flush=True)
     for number in options.bounded:
         print(f"{number:,} processes, bounded ...", file=sys.stderr, flush=True)
-        bound = min(number - 1, presence.BOUNDED_ABOVE)
+        bound = min(number - 1, bounds.BOUNDED_ABOVE)
         is_large = number > MOST_WITH_SHORT_PERIOD
         period = BOUNDED_PERIOD_SECONDS if is_large else PERIOD_SECONDS
         results.append(measure(number, options.seconds, bound, period))

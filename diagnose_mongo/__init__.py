@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diagnose.sinks import Sink
-    from diagnose_mongo.manager import MongoInstrumentManager
+    from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 __all__ = ["MongoInstrumentManager", "start"]
 
 
 _MANAGERS = {
-    "MongoInstrumentManager": "diagnose_mongo.manager",
+    "MongoInstrumentManager": "diagnose_mongo.worker.manager",
     "MongoDBInstrumentManager": "diagnose_mongo.upgrading",
 }
 

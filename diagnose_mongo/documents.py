@@ -102,7 +102,7 @@ def small(value: Any) -> Any:
 
 
 def is_process_id(name: object) -> bool:
-    """Whether this can be the id of a process; see :mod:`diagnose_mongo.identity`."""
+    """Whether this can be the id of a process; see :mod:`diagnose_mongo.worker.identity`."""
     return isinstance(name, str) and _PROCESS_ID.fullmatch(name) is not None
 
 

@@ -48,21 +48,14 @@ ORDER = """
     diagnose.breakpoints
     diagnose
     diagnose_mongo.documents
+    diagnose_mongo.bounds
     diagnose_mongo.store
-    diagnose_mongo.polling
-    diagnose_mongo.identity
-    diagnose_mongo.presence
-    diagnose_mongo.entries
-    diagnose_mongo.allotments
-    diagnose_mongo.canary
     diagnose_mongo.changes
-    diagnose_mongo.chores
-    diagnose_mongo.watching
-    diagnose_mongo.manager
+    diagnose_mongo.janitor
+    diagnose_mongo.worker
     diagnose_mongo.upgrading
     diagnose_mongo.rollouts
     diagnose_mongo.installation
-    diagnose_mongo.guardian
     diagnose_mongo.server
     diagnose_mongo.autostart
     diagnose_mongo
@@ -76,7 +69,7 @@ ONLY_IN = {
     "pymongo": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "bson": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "gridfs": set(),
-    "apscheduler": {"diagnose_mongo.polling"},
+    "apscheduler": {"diagnose_mongo.worker"},
     "rich": {"diagnose_mongo.cli", "diagnose_mongo.dashboard", "diagnose_mongo.demo"},
     "cyclopts": {"diagnose_mongo.cli"},
     "mongomock": set(),

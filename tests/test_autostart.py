@@ -406,7 +406,7 @@ assert not importlib.util.find_spec("diagnose_mongo")
 sys.stdin.readline()
 for name in ("rich", "pytest", "waiting"):
     assert not importlib.util.find_spec(name), name
-import diagnose_mongo.manager
+import diagnose_mongo.worker.manager
 print(diagnose_mongo.__file__, flush=True)
 """
     environment["PYTHONPATH"] = ""

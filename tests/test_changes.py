@@ -17,8 +17,8 @@ from diagnose.errors import SpecError, StoreError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo import changes
 from diagnose_mongo.changes import add, change, difference, history, new_id, remove
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import HistoryStore, Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 
 @pytest.fixture

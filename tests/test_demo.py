@@ -334,7 +334,7 @@ def test_a_demo_that_is_killed_takes_its_workers_and_its_mongodb_with_it(start):
     demo = start("--live")
     demo.wait_for(" waiting")
     watches = [os.pidfd_open(pid) for pid in demo.processes()]
-    assert len(watches) == 6  # itself, three workers, mongod and its guardian
+    assert len(watches) == 6  # itself, three workers, mongod and its keeper
     demo.process.kill()
     for watch in watches:
         assert select.select([watch], [], [], SECONDS)[0]

@@ -19,10 +19,10 @@ from waiting import in_child, wait_until
 from diagnose.errors import SpecError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.specs import Select, Stage, parse
-from diagnose_mongo import chores, presence
-from diagnose_mongo.canary import decide
+from diagnose_mongo import bounds
 from diagnose_mongo.installation import install
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.janitor import chores
+from diagnose_mongo.janitor.canaries import decide
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 from diagnose_mongo.store import (
     BudgetStore,
@@ -33,6 +33,8 @@ from diagnose_mongo.store import (
     SpecStore,
     budget_id,
 )
+from diagnose_mongo.worker import heartbeats
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 pytestmark = pytest.mark.programs
 
@@ -315,7 +317,7 @@ def test_the_server_selects_as_the_processes_do(process, specs, select):
 def test_the_server_reckons_percents_as_python_does(specs):
     processes = ProcessStore(Link(specs))
     for i in range(300):
-        processes.beat(f"p{i}", presence.content(f"p{i}", {}, 1.0, []), 60)
+        processes.beat(f"p{i}", heartbeats.content(f"p{i}", {}, 1.0, []), 60)
     store = RolloutStore(Link(specs))
     for name in ("a", "cart-latency", 7):
         for percent in (0, 1, 33.3, 50, 99.9, 100):
@@ -804,8 +806,8 @@ def test_who_changes_a_canary_begins_it_anew(process, specs):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(presence, "SAMPLE", 3)
-    monkeypatch.setattr(presence, "FAILURES", 2)
+    monkeypatch.setattr(bounds, "SAMPLE", 3)
+    monkeypatch.setattr(bounds, "FAILURES", 2)
 
 
 def turn(managers):
@@ -825,7 +827,7 @@ def test_in_a_large_fleet_a_sample_and_failures_have_entries_and_all_are_counted
     for _ in range(3):
         turn(managers)
     document = specs.find_one({"_id": "a"})
-    sample = {f"web{i}" for i in range(30) if presence.is_sampled(f"web{i}", 30)}
+    sample = {f"web{i}" for i in range(30) if bounds.is_sampled(f"web{i}", 30)}
     assert set(document["applied"]) == sample
     assert document["counts"] == {"installed": 30}
     assert rollout(specs, "a").counts == {"installed": 30}

@@ -16,13 +16,13 @@ from waiting import wait_until
 from diagnose.errors import StoreError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo import changes, documents
-from diagnose_mongo.cli.examination import examine
+from diagnose_mongo.cli.doctor import examine
 from diagnose_mongo.cli.output import Output
 from diagnose_mongo.installation import install, install_roles
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.server import LocalServer, find_mongod
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 pytestmark = pytest.mark.programs
 

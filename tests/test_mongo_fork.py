@@ -16,7 +16,7 @@ from waiting import in_child, wait_for_documents
 
 import diagnose_mongo
 from diagnose import probes
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 SOURCE = """
 def double(x):

@@ -16,8 +16,8 @@ from waiting import wait_for_documents, wait_until
 import diagnose_mongo
 from diagnose import probes
 from diagnose.errors import StoreError
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 pytestmark = pytest.mark.programs
 
@@ -251,7 +251,9 @@ def test_a_user_without_the_right_to_write_is_told_once(specs, shop, mongo_serve
 
 def test_attempts_come_ever_more_rarely_and_at_random(manager, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("diagnose_mongo.manager.time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(
+        "diagnose_mongo.worker.manager.time", types.SimpleNamespace(monotonic=lambda: now)
+    )
     longest = []
     monkeypatch.setattr(random, "uniform", lambda low, high: longest.append((low, high)) or high)
     manager.period = 10.0

@@ -8,10 +8,10 @@ import sys
 from diagnose.instruments import LogInstrument
 from diagnose.sinks.statsd import StatsdSink
 from diagnose_mongo import documents
-from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.presence import HEARTBEAT_SECONDS
+from diagnose_mongo.bounds import HEARTBEAT_SECONDS
 from diagnose_mongo.server import LOCAL_URI, URI_VARIABLE
 from diagnose_mongo.store import connect
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 __all__ = ["start_from_environment"]
 

@@ -9,9 +9,9 @@ see :attr:`Link.is_real`.
 
 from __future__ import annotations
 
-from diagnose_mongo.store.budgets import BudgetStore, budget_id
-from diagnose_mongo.store.changes import follow
+from diagnose_mongo.store.change_stream import follow
 from diagnose_mongo.store.control import Control, ControlStore
+from diagnose_mongo.store.fleet_hits import BudgetStore, budget_id
 from diagnose_mongo.store.history import HistoryStore, content_of, is_about_content, new_entry_id
 from diagnose_mongo.store.inspection import Inspector, ServerFacts
 from diagnose_mongo.store.link import (

@@ -152,7 +152,7 @@ def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_i
     worker, specs, shop, proxy, mongo_server, monkeypatch
 ):
     # Those would find it too, minutes later.
-    monkeypatch.setattr("diagnose_mongo.manager._POLLS_PER_FULL_POLL", 10**6)
+    monkeypatch.setattr("diagnose_mongo.worker.manager._POLLS_PER_FULL_POLL", 10**6)
     specs.insert_one(spec())
     away, here = worker("away"), worker("here", mongo_server.uri)
     away.start()

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import pymongo
 
 from diagnose.instruments import ProbeTestInstrument
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 log = logging.getLogger(__name__)
 

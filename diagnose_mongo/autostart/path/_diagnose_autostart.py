@@ -134,7 +134,7 @@ def _is_ending() -> bool:
 
 def _keep_out() -> None:
     """Do nothing, for ever: threads are greenlets now, which run in the program's own ones only."""
-    manager = sys.modules.get("diagnose_mongo.manager")
+    manager = sys.modules.get("diagnose_mongo.worker.manager")
     if not getattr(manager, "has_one_of_its_own", False):
         _say(
             "its threads are patched (gevent, eventlet): call diagnose_mongo.start() in the "

@@ -31,12 +31,8 @@ from diagnose.managers import (
 from diagnose.outcomes import UNTOLD
 from diagnose.specs import FIELDS
 from diagnose.threads import without_signals
-from diagnose_mongo import documents, presence
-from diagnose_mongo.allotments import Allotments
-from diagnose_mongo.chores import Chores
-from diagnose_mongo.entries import Entries
-from diagnose_mongo.identity import Identity
-from diagnose_mongo.polling import Poller, phase_of
+from diagnose_mongo import bounds, documents
+from diagnose_mongo.janitor.chores import Chores
 from diagnose_mongo.store import (
     BudgetStore,
     Control,
@@ -49,7 +45,12 @@ from diagnose_mongo.store import (
     is_answer,
     is_refused,
 )
-from diagnose_mongo.watching import Watcher
+from diagnose_mongo.worker import heartbeats
+from diagnose_mongo.worker.entries import Entries
+from diagnose_mongo.worker.fleet_hits import Allotments
+from diagnose_mongo.worker.identity import Identity
+from diagnose_mongo.worker.polling import Poller, phase_of
+from diagnose_mongo.worker.watching import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -118,7 +119,7 @@ class MongoInstrumentManager(InstrumentManager):
         env: label for ``select.env``; without it ``DIAGNOSE_ENV``.
         version: label for ``select.version``; without it ``DIAGNOSE_VERSION``.
         labels: further ones, and ``host`` if it is not to be the machine's name. See
-            :data:`diagnose_mongo.identity.LABEL_VARIABLES` for what else labels come from.
+            :data:`diagnose_mongo.worker.identity.LABEL_VARIABLES` for what else labels come from.
         expression_policy: what expressions in specs may do. Whoever can write to the
             collection can do that in every process: ``"python"`` is everything.
         cpu_budget: the share of one core that all probes of this process may cost; above it
@@ -154,9 +155,9 @@ class MongoInstrumentManager(InstrumentManager):
         cpu_budget: float | None = CPU_BUDGET,
         most_per_function: int | None = MOST_PER_FUNCTION,
         most_per_process: int | None = MOST_PER_PROCESS,
-        heartbeat: float = presence.HEARTBEAT_SECONDS,
+        heartbeat: float = bounds.HEARTBEAT_SECONDS,
         watch: bool = False,
-        bounded_above: int = presence.BOUNDED_ABOVE,
+        bounded_above: int = bounds.BOUNDED_ABOVE,
         gives_way: bool = False,
     ) -> None:
         self._identity = Identity.make(
@@ -536,9 +537,9 @@ class MongoInstrumentManager(InstrumentManager):
                 for key, record in self._records.items()
                 if record.outcome is not None and isinstance(self.specs.get(key), dict)
             ]
-            content = presence.content(self.process_id, self.labels, self.period, told)
+            content = heartbeats.content(self.process_id, self.labels, self.period, told)
         before, expires = processes.beat(
-            self.process_id, content, seconds * presence.TTL_HEARTBEATS, self._run
+            self.process_id, content, seconds * bounds.TTL_HEARTBEATS, self._run
         )
         entries = self._entries
         if self._has_beaten and before is None:
@@ -588,7 +589,7 @@ class MongoInstrumentManager(InstrumentManager):
 
     def _write(self, timeout: float | None = None) -> None:
         is_bounded, processes = self._control.is_bounded, self._control.processes
-        is_told = not is_bounded or presence.is_sampled(self.process_id, processes)
+        is_told = not is_bounded or bounds.is_sampled(self.process_id, processes)
         with self._lock:
             batch = self._entries.batch(self._raw_ids.keys(), is_told=is_told)
             raw_ids = {key: self._raw_ids[key] for key in batch.due}
@@ -596,7 +597,7 @@ class MongoInstrumentManager(InstrumentManager):
             self.process_id,
             [(raw_ids[key], entry) for key, entry in batch.entries.items()],
             erased=[raw_ids[key] for key in batch.erased],
-            room=None if is_told else presence.SAMPLE + presence.FAILURES,
+            room=None if is_told else bounds.SAMPLE + bounds.FAILURES,
             timeout=timeout,
         )
         open_keys = set()

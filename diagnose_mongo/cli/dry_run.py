@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diagnose_mongo.rollouts import Rollout
     from diagnose_mongo.store import Link
 
-__all__ = ["check"]
+__all__ = ["rehearse"]
 
 _LIFESPAN_MINUTES = 10
 _LEFT_OUT = documents.WRITTEN | {
@@ -34,7 +34,7 @@ _LEFT_OUT = documents.WRITTEN | {
 _NAMED = 3
 
 
-def check(output: Output, link: Link, document: Mapping[str, Any], timeout: float) -> int:
+def rehearse(output: Output, link: Link, document: Mapping[str, Any], timeout: float) -> int:
     """Have every process try a spec, tell what they found, and leave nothing behind.
 
     Args:

