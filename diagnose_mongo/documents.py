@@ -23,6 +23,7 @@ __all__ = [
     "POLL_INDEX",
     "VERSION",
     "WRITTEN",
+    "are_same",
     "beside",
     "entry_document",
     "entry_path",
@@ -88,6 +89,11 @@ def name_of(key: Hashable, document: Mapping[str, Any]) -> Hashable:
 def version_of(lastmodified: object) -> object:
     """Something that compares equal only for equal versions, whatever the field holds."""
     return fingerprint(lastmodified)
+
+
+def are_same(one: object, other: object) -> bool:
+    """Whether two values of documents are equal, type by type (``1`` is not ``true``)."""
+    return version_of(one) == version_of(other)
 
 
 def small(value: Any) -> Any:

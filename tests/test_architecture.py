@@ -50,6 +50,7 @@ ORDER = """
     diagnose_mongo.documents
     diagnose_mongo.bounds
     diagnose_mongo.store
+    diagnose_mongo.history
     diagnose_mongo.changes
     diagnose_mongo.janitor
     diagnose_mongo.worker

@@ -25,13 +25,14 @@ from diagnose_mongo.janitor import chores
 from diagnose_mongo.janitor.canaries import decide
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 from diagnose_mongo.store import (
-    BudgetStore,
     ControlStore,
+    FleetHitsStore,
     Link,
     ProcessStore,
     RolloutStore,
+    SpecDocuments,
     SpecStore,
-    budget_id,
+    fleet_hits_id,
 )
 from diagnose_mongo.worker import heartbeats
 from diagnose_mongo.worker.manager import MongoInstrumentManager
@@ -585,10 +586,10 @@ def test_a_forked_child_has_no_hits_of_its_parents(process, specs, shop):
 
 
 def test_hits_are_taken_once_however_many_take_them(specs):
-    budget, taken = budget_id("a", None), []
+    budget, taken = fleet_hits_id("a", None), []
 
     def take(name):
-        store = BudgetStore(Link(specs))
+        store = FleetHitsStore(Link(specs))
         taken.extend(
             store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
         )
@@ -761,7 +762,7 @@ def test_a_canary_goes_everywhere_when_all_who_have_it_have_said_so():
 
 def test_a_step_is_made_only_on_the_version_that_was_looked_at(specs):
     specs.insert_one(spec(canary=canary()))
-    store, version = SpecStore(Link(specs)), specs.find_one()["lastmodified"]
+    store, version = SpecDocuments(Link(specs)), specs.find_one()["lastmodified"]
     words = {"reason": "x", "began": version, "by": "web"}
     assert store.set_stage("a", version, name="canary", percent=8.0, **words)
     assert not store.set_stage("a", version, name="everywhere", percent=None, **words)

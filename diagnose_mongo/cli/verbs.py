@@ -146,11 +146,11 @@ def get(id: str, /, *, common: Common = COMMON) -> int:
         id: of the spec.
     """
     from diagnose_mongo.cli import tables
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
     out = common.out()
     with common.link() as link:
-        document = Inspector(link).document(_raw_id(link, id))
+        document = SpecDocuments(link).read(_raw_id(link, id), with_outcomes=True)
         if document is None:
             raise _no_spec(link, id)
         if out.is_json:
@@ -243,13 +243,13 @@ def check(
 
     from diagnose_mongo import changes
     from diagnose_mongo.cli.dry_run import rehearse
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
     out = common.out()
     with common.link() as link:
-        inspector = Inspector(link)
-        raw_id = inspector.raw_id(target)
-        document = None if raw_id is None else inspector.document(raw_id)
+        specs = SpecDocuments(link)
+        raw_id = specs.raw_id(target)
+        document = None if raw_id is None else specs.read(raw_id, with_outcomes=True)
         if document is None:
             if "." not in target:
                 raise _no_spec(link, target)
@@ -265,9 +265,9 @@ def check(
 
 
 def _raw_id(link: Any, text: str) -> Any:
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
-    found = Inspector(link).raw_id(text)
+    found = SpecDocuments(link).raw_id(text)
     if found is None:
         raise _no_spec(link, text)
     return found
@@ -304,13 +304,13 @@ def history(
 
     from diagnose_mongo import changes
     from diagnose_mongo.cli import tables
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
     if limit < 1:
         raise UsageError(f"--limit must be a number above 0, not {limit}")
     out = common.out()
     with common.link() as link:
-        raw_id = None if id is None else Inspector(link).raw_id(id)
+        raw_id = None if id is None else SpecDocuments(link).raw_id(id)
         entries = changes.history(link, id if raw_id is None else raw_id, limit)
     if out.is_json:
         out.json([{"id": e.pop("spec_id"), **e} for e in map(asdict, entries)])

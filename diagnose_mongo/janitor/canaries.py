@@ -15,7 +15,7 @@ from diagnose import specs
 from diagnose.errors import SpecError
 from diagnose.specs import FAILED_STATES, Stage
 from diagnose_mongo import documents
-from diagnose_mongo.store import RolloutStore, SpecStore
+from diagnose_mongo.store import RolloutStore, SpecDocuments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -146,8 +146,7 @@ def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime, *
     if step is None:
         return
     began = spec.began.astimezone(UTC).replace(tzinfo=None)
-    store = SpecStore(link)
-    if store.set_stage(
+    if SpecDocuments(link).set_stage(
         raw_id,
         version,
         name=step.stage.value,

@@ -1,7 +1,7 @@
 """What one process does for the whole fleet: whoever holds a lease, for as long as it lives.
 
-It counts the fleet, removes what dead processes left in the specs, tidies budgets, moves
-canaries on, and notes changes that nobody else has noted. Each of these may be cut short
+It counts the fleet, removes what dead processes left in the specs, tidies fleet hits, moves
+canaries on, and notes edits that are not recorded. Each of these may be cut short
 anywhere, and may be done twice: every step leaves things right.
 """
 
@@ -12,14 +12,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from diagnose_mongo import bounds
-from diagnose_mongo.changes import Trail
+from diagnose_mongo.history import Trail
 from diagnose_mongo.janitor import canaries
 from diagnose_mongo.store import (
-    BudgetStore,
     ControlStore,
+    FleetHitsStore,
     ProcessStore,
     RolloutStore,
     SpecStore,
+    TidyingStore,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Chores:
 
     Args:
         process_id: this process.
-        bounded_above: see :class:`~diagnose_mongo.worker.manager.MongoInstrumentManager`.
+        bounded_above: see :data:`diagnose_mongo.bounds.BOUNDED_ABOVE`.
     """
 
     def __init__(self, process_id: str, bounded_above: int) -> None:
@@ -110,7 +111,7 @@ class Chores:
         is_bounded = self._is_bounded(len(living), control)
         if (len(living), is_bounded) != (control.processes, control.is_bounded):
             controls.note_size(self._process_id, len(living), is_bounded=is_bounded)
-        store = SpecStore(link)
+        store = TidyingStore(link)
         if is_bounded:
             # Also in the next turns: others may have written before they knew.
             sample = [each for each in living if bounds.is_sampled(each, len(living))]
@@ -126,7 +127,7 @@ class Chores:
             removed = store.remove_entries_of_dead()
             if removed:
                 log.info("removed %d entries of processes that do not live any more", removed)
-            BudgetStore(link).tidy(store.versions(), living)
+            FleetHitsStore(link).tidy(SpecStore(link).versions(), living)
         self._living = living
         self._turns += 1
 

@@ -17,7 +17,7 @@ from diagnose_mongo.store import is_answer
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from diagnose_mongo.store import BudgetStore
+    from diagnose_mongo.store import FleetHitsStore
 
 __all__ = ["Allotments", "Holding"]
 
@@ -65,7 +65,7 @@ class Allotments:
             holding = self._holdings[key] = Holding(budget, size)
         return holding
 
-    def refill(self, store: BudgetStore, process_id: str, keys: set[Hashable]) -> float | None:
+    def refill(self, store: FleetHitsStore, process_id: str, keys: set[Hashable]) -> float | None:
         """Take new blocks where they are used up.
 
         Args:
@@ -116,7 +116,7 @@ class Allotments:
         """Keys of the specs whose budget is used up."""
         return {key for key, holding in self._holdings.items() if holding.is_over}
 
-    def close(self, store: BudgetStore, process_id: str, timeout: float) -> None:
+    def close(self, store: FleetHitsStore, process_id: str, timeout: float) -> None:
         """Give everything back.
 
         Raises:
@@ -133,7 +133,7 @@ class Allotments:
             holding.block, holding.is_over = 1, False
 
 
-def _give_back(store: BudgetStore, process_id: str, holding: Holding, timeout: float) -> None:
+def _give_back(store: FleetHitsStore, process_id: str, holding: Holding, timeout: float) -> None:
     unused = holding.allotment.revoke()
     if not holding.is_over:
         store.give_back(holding.budget, process_id, unused, timeout)

@@ -34,16 +34,16 @@ from diagnose.threads import without_signals
 from diagnose_mongo import bounds, documents
 from diagnose_mongo.janitor.chores import Chores
 from diagnose_mongo.store import (
-    BudgetStore,
     Control,
-    ControlStore,
-    Link,
+    FleetHitsStore,
     ProcessStore,
-    SpecStore,
     Undecodable,
-    budget_id,
+    fleet_hits_id,
+    fleet_stores,
     is_answer,
     is_refused,
+    link_to,
+    spec_store,
 )
 from diagnose_mongo.worker import heartbeats
 from diagnose_mongo.worker.entries import Entries
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from diagnose.guards import Allotment
     from diagnose.outcomes import Record
     from diagnose.specs import Spec
-    from diagnose_mongo.store import ServerClock, SpecCollection
+    from diagnose_mongo.store import Link, ServerClock, SpecCollection
 
 __all__ = ["DISABLED_VARIABLE", "DISABLE_FILE_VARIABLE", "MongoInstrumentManager"]
 
@@ -181,12 +181,12 @@ class MongoInstrumentManager(InstrumentManager):
         self.heartbeat = _checked_seconds("heartbeat", heartbeat)
         self._bounded_above = bounded_above
         self._gives_way = gives_way
-        self._link = collection if isinstance(collection, Link) else Link(collection)
+        self._link = link_to(collection)
         self._link_is_stale = False
         self._open()
         self._allotments = Allotments()
         self._chores = Chores(self.process_id, bounded_above)
-        self._watcher = Watcher(self._wake) if watch else None
+        self._watcher = Watcher(self._wake) if watch and self._processes is not None else None
         self._control = Control()
         self._failing: set[str] = set()
         self._may_steer = True
@@ -210,12 +210,11 @@ class MongoInstrumentManager(InstrumentManager):
 
     def _open(self) -> None:
         """Set up what talks to the collections, anew in a forked child."""
-        self._store = SpecStore(self._link)
-        # mongomock's have no more than specs.
-        is_real = self._link.is_real
-        self._processes = ProcessStore(self._link) if is_real else None
-        self._controls = ControlStore(self._link) if is_real else None
-        self._budgets = BudgetStore(self._link) if is_real else None
+        self._store = spec_store(self._link)
+        fleet = fleet_stores(self._link)
+        self._processes = None if fleet is None else fleet.processes
+        self._controls = None if fleet is None else fleet.controls
+        self._budgets = None if fleet is None else fleet.hits
 
     # --- what programs call ---
 
@@ -558,7 +557,7 @@ class MongoInstrumentManager(InstrumentManager):
         self._has_beaten = True
         self._beat_at = time.monotonic() + seconds - self.period / 2
 
-    def _refill(self, budgets: BudgetStore) -> float | None:
+    def _refill(self, budgets: FleetHitsStore) -> float | None:
         with self._lock:
             keys = {key for key, record in self._records.items() if record.instrument is not None}
         soon = self._allotments.refill(budgets, self.process_id, keys)
@@ -663,7 +662,7 @@ class MongoInstrumentManager(InstrumentManager):
         if size is None or self._budgets is None:
             return None
         version = self.specs[record.key].get(documents.VERSION)
-        budget = budget_id(self._raw_ids[record.key], version)
+        budget = fleet_hits_id(self._raw_ids[record.key], version)
         return self._allotments.get(record.key, budget, size).allotment
 
     def _switched_off(self) -> str | None:

@@ -18,7 +18,7 @@ from waiting import wait_until
 from workers import make_worker, poll, spec, state
 
 from diagnose_mongo.rollouts import rollout
-from diagnose_mongo.store import ControlStore, Link, ProcessStore, budget_id
+from diagnose_mongo.store import ControlStore, Link, ProcessStore, fleet_hits_id
 from diagnose_mongo.store.link import ANYTHING
 
 pytestmark = pytest.mark.programs
@@ -201,7 +201,7 @@ def test_nonsense_in_a_budget_gives_no_hits_away_and_harms_no_other(
 ):
     specs.insert_many([spec(limits={"fleet_hits": 10}), spec("b", limits={"fleet_hits": 10})])
     version = specs.find_one({"_id": "a"})["lastmodified"]
-    specs.database["budgets"].insert_one({"_id": budget_id("a", version), **budget})
+    specs.database["budgets"].insert_one({"_id": fleet_hits_id("a", version), **budget})
     specs.database["budgets"].insert_one({"_id": 5, "held": 3})
     manager = worker()
     manager._chores._held_since = -1000.0
