@@ -33,7 +33,7 @@ import pymongo  # noqa: E402
 
 from diagnose.outcomes import Outcome, Record  # noqa: E402
 from diagnose.specs import State  # noqa: E402
-from diagnose_mongo import bounds, documents  # noqa: E402
+from diagnose_mongo import bounds  # noqa: E402
 from diagnose_mongo.installation import install  # noqa: E402
 from diagnose_mongo.rollouts import rollout  # noqa: E402
 from diagnose_mongo.server import LocalServer  # noqa: E402
@@ -96,18 +96,17 @@ class Simulated(MongoInstrumentManager):
 
     def adopt(self, found, *, has_entries):
         """Be as if these specs had been applied and told long ago."""
+        session = self._session
         for document in found:
             key = document["_id"]
-            self.specs[key] = document
-            self._raw_ids[key] = key
-            self._versions[key] = documents.version_of(document["lastmodified"])
+            session.mirror.adopt(key, document)
             self._records[key] = self._installed(key, document)
             if has_entries:
-                self._entries.written[key] = {
+                session.entries.written[key] = {
                     name: value for name, value in entry_of(document).items() if name != "at"
                 }
-        self._polls = 1
-        self._has_beaten, self._run = True, RUN
+        session._polls = 1
+        session.heart.has_beaten, session.heart._run = True, RUN
 
     def _installed(self, key, document):
         record = Record(key, "", document["lastmodified"], None)
@@ -150,7 +149,7 @@ class Worker:
             each.adopt(found, has_entries=has_entries)
             phase = phase_of(each.process_id, each.period)
             # A third of them says in each period that it lives.
-            each._beat_at = now + each.period * (number % HEARTBEAT_PERIODS)
+            each._session.heart._due_at = now + each.period * (number % HEARTBEAT_PERIODS)
             self._fleet.append((now + phase, number, each))
         heapq.heapify(self._fleet)
         self._lock = threading.Lock()
@@ -261,8 +260,8 @@ def one_poll(client, processes, bounded_above):
         link.collection.find({}, {"applied": 0, "counts": 0}),
         has_entries=bounded_above >= processes,
     )
-    one._beat_at = time.monotonic() + 3600
-    one._has_beaten = False  # no chores now
+    one._session.heart._due_at = time.monotonic() + 3600
+    one._session.heart.has_beaten = False  # no chores now
     times, count = [], 58  # the 60th reads everything
     never = threading.Event()
     one._poll(never)

@@ -363,10 +363,10 @@ import diagnose_mongo, threading
 from diagnose_mongo.autostart.start import start_from_environment
 manager = diagnose_mongo.start(process_id="own")
 before = threading.active_count()
-assert start_from_environment()._poller is None
+assert not start_from_environment().is_running
 assert threading.active_count() <= before
 manager.stop()
-assert start_from_environment()._poller is None
+assert not start_from_environment().is_running
 """
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 

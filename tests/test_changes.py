@@ -393,13 +393,13 @@ def test_specs_of_any_kind_are_noticed(process, specs):
     assert len(history(specs)) == 5
     specs.update_one({"_id": "big"}, {"$set": {"x": "z" * 2_000_000}})
     change_count = specs.update_many({}, {"$set": {"comment": "x"}}).modified_count
-    web._polls = 60
+    web._session._polls = 60
     web.apply()
     assert len(history(specs)) == 5 + change_count
     specs.delete_many({})
     web.apply()
     assert len(history(specs)) == 15
-    assert web._down_since is None
+    assert not web._session.outage.is_on
 
 
 def test_many_changes_do_not_hold_up_polls(process, specs, monkeypatch):

@@ -94,13 +94,13 @@ def change(specs, spec_id="a", **changes):
 
 def vanish(manager):
     """As if the process were killed: nothing is said any more."""
-    manager._has_beaten = False
-    manager._down_since = 0.0
+    manager._session.heart.has_beaten = False
+    manager._session.outage.note(1.0)
     manager.stop()
 
 
 def beat(manager):
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 
@@ -163,7 +163,7 @@ def test_a_forked_child_is_listed_as_itself(process, database):
 
     def child():
         web.apply()
-        ids = {each["_id"] for each in ProcessStore(web._link).all()}
+        ids = {each["_id"] for each in ProcessStore(web._session.connection.link()).all()}
         assert ids == {"web", web.process_id}
         assert web.process_id.startswith("web-")
         web.stop()
@@ -529,7 +529,7 @@ def test_without_a_lease_there_is_no_hit(process, specs, shop, database):
     specs.insert_one(spec(limits={"fleet_hits": 5}))
     web = process("web")
     web.apply()
-    web._allotments.after_fork_in_child()
+    web._session.hits.after_fork_in_child()
     shop.double(1)
     assert hits(web) == 0
     assert web._records["a"].status.suppressed["fleet"] == 1
@@ -553,11 +553,11 @@ def test_what_the_dead_held_is_lost_and_never_used_twice(process, specs, shop, d
     specs.insert_one(spec(limits={"fleet_hits": 40}))
     one, two = process("one"), process("two", heartbeat=0.01, period=0.01)
     one.apply()
-    one._allotments._holdings["a"].block = 2
+    one._session.hits._shares["a"].block = 2
     for _ in range(4):
         one.apply()
         shop.double(1)
-    used, held = hits(one), len(one._allotments._holdings["a"].allotment)
+    used, held = hits(one), len(one._session.hits._shares["a"].allotment)
     vanish(one)
     database["processes"].delete_one({"_id": "one"})
     two.apply()
@@ -577,7 +577,7 @@ def test_a_forked_child_has_no_hits_of_its_parents(process, specs, shop):
     web.apply()
 
     def child():
-        assert not web._allotments._holdings["a"].allotment
+        assert not web._session.hits._shares["a"].allotment
         shop.double(1)
         assert web._records["a"].status.suppressed["fleet"] == 1
         return "fine"
@@ -705,7 +705,7 @@ def test_a_canary_begins_on_a_few_and_goes_everywhere_when_all_is_well(process, 
     # Found without a new version by the next look at everything.
     specs.update_one({"_id": "a"}, {"$set": {"canary.for": 0.0001}})
     for manager in managers:
-        manager._polls = 60
+        manager._session._polls = 60
     run_until(managers, specs, lambda d: d.get("stage", {}).get("name") == "everywhere")
     for manager in managers:
         manager.apply()
@@ -814,7 +814,7 @@ def small(monkeypatch):
 def turn(managers):
     """Each process says that it lives and polls; the first one does the chores."""
     for manager in managers:
-        manager._chores._turn_at = 0.0
+        manager._session._chores._turn_at = 0.0
         beat(manager)
 
 
@@ -858,7 +858,7 @@ def test_when_it_becomes_small_again_all_have_entries_again(process, specs, data
     for _ in range(2):
         turn(managers[:4])
     for manager in managers[:4]:
-        manager._retell_in = 0
+        manager._session._retell_in = 0
     for _ in range(2):
         turn(managers[:4])
     assert set(specs.find_one()["applied"]) == {f"web{i}" for i in range(4)}

@@ -152,7 +152,7 @@ def test_a_worker_needs_no_more_than_its_role(guarded, shop, caplog):
         wait_until(lambda: rollout(operator, "a").counts == {"emitting": 1})
         ControlStore(operator).set({"paused": True})
         wait_until(lambda: rollout(operator, "a").counts == {"disabled": 1})
-        wait_until(lambda: manager._chores._turns > 2)
+        wait_until(lambda: manager._session._chores._turns > 2)
     finally:
         manager.stop()
     assert ProcessStore(operator).count() == 0
@@ -185,7 +185,7 @@ def test_an_operator_changes_specs_and_workers_notice_what_is_done_by_hand(guard
     changes.add(operator, document, by="ann")
     changes.change(operator, "a", {"lifespan": 5}, by="ann")
     operator.collection.update_one({"_id": "a"}, {"$set": {"lifespan": 6}})
-    manager._polls = 60
+    manager._session._polls = 60
     manager.apply()
     changes.remove(operator, "a", by="ann")
     manager.stop()
@@ -247,13 +247,15 @@ def test_changes_come_at_once_when_they_are_watched(database, shop):
     manager = MongoInstrumentManager(database["specs"], process_id="web", period=3600, watch=True)
     manager.instrument_classes["seen"] = ProbeTestInstrument
     polled = threading.Event()
-    read = manager._read
+    read = manager._session.read
 
-    def reads(stopping):
-        read(stopping)
-        polled.set()
+    def reads(poll):
+        try:
+            return read(poll)
+        finally:
+            polled.set()
 
-    manager._read = reads
+    manager._session.read = reads
     manager.start()
     try:
         assert polled.wait(30)

@@ -142,7 +142,7 @@ def test_nothing_is_read_or_written_where_nothing_changed(specs, manage, monkeyp
     specs.insert_many([spec(str(i)) for i in range(3)])
     manager.apply()
     fetched, written = [], []
-    inner = manager._store
+    inner = manager._session.connection.specs
     fetch, write = inner.fetch, inner._update
     monkeypatch.setattr(inner, "fetch", lambda ids: fetched.append(ids) or fetch(ids))
     monkeypatch.setattr(inner, "_update", lambda ups: written.append(ups) or write(ups))

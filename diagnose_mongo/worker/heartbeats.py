@@ -1,25 +1,99 @@
-"""What a process says of itself in its heartbeats: who it is, and what its probes do and cost."""
+"""Heartbeats: a process says that it lives, and what its probes do and cost."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import secrets
+import time
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diagnose.specs import process_share
-from diagnose_mongo import documents
+from diagnose_mongo import bounds, documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from diagnose.outcomes import Record
+    from diagnose_mongo.store import ProcessStore
 
-__all__ = ["content"]
+__all__ = ["Heart", "Life", "content"]
+
+log = logging.getLogger(__name__)
 
 _SPECS_AT_MOST = 200
 _LONGEST_ERROR = 300
+
+
+class Life(NamedTuple):
+    """What the answer to a heartbeat says of the time since the one before.
+
+    Attributes:
+        expires: until when the process counts as living; by the server's clock, naive.
+        had_gap: it counted as dead meanwhile.
+        is_shared: another manager lived under the same id meanwhile.
+    """
+
+    expires: datetime | None
+    had_gap: bool
+    is_shared: bool
+
+
+class Heart:
+    """When the next heartbeat is due, and what the last ones told. For one thread at a time.
+
+    Attributes:
+        has_beaten: whether there is a document of this process, as far as is known here.
+    """
+
+    def __init__(self) -> None:
+        self.has_beaten = False
+        self._due_at = 0.0
+        # Tells apart managers that use the same id.
+        self._run = secrets.token_hex(8)
+        self._is_alone = True
+
+    def is_due(self) -> bool:
+        """Whether it is time for a heartbeat."""
+        return time.monotonic() >= self._due_at
+
+    def hurry(self) -> None:
+        """Have the next one made with the next poll."""
+        self._due_at = 0.0
+
+    def beat(
+        self, processes: ProcessStore, process_id: str, told: Mapping[str, Any], seconds: float
+    ) -> Life:
+        """Say that the process lives.
+
+        Args:
+            processes: where it is said.
+            process_id: of this process.
+            told: see :func:`content`.
+            seconds: until the next heartbeat.
+
+        Raises:
+            StoreError: it could not be said.
+        """
+        before, expires = processes.beat(
+            process_id, told, seconds * bounds.TTL_HEARTBEATS, self._run
+        )
+        had_beaten, self.has_beaten = self.has_beaten, True
+        # A poll may come a little early.
+        self._due_at = time.monotonic() + seconds - told["period"] / 2
+        is_shared = had_beaten and before not in {None, self._run}
+        if is_shared and self._is_alone:
+            self._is_alone = False
+            log.warning(
+                "another manager uses the process id %r: they overwrite each other's entries; "
+                "give each an id of its own, or none at all",
+                process_id,
+            )
+        return Life(expires, had_gap=had_beaten and before is None, is_shared=is_shared)
 
 
 def content(

@@ -48,7 +48,7 @@ def make_worker(collection, process_id="me", *, timeout=1.0, **options):
 
 def poll(manager):
     """Let it say that it lives, and poll."""
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 
