@@ -1,4 +1,4 @@
-"""What workers and the janitor have to agree on: when a process is dead, and who has an entry."""
+"""What workers and the janitor have to agree on: when a process is dead, and which have entries."""
 
 from __future__ import annotations
 

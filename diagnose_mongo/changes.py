@@ -1,4 +1,4 @@
-"""Changes of specs that leave a trail: who did what, when, and what was different then.
+"""Changes of specs that leave a trail: the author, the time, and what was different then.
 
 ::
 
@@ -86,8 +86,8 @@ def add(
         collection: of specs.
         document: the spec. Without an ``_id`` it gets one made of the target's name; without
             ``created_by``, ``by``. Any ``lastmodified`` is replaced by the server's time.
-        by: who does it; None: :func:`who`.
-        via: what with.
+        by: the author; None: :func:`who`.
+        via: the means.
 
     Raises:
         SpecError: the document is no spec, or there is one with its ``_id`` (``spec-exists``).
@@ -134,8 +134,8 @@ def change(
         fields: new values by dotted path, such as ``{"limits.rate": 5, "lifespan": None}``.
         unset: dotted paths of fields that are to be taken out.
         expected_version: change this version and no other; None: whichever is there.
-        by: who does it; None: :func:`who`.
-        via: what with.
+        by: the author; None: :func:`who`.
+        via: the means.
 
     Raises:
         SpecError: there is no such spec (``spec-not-found``), it has another version than
@@ -188,8 +188,8 @@ def remove(
         collection: of specs.
         spec_id: its ``_id``, or its field ``id``.
         expected_version: remove this version and no other; None: whichever is there.
-        by: who does it; None: :func:`who`.
-        via: what with.
+        by: the author; None: :func:`who`.
+        via: the means.
 
     Raises:
         SpecError: there is no such spec (``spec-not-found``), or it has another version than
@@ -216,7 +216,7 @@ def remove(
 
 
 def who() -> str:
-    """Who runs this process: ``user@host``."""
+    """The user that runs this process: ``user@host``."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # in a container a user may have no name

@@ -45,7 +45,7 @@ APPLIED = "applied"
 COUNTS = "counts"
 """How many processes there are in each state, where not all of them have an entry."""
 CHANGED = "changed"
-"""Who made the version that is there, if it was not made by hand."""
+"""The marker of the version that is there: its author, and its record in the history."""
 WRITTEN = frozenset({APPLIED, COUNTS, CHANGED})
 """The fields that are no part of what a spec says."""
 

@@ -1,4 +1,4 @@
-"""The history of specs: a record of each edit, whoever made it.
+"""The history of specs: a record of each edit, by whatever means.
 
 :mod:`diagnose_mongo.changes` records what it does. Edits that are made in another way (in a shell
 of MongoDB, say) are noticed by the process that does the fleet's chores, and by the next edit
@@ -47,7 +47,7 @@ class HistoryRecord:
         spec_id: the ``_id`` of the spec.
         action: ``add``, ``change`` or ``remove``.
         by: the user, as a rule ``user@host``; None: not known.
-        via: what with.
+        via: the means, see :data:`diagnose_mongo.changes.Via`.
         at: when, by the server's clock, naive, in UTC. Of what was done by hand: when it was
             noticed.
         version: the ``lastmodified`` that it made, or that was removed.
@@ -145,7 +145,7 @@ class Recorder:
     def note_removal(self, before: Mapping[str, Any], by: str, via: str) -> Any:
         """Record a removal that is about to be done; the record's ``_id``.
 
-        Afterwards nothing in the database would tell who did it.
+        Afterwards nothing in the database would tell its author.
 
         Raises:
             StoreError: it could not be written.
@@ -196,7 +196,7 @@ class Recorder:
                 if last["content"] == content_of(document):
                     return True
             elif last["via"] != "hand":
-                # Somebody is about to remove it, or was, and died.
+                # A process is about to remove it, or was, and died.
                 at = last["at"].replace(tzinfo=UTC)
                 if now is None or now - at < _REMOVAL_TAKES_AT_MOST:
                     return False
@@ -347,7 +347,7 @@ def _hand_record(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    # The same whoever notices it, so that it is recorded once.
+    # The same for each process that notices it, so that it is recorded once.
     follows = (
         None if last is None else hashlib.sha256(repr(last[documents.ID]).encode()).hexdigest()
     )
@@ -360,9 +360,7 @@ def _hand_record(
 
 
 def _is_same_version(record: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
-    return documents.version_of(record.get("version")) == documents.version_of(
-        document.get(documents.VERSION)
-    )
+    return documents.are_same(record.get("version"), document.get(documents.VERSION))
 
 
 def _own(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Sets a database up for a fleet: indexes, a validator for specs, and roles for its users.
 
-It is done once, by somebody who may; processes need no such rights, and do without what is
+It is done once, by a user with the right to it; processes need no such rights, and do without what is
 missing. Doing it again changes nothing.
 """
 
@@ -110,8 +110,8 @@ def roles(link: Link) -> dict[str, list[dict[str, Any]]]:
 
     ``diagnoseWorker``: a process with a manager. MongoDB knows no rights to single fields: a
     worker that may write its entry may change the spec. It can't add or remove one.
-    ``diagnoseOperator``: who puts specs in, changes and removes them, and pauses the fleet.
-    ``diagnoseViewer``: who looks at it.
+    ``diagnoseOperator``: a user that puts specs in, changes and removes them, and pauses the fleet.
+    ``diagnoseViewer``: a user that looks at it.
     """
     database = link.collection.database.name
 

@@ -16,7 +16,7 @@ class MongoDBInstrumentManager(MongoInstrumentManager):
     """A :class:`~diagnose_mongo.worker.manager.MongoInstrumentManager` for programs that knew 5.0.1.
 
     Nothing is started: as there, ``apply_in_background()`` or ``apply()`` does that. Expressions
-    may do everything, as there; pass ``expression_policy="restricted"`` if not everybody who can
+    may do everything, as there; pass ``expression_policy="restricted"`` if not every user that can
     write to the collection may do everything in each process.
 
     Args:

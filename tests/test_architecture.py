@@ -47,6 +47,7 @@ ORDER = """
     diagnose.managers
     diagnose.breakpoints
     diagnose
+    diagnose_mongo.settings
     diagnose_mongo.documents
     diagnose_mongo.bounds
     diagnose_mongo.store

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from diagnose_mongo import documents
+from diagnose_mongo import documents, settings
 from diagnose_mongo.cli import arguments
 from diagnose_mongo.cli.output import Output
 
 __all__ = ["COMMON", "DURATION", "INSTRUMENT", "Common", "Instrument", "Timeout", "UsageError"]
 
-_LOCAL_URI = "mongodb://127.0.0.1:27017"
 _NEED_A_VALUE = frozenset({"log", "hist", "incr"})
 
 
@@ -28,10 +27,10 @@ class UsageError(Exception):
 class Common:
     """What every verb takes."""
 
-    uri: Annotated[str | None, Parameter(env_var="DIAGNOSE_MONGODB_URI")] = None
+    uri: Annotated[str | None, Parameter(env_var=settings.URI_VARIABLE)] = None
     "of MongoDB; without it, port 27017 of this machine."
 
-    database: Annotated[str, Parameter(env_var="DIAGNOSE_DATABASE")] = "diagnose"
+    database: Annotated[str, Parameter(env_var=settings.DATABASE_VARIABLE)] = settings.DATABASE
     "the database with the specs."
 
     collection: str = documents.COLLECTION
@@ -45,7 +44,7 @@ class Common:
         """A link to the specs, for as long as it is needed."""
         from diagnose_mongo.store import connect
 
-        link = connect(self.uri or _LOCAL_URI, self.database, self.collection)
+        link = connect(self.uri or settings.LOCAL_URI, self.database, self.collection)
         try:
             yield link
         finally:

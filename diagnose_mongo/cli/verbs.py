@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from diagnose.errors import DiagnoseError, SpecError
-from diagnose_mongo import documents
+from diagnose_mongo import documents, settings
 from diagnose_mongo.cli.options import (
     COMMON,
     DURATION,
@@ -294,7 +294,7 @@ def history(
     limit: int = 20,
     common: Common = COMMON,
 ) -> int:
-    """Show who changed what, the latest first.
+    """Show what was changed, by which user, the latest first.
 
     Args:
         id: of a spec, which may be gone; without it, of all.
@@ -436,13 +436,13 @@ def run(
     if not command:
         raise UsageError("say what to run, after --, such as `diagnose run -- python app.py`")
     given = {
-        "DIAGNOSE_MONGODB_URI": common.uri,
-        "DIAGNOSE_DATABASE": common.database,
-        "DIAGNOSE_COLLECTION": common.collection,
+        settings.URI_VARIABLE: common.uri,
+        settings.DATABASE_VARIABLE: common.database,
+        settings.COLLECTION_VARIABLE: common.collection,
         "DIAGNOSE_SERVICE": service,
         "DIAGNOSE_ENV": env,
         "DIAGNOSE_VERSION": version,
-        "DIAGNOSE_PERIOD": None if period is None else f"{period:g}",
+        settings.PERIOD_VARIABLE: None if period is None else f"{period:g}",
     }
     environment = {name: value for name, value in given.items() if value}
     return become(list(command), environment)

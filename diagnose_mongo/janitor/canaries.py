@@ -100,7 +100,8 @@ def decide(
             )
         return None
     well = sum(counts.get(state, 0) for state in _WELL)
-    # Who has said nothing yet may have something to say; who lives will, within a period.
+    # A process that has said nothing yet may have something to say; if it lives, it will within
+    # a period.
     late = sum(counts.get(state, 0) for state in _LATE)
     if well and not late and now - spec.began >= canary.time:
         minutes = canary.time.total_seconds() / 60

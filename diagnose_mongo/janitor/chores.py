@@ -1,4 +1,4 @@
-"""What one process does for the whole fleet: whoever holds a lease, for as long as it lives.
+"""What the process that holds the lease does for the whole fleet, as long as it lives.
 
 It counts the fleet, removes what dead processes left in the specs, tidies fleet hits, moves
 canaries on, and notes edits that are not recorded. Each of these may be cut short
@@ -98,7 +98,7 @@ class Chores:
         canaries.move_on(link, specs, now, self._process_id)
         if moment >= self._turn_at:
             self._turn_at = moment + heartbeat
-            # Who could not say that it lives while the server was away gets the time to do so.
+            # A process that could not say that it lives, since the server was away, gets time for it.
             is_settled = moment - self._held_since >= heartbeat * bounds.TTL_HEARTBEATS
             self._take_turn(link, controls, control, is_settled=is_settled)
         # Last: this user may lack the right to the history.
@@ -120,7 +120,7 @@ class Chores:
         if not is_settled:
             return
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
-            # Before it is looked who is dead: a process that comes back later asks for this.
+            # Before the dead are looked for: a process that comes back later asks for this.
             if not controls.note_burial(self._process_id):
                 return
             ProcessStore(link).remove_dead()

@@ -8,14 +8,8 @@ A program uses :func:`server`::
 
 from __future__ import annotations
 
-from diagnose_mongo.server.local import (
-    LOCAL_URI,
-    URI_VARIABLE,
-    ExternalServer,
-    LocalServer,
-    find_mongod,
-    server,
-)
+from diagnose_mongo.server.local import ExternalServer, LocalServer, find_mongod, server
+from diagnose_mongo.settings import LOCAL_URI, URI_VARIABLE
 
 __all__ = [
     "LOCAL_URI",

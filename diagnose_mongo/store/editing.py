@@ -1,7 +1,7 @@
 """Single spec documents: the one place that reads one, and the one that edits one.
 
 An edit is one atomic update, which makes a new version and leaves a marker in the document:
-``changed``, which says who made that version, and the ``_id`` of its record in the history.
+``changed``, with the author of that version and the ``_id`` of its record in the history.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class SpecDocuments:
             version: its ``lastmodified``.
             fields: whole fields of the document, by name.
             gone: names of fields that are to be taken out.
-            by: who does it.
-            via: what with.
+            by: its author.
+            via: the means, see :data:`diagnose_mongo.changes.Via`.
 
         Raises:
             StoreError: it could not be written.
@@ -219,7 +219,7 @@ class SpecDocuments:
 
 
 def _mark(by: str, via: str) -> list[dict[str, Any]]:
-    """The stages of an update that make a new version, and say who did it."""
+    """The stages of an update that make a new version, and name its author."""
     marker = {
         "id": ObjectId(),
         "by": {"$literal": documents.text(by)},

@@ -1,7 +1,7 @@
 """Fleet hits: how many hits a whole fleet may make, a number from which processes take blocks.
 
-There is a document for each version of each spec: how many hits are ``left``, and who holds how
-many in ``held``. What was taken and is not given back counts as used, so that there are never
+There is a document for each version of each spec: how many hits are ``left``, and in ``held``
+how many each process has. What was taken and is not given back counts as used, so that there are never
 more hits than were allowed, whichever process dies when.
 """
 

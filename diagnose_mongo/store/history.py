@@ -131,7 +131,7 @@ class HistoryStore:
 
 
 def content_of(document: Mapping[str, Any]) -> str:
-    """A short text that is equal for equal content, whoever wrote it."""
+    """A short text that is equal for equal content of specs."""
     own = {name: value for name, value in document.items() if name not in documents.WRITTEN}
     return hashlib.blake2b(encode(own), digest_size=12).hexdigest()
 

@@ -2,8 +2,8 @@
 
 Two places say what became of a spec in a process: its entry in ``applied``, and the process's
 own document. The first is what counts, as long as the fleet is small enough for all of them to
-fit; then the second. Who should have the spec is reckoned there too: the processes that live,
-whose labels match, and who are among the ``percent``.
+fit; then the second. Which processes should have the spec is reckoned there too: those that
+live, whose labels match, and that are among the ``percent``.
 """
 
 from __future__ import annotations

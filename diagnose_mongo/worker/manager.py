@@ -73,8 +73,8 @@ class MongoInstrumentManager(InstrumentManager):
         version: label for ``select.version``; without it ``DIAGNOSE_VERSION``.
         labels: further ones, and ``host`` if it is not to be the machine's name. See
             :data:`diagnose_mongo.worker.identity.LABEL_VARIABLES` for what else labels come from.
-        expression_policy: what expressions in specs may do. Whoever can write to the
-            collection can do that in every process: ``"python"`` is everything.
+        expression_policy: what expressions in specs may do, and so every user that can write
+            to the collection, in every process: ``"python"`` is everything.
         cpu_budget: the share of one core that all probes of this process may cost; above it
             the costliest are suspended for a time. None: no limit.
         most_per_function: how many specs may be armed on one function; one more is the error

@@ -15,7 +15,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-# Whoever uses the driver has its hook registered before the one below: that hook resets the
+# The driver registers a hook of its own, which has to run before the one below: it resets the
 # driver's locks, and no thread may use the driver meanwhile.
 import diagnose_mongo.store  # noqa: F401
 from diagnose.threads import without_signals

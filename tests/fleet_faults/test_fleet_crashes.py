@@ -285,14 +285,14 @@ def test_what_stops_during_a_poll_is_not_listed_again_by_it(worker, specs, shop,
     manager = worker()
     poll(manager)
     reached, go_on = threading.Event(), threading.Event()
-    beat = manager._processes.beat
+    beat = manager._session.connection.fleet.processes.beat
 
     def slow(*args):
         reached.set()
         go_on.wait(30)
         return beat(*args)
 
-    monkeypatch.setattr(manager._processes, "beat", slow)
+    monkeypatch.setattr(manager._session.connection.fleet.processes, "beat", slow)
     manager._session.heart.hurry()
     manager.start()
     assert reached.wait(30)
