@@ -64,7 +64,7 @@ from diagnose_mongo.server import LocalServer
 
 def say(local):
     pids = [local.pid, local._keeper.pid]
-    print(json.dumps({"pids": pids, "directory": str(local._directory), "uri": local.uri}))
+    print(json.dumps({"pids": pids, "directory": str(local._keeper.directory), "uri": local.uri}))
     sys.stdout.flush()
 
 """
@@ -170,7 +170,7 @@ def test_a_stopped_server_leaves_no_process_and_no_directory_and_stops_twice():
     local = LocalServer()
     local.start()
     watches = [Watch(local.pid), Watch(local._keeper.pid)]
-    directory = local._directory
+    directory = local._keeper.directory
     assert directory.is_dir()
     local.start()
     assert not watches[0].ended(), "starting what runs does nothing"
@@ -297,7 +297,7 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(script, monkeypatch):
     left = []
 
     def ctrl_c(_log, _port):
-        left.extend([Watch(local.pid), Watch(local._keeper.pid), local._directory])
+        left.extend([Watch(local.pid), Watch(local._keeper.pid), local._keeper.directory])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "_check_running", ctrl_c)
@@ -337,8 +337,8 @@ def test_when_the_keeper_is_killed_the_server_ends_too_and_stop_removes_the_dire
     local = LocalServer()
     local.start()
     try:
-        watch, directory = Watch(local.pid), local._directory
-        local._keeper.kill()
+        watch, directory = Watch(local.pid), local._keeper.directory
+        os.kill(local._keeper.pid, signal.SIGKILL)
         watch.wait()
         with pytest.raises(ServerError, match=r"is gone.*call stop\(\) and start again"):
             local.restart()
