@@ -19,7 +19,7 @@ from diagnose_mongo import documents
 from diagnose_mongo.store import (
     HistoryStore,
     SpecDocuments,
-    content_of,
+    digest_of,
     is_about_content,
     is_refused,
     link_to,
@@ -193,7 +193,7 @@ class Recorder:
             return True
         if last is not None and _is_same_version(last, document):
             if not is_removed:
-                if last["content"] == content_of(document):
+                if last["content"] == digest_of(document):
                     return True
             elif last["via"] != "hand":
                 # A process is about to remove it, or was, and died.
@@ -267,13 +267,13 @@ class Trail:
             _, known, content = seen.get(key, (None, None, None))
             if document is known or not isinstance(document, dict):
                 continue
-            if content is None or content_of(document) != content:
+            if content is None or digest_of(document) != content:
                 if not left:
                     continue
                 left -= 1
                 if not self._notice(recorder, raw_id, now):
                     continue
-                content = content_of(document)
+                content = digest_of(document)
             seen[key] = raw_id, document, content
         for key in [key for key in seen if key not in there][:left]:
             if self._notice(recorder, seen[key][0], now):
@@ -310,7 +310,7 @@ def _record(
         "version": document.get(documents.VERSION),
         "difference": difference(before or {}, after or {}),
         "after": None if after is None else _own(after),
-        "content": None if after is None else content_of(after),
+        "content": None if after is None else digest_of(after),
     }
     if isinstance(name := document.get("id"), str):
         record["name"] = name
@@ -354,7 +354,7 @@ def _hand_record(
     record_id = {
         "spec": raw_id,
         "follows": follows,
-        "content": None if after is None else content_of(after),
+        "content": None if after is None else digest_of(after),
     }
     return _record(record_id, action, raw_id, before, after, by=None, via="hand")
 

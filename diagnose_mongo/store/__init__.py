@@ -12,7 +12,7 @@ from diagnose_mongo.store.change_stream import follow
 from diagnose_mongo.store.control import Control, ControlStore
 from diagnose_mongo.store.editing import SpecDocuments
 from diagnose_mongo.store.fleet_hits import FleetHitsStore, fleet_hits_id
-from diagnose_mongo.store.history import HistoryStore, content_of, is_about_content, new_record_id
+from diagnose_mongo.store.history import HistoryStore, digest_of, is_about_content, new_record_id
 from diagnose_mongo.store.inspection import Inspector, ServerFacts
 from diagnose_mongo.store.link import (
     Link,
@@ -47,7 +47,7 @@ __all__ = [
     "TidyingStore",
     "Undecodable",
     "connect",
-    "content_of",
+    "digest_of",
     "fleet_hits_id",
     "fleet_stores",
     "follow",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diagnose.errors import StoreError
     from diagnose_mongo.store.link import Link
 
-__all__ = ["HistoryStore", "content_of", "is_about_content", "new_record_id"]
+__all__ = ["HistoryStore", "digest_of", "is_about_content", "new_record_id"]
 
 _LARGEST_BYTES = 1_000_000
 _DEEPEST = 60
@@ -130,7 +130,7 @@ class HistoryStore:
             return list(self._history.find(query, {"after": 0}).sort(_LATEST_FIRST).limit(limit))
 
 
-def content_of(document: Mapping[str, Any]) -> str:
+def digest_of(document: Mapping[str, Any]) -> str:
     """A short text that is equal for equal content of specs."""
     own = {name: value for name, value in document.items() if name not in documents.WRITTEN}
     return hashlib.blake2b(encode(own), digest_size=12).hexdigest()
