@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-__all__ = ["FIELDS", "LABELS", "LONGEST_LIFESPAN", "Field", "Kind", "names_in", "table"]
+__all__ = [
+    "FIELDS",
+    "LABELS",
+    "LONGEST_LIFESPAN",
+    "Field",
+    "Kind",
+    "inside",
+    "names_in",
+    "table",
+]
 
 LABELS = ("service", "env", "host", "version")
 """The labels that a process may always be selected by; an application can add its own."""
@@ -114,6 +123,20 @@ class Field:
     is_ours: bool = False
     default_words: str = ""
 
+    @property
+    def is_required(self) -> bool:
+        """Whether nothing can be taken if it is left out."""
+        return self.missing is not None and not self.default_words
+
+    def schema(self) -> dict[str, Any]:
+        """What it may be, and what those in it may be, as a JSON schema in MongoDB's dialect."""
+        schema = self.kind.schema()
+        if not self.is_required and "bsonType" in schema:
+            schema["bsonType"] = [*schema["bsonType"], "null"]
+        elif self.kind.base == "text":
+            schema["minLength"] = 1
+        return schema | inside(self.path)
+
 
 _TEXT = Kind("a text", "text")
 _EXPRESSION = Kind("an expression in a text, such as 'elapsed'", "text")
@@ -156,6 +179,7 @@ _TABLE = (
         _EXPRESSION,
         "the expression to record, such as elapsed or 'len(items)'",
         missing="missing-value",
+        default_words="that of the instrument's class, if it has one",
     ),
     Field(
         "instrument.event",
@@ -233,7 +257,7 @@ _TABLE = (
     ),
     Field(
         "canary.max_cost",
-        Kind("a share of one core, such as 0.01", "number", above=0),
+        Kind("a share of one core, such as 0.01", "number", above=0, most=1000),
         "the share of one core that it may cost in a process",
         default_words="any",
     ),
@@ -270,12 +294,24 @@ def names_in(path: str) -> tuple[str, ...]:
     return tuple(name for name in inside if "." not in name)
 
 
+def inside(path: str) -> dict[str, Any]:
+    """The part of a JSON schema that is about the fields in a document; ``""``: the whole spec."""
+    fields = [FIELDS[f"{path}.{name}" if path else name] for name in names_in(path)]
+    schemas = {each.path.rpartition(".")[2]: each.schema() for each in fields}
+    properties = {name: schema for name, schema in schemas.items() if schema}
+    required = [each.path.rpartition(".")[2] for each in fields if each.is_required]
+    return {
+        **({"required": required} if required else {}),
+        **({"properties": properties} if properties else {}),
+    }
+
+
 def table() -> str:
     """The table in Markdown."""
     rows = ["| field | type | if left out | meaning | code of the error |", "|---|---|---|---|---|"]
     for each in _TABLE:
-        if each.missing is not None:
-            default = f"`{each.missing}`"
+        if each.is_required:
+            default = f"the error `{each.missing}`"
         elif each.default is not None:
             default = f"`{str(each.default).lower()}`"
         else:

@@ -158,7 +158,7 @@ def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]] 
     types = ", ".join(sorted(known or ("log", "hist", "incr")))
     if not instrument.document:
         _Section({}).get("instrument")
-    if instrument.document.get("type") is None:
+    if instrument.document.get("type") is None or instrument.document["type"] == "":
         raise SpecError(
             f"instrument.type is missing; it must be one of {types}",
             code=FIELDS["instrument.type"].missing or "",
@@ -227,7 +227,7 @@ def _canary(
     What ``stage`` says about another version holds no more: whoever changes a spec begins anew.
     """
     section = whole.section("canary")
-    if not section.document:
+    if whole.document.get("canary") is None:
         return None, None, lastmodified, None
     canary = Canary(
         percent=section.get("percent"),

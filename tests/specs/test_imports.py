@@ -30,7 +30,7 @@ from diagnose import imports, probes, readers, registry, targets
 from diagnose.imports import FINDER, Watch
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.managers import InstrumentManager
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 DEADLINE_SECONDS = 30
 ROOT = Path(__file__).resolve().parents[2]

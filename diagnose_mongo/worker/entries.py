@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnose_mongo import documents
+from diagnose_mongo import bounds, documents
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from diagnose_mongo.store import Control
+    from diagnose_mongo.store import Control, SpecStore
+    from diagnose_mongo.worker.heartbeats import Life
 
-__all__ = ["Batch", "Entries"]
+__all__ = ["Entries"]
+
+log = logging.getLogger(__name__)
 
 # A restored database is older than what a lagging node of the server has.
 _OLDER_SERVER = timedelta(minutes=1)
 
 
-class Batch(NamedTuple):
+class _Batch(NamedTuple):
     """What is to be written in one go.
 
     Attributes:
@@ -36,6 +41,9 @@ class Batch(NamedTuple):
 class Entries:
     """A process's entries, by the keys of their specs. Not thread-safe: its user has a lock.
 
+    Args:
+        process_id: whose.
+
     Attributes:
         due: what has to be told; None: the entry has to go.
         written: what the collection has, as far as is known; without the time of each.
@@ -43,18 +51,14 @@ class Entries:
         is_in_doubt: that is to be decided by what steers the fleet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process_id: str) -> None:
+        self._process_id = process_id
+        self._complaints: set[tuple[Hashable, str]] = set()
         self.due: dict[Hashable, dict[str, Any] | None] = {}
         self.written: dict[Hashable, dict[str, Any]] = {}
         self.are_lost = self.is_in_doubt = False
         self._safe_until: datetime | None = None
         self._renewed: datetime | None = None
-
-    def clear(self) -> None:
-        """Begin anew: as another process, or after this one has left."""
-        self.due.clear()
-        self.written.clear()
-        self.are_lost = self.is_in_doubt = False
 
     def forget(self, key: Hashable) -> None:
         """Leave out a spec that is gone."""
@@ -68,14 +72,50 @@ class Entries:
 
     # --- writing ---
 
-    def batch(self, known: Collection[Hashable], *, is_told: bool) -> Batch:
-        """What of ``due`` has to be written now.
+    def write(
+        self,
+        store: SpecStore,
+        raw_ids: Mapping[Hashable, Any],
+        control: Control,
+        lock: AbstractContextManager[object],
+        timeout: float | None = None,
+    ) -> None:
+        """Write what is due, as far as this process has entries in a fleet of this size.
 
         Args:
-            known: the keys of the specs that there are.
-            is_told: whether this process has entries; else it has those that say of a failure.
+            store: of the specs.
+            raw_ids: of each spec that there is the ``_id``.
+            control: what holds for the fleet.
+            lock: taken while this object or ``raw_ids`` is looked at, not while it is written.
+            timeout: seconds, if not the usual.
+
+        Raises:
+            StoreError: the server did not answer; it all stays due.
         """
-        found = Batch({key: entry for key, entry in self.due.items() if key in known}, {}, [])
+        is_told = not control.is_bounded or bounds.is_sampled(self._process_id, control.processes)
+        with lock:
+            batch = self._batch(raw_ids.keys(), is_told=is_told)
+            ids = {key: raw_ids[key] for key in batch.due}
+        refusals = store.write(
+            self._process_id,
+            [(ids[key], entry) for key, entry in batch.entries.items()],
+            erased=[ids[key] for key in batch.erased],
+            room=None if is_told else bounds.SAMPLE + bounds.FAILURES,
+            timeout=timeout,
+        )
+        still_due = set()
+        for raw_id, reason, is_lasting in refusals:
+            key = documents.key_of(raw_id)
+            if not is_lasting:
+                still_due.add(key)
+            if (complaint := (key, reason)) not in self._complaints:
+                self._complaints.add(complaint)
+                log.warning("the spec %r takes no entry of this process: %s", raw_id, reason)
+        with lock:
+            self._settle(batch, still_due)
+
+    def _batch(self, known: Collection[Hashable], *, is_told: bool) -> _Batch:
+        found = _Batch({key: entry for key, entry in self.due.items() if key in known}, {}, [])
         for key, entry in found.due.items():
             if entry is None or not (is_told or entry["err"] is not None):
                 if key in self.written:
@@ -84,8 +124,7 @@ class Entries:
                 found.entries[key] = entry
         return found
 
-    def settle(self, batch: Batch, still_due: Collection[Hashable]) -> None:
-        """Note that a batch was written, but for some keys."""
+    def _settle(self, batch: _Batch, still_due: Collection[Hashable]) -> None:
         for key, entry in batch.due.items():
             if key not in still_due and self.due.get(key) is entry:
                 self.due.pop(key, None)
@@ -105,10 +144,19 @@ class Entries:
 
     # --- is it still there? ---
 
-    def note_life(self, expires: datetime, heartbeat: float) -> None:
-        """This process lived without a break, and will not count as dead before ``expires``."""
-        # To look who counts as dead, and to remove what they left, takes some time.
-        self._safe_until = expires - timedelta(seconds=2 * heartbeat)
+    def note_life(self, life: Life, heartbeat: float) -> None:
+        """Note what a heartbeat told: what the dead leave is removed, and ids may be shared.
+
+        Args:
+            life: what it told.
+            heartbeat: seconds until the next one.
+        """
+        if life.had_gap:
+            self.is_in_doubt = True
+        elif life.expires is not None:
+            # To look which processes are dead, and to remove what they left, takes some time.
+            self._safe_until = life.expires - timedelta(seconds=2 * heartbeat)
+        self.are_lost = life.is_shared
 
     def look(self, control: Control) -> None:
         """See by what steers the fleet whether entries may have been removed."""

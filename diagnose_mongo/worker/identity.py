@@ -1,4 +1,4 @@
-"""Who a process is within the fleet: its id and its labels.
+"""The identity of a process within the fleet: its id and its labels.
 
 The id names the process's entry in every spec's ``applied``, so it is a valid part of a
 field path in MongoDB (no dots, no dollars), and no other process has it: host, pid and the

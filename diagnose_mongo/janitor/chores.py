@@ -1,7 +1,7 @@
-"""What one process does for the whole fleet: whoever holds a lease, for as long as it lives.
+"""What the process that holds the lease does for the whole fleet, as long as it lives.
 
-It counts the fleet, removes what dead processes left in the specs, tidies budgets, moves
-canaries on, and notes changes that nobody else has noted. Each of these may be cut short
+It counts the fleet, removes what dead processes left in the specs, tidies fleet hits, moves
+canaries on, and notes edits that are not recorded. Each of these may be cut short
 anywhere, and may be done twice: every step leaves things right.
 """
 
@@ -11,14 +11,16 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from diagnose_mongo import canary, presence
-from diagnose_mongo.changes import Trail
+from diagnose_mongo import bounds
+from diagnose_mongo.history import Trail
+from diagnose_mongo.janitor import canaries
 from diagnose_mongo.store import (
-    BudgetStore,
     ControlStore,
+    FleetHitsStore,
     ProcessStore,
     RolloutStore,
     SpecStore,
+    TidyingStore,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Chores:
 
     Args:
         process_id: this process.
-        bounded_above: see :class:`~diagnose_mongo.manager.MongoInstrumentManager`.
+        bounded_above: see :data:`diagnose_mongo.bounds.BOUNDED_ABOVE`.
     """
 
     def __init__(self, process_id: str, bounded_above: int) -> None:
@@ -93,11 +95,11 @@ class Chores:
             if self._held_since is None:
                 self._held_since, self._turn_at, self._turns = moment, moment, 0
                 self._trail.forget()
-        canary.move_on(link, specs, now, self._process_id)
+        canaries.move_on(link, specs, now, self._process_id)
         if moment >= self._turn_at:
             self._turn_at = moment + heartbeat
-            # Who could not say that it lives while the server was away gets the time to do so.
-            is_settled = moment - self._held_since >= heartbeat * presence.TTL_HEARTBEATS
+            # A process that could not say that it lives, since the server was away, gets time for it.
+            is_settled = moment - self._held_since >= heartbeat * bounds.TTL_HEARTBEATS
             self._take_turn(link, controls, control, is_settled=is_settled)
         # Last: this user may lack the right to the history.
         self._trail.follow(link, specs, now)
@@ -109,23 +111,23 @@ class Chores:
         is_bounded = self._is_bounded(len(living), control)
         if (len(living), is_bounded) != (control.processes, control.is_bounded):
             controls.note_size(self._process_id, len(living), is_bounded=is_bounded)
-        store = SpecStore(link)
+        store = TidyingStore(link)
         if is_bounded:
             # Also in the next turns: others may have written before they knew.
-            sample = [each for each in living if presence.is_sampled(each, len(living))]
-            store.bound_entries(sample, presence.FAILURES)
+            sample = [each for each in living if bounds.is_sampled(each, len(living))]
+            store.bound_entries(sample, bounds.FAILURES)
             store.note_counts(RolloutStore(link).count_all())
         if not is_settled:
             return
         if self._living - living or self._turns % _TURNS_PER_FULL_TURN == 0:
-            # Before it is looked who is dead: a process that comes back later asks for this.
+            # Before the dead are looked for: a process that comes back later asks for this.
             if not controls.note_burial(self._process_id):
                 return
             ProcessStore(link).remove_dead()
             removed = store.remove_entries_of_dead()
             if removed:
                 log.info("removed %d entries of processes that do not live any more", removed)
-            BudgetStore(link).tidy(store.versions(), living)
+            FleetHitsStore(link).tidy(SpecStore(link).versions(), living)
         self._living = living
         self._turns += 1
 

@@ -15,7 +15,7 @@ from diagnose import specs
 from diagnose.errors import SpecError
 from diagnose.specs import FAILED_STATES, Stage
 from diagnose_mongo import documents
-from diagnose_mongo.store import RolloutStore, SpecStore
+from diagnose_mongo.store import RolloutStore, SpecDocuments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -100,7 +100,8 @@ def decide(
             )
         return None
     well = sum(counts.get(state, 0) for state in _WELL)
-    # Who has said nothing yet may have something to say; who lives will, within a period.
+    # A process that has said nothing yet may have something to say; if it lives, it will within
+    # a period.
     late = sum(counts.get(state, 0) for state in _LATE)
     if well and not late and now - spec.began >= canary.time:
         minutes = canary.time.total_seconds() / 60
@@ -146,8 +147,7 @@ def _move(link: Link, raw_id: Any, version: object, spec: Spec, now: datetime, *
     if step is None:
         return
     began = spec.began.astimezone(UTC).replace(tzinfo=None)
-    store = SpecStore(link)
-    if store.set_stage(
+    if SpecDocuments(link).set_stage(
         raw_id,
         version,
         name=step.stage.value,

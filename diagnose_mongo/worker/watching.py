@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from diagnose.errors import StoreError
 from diagnose.threads import without_signals
 from diagnose_mongo.store import follow
+from diagnose_mongo.worker.outages import BackOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,8 @@ __all__ = ["Watcher"]
 
 log = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 5.0, 60.0
+_AGAIN_SECONDS = 5.0
+_AGAIN_GROWTH = 1.0
 _SPREAD_SECONDS = 0.1
 
 
@@ -39,8 +41,12 @@ class Watcher:
         self.is_following = False
         self._stopping = threading.Event()
 
-    def start(self, link: Link) -> None:
-        """Start following; returns at once."""
+    def start(self, link: Callable[[], Link]) -> None:
+        """Start following; returns at once.
+
+        Args:
+            link: gives the link to the collection, open in this process.
+        """
         self._stopping = threading.Event()
         thread = threading.Thread(
             target=self._run, args=(link, self._stopping), name="diagnose-watch", daemon=True
@@ -52,13 +58,13 @@ class Watcher:
         """Follow no more. Waits for nothing; idempotent."""
         self._stopping.set()
 
-    def _run(self, link: Link, stopping: threading.Event) -> None:
-        pause, is_told = _AGAIN_SECONDS[0], False
+    def _run(self, link: Callable[[], Link], stopping: threading.Event) -> None:
+        here, back_off, is_told = link(), BackOff(_AGAIN_GROWTH), False
         while not stopping.is_set():
             try:
-                for _ in follow(link, stopping.is_set):
+                for _ in follow(here, stopping.is_set):
                     self.is_following = True
-                    pause = _AGAIN_SECONDS[0]
+                    back_off.end()
                     # Not all processes of a fleet in the same millisecond.
                     if not stopping.wait(random.uniform(0, _SPREAD_SECONDS)):
                         self._changed()
@@ -69,5 +75,4 @@ class Watcher:
             except Exception:
                 log.exception("following changes failed; polls find them")
             self.is_following = False
-            stopping.wait(pause)
-            pause = min(2 * pause, _AGAIN_SECONDS[1])
+            stopping.wait(back_off.wait(_AGAIN_SECONDS))

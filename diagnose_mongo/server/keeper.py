@@ -1,20 +1,20 @@
 """The process between a program and its local mongod: it ends with either, and cleans up.
 
-:mod:`diagnose_mongo.server` starts this file by its path, as
-``python -I -S guardian.py <pid of the program>``. So it imports nothing but the standard
+:mod:`diagnose_mongo.server.local` starts this file by its path, as
+``python -I -S keeper.py <pid of the program>``. So it imports nothing but the standard
 library, and nothing imports it.
 
 Why a process, and not ``PR_SET_PDEATHSIG`` on mongod itself: that signal comes when the
 *thread* that forked ends, it must be asked for between fork and exec (``preexec_fn``, which
 may deadlock in a program with threads), only Linux has it, and nobody would remove the
-directory. The guardian has one thread, so here both objections fall, and mongod gets that
-signal too, for the day that the guardian itself is killed.
+directory. The keeper has one thread, so here both objections fall, and mongod gets that
+signal too, for the day that the keeper itself is killed.
 
 It knows that the program is gone by either of two things: the pipe that carries the requests
 ends (but children that the program forked hold it open too), or the program's pid is no longer
 its parent (seen at once through a pidfd where there is one, else within half a second).
 
-Requests and replies are JSON objects, one to a line: see :class:`Guardian`.
+Requests and replies are JSON objects, one to a line: see :class:`Keeper`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["DIRECTORY_PREFIX", "LOG_NAME", "Guardian", "main"]
+__all__ = ["DIRECTORY_PREFIX", "LOG_NAME", "Keeper", "main"]
 
 DIRECTORY_PREFIX = "diagnose-mongod-"
 LOG_NAME = "mongod.log"
@@ -44,8 +44,8 @@ _ORDERLY_SECONDS = 20.0
 _PARENT_CHECK_MILLISECONDS = 500
 
 
-class Guardian:
-    """One mongod's keeper.
+class Keeper:
+    """Keeps one mongod.
 
     Requests, as ``{"do": ...}``:
 
@@ -183,15 +183,15 @@ def main(argv: list[str]) -> int:
     """Keep a mongod for the program with the pid in ``argv[1]``, until either ends."""
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _leave)
-    guardian = Guardian(int(argv[1]))
+    keeper = Keeper(int(argv[1]))
     try:
-        guardian.serve()
+        keeper.serve()
     except BrokenPipeError:
         pass  # the program ended while it was being answered
     finally:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        guardian.close()
+        keeper.close()
     return 0
 
 

@@ -11,7 +11,7 @@ from diagnose_mongo import changes, documents
 from diagnose_mongo.cli import progress
 from diagnose_mongo.cli.output import shown
 from diagnose_mongo.rollouts import wait_for_rollout
-from diagnose_mongo.store import Inspector
+from diagnose_mongo.store import SpecDocuments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diagnose_mongo.rollouts import Rollout
     from diagnose_mongo.store import Link
 
-__all__ = ["check"]
+__all__ = ["rehearse"]
 
 _LIFESPAN_MINUTES = 10
 _LEFT_OUT = documents.WRITTEN | {
@@ -34,7 +34,7 @@ _LEFT_OUT = documents.WRITTEN | {
 _NAMED = 3
 
 
-def check(output: Output, link: Link, document: Mapping[str, Any], timeout: float) -> int:
+def rehearse(output: Output, link: Link, document: Mapping[str, Any], timeout: float) -> int:
     """Have every process try a spec, tell what they found, and leave nothing behind.
 
     Args:
@@ -57,7 +57,7 @@ def check(output: Output, link: Link, document: Mapping[str, Any], timeout: floa
     try:
         changes.add(link, tried, via="command")
         found = _wait(output, link, spec_id, timeout)
-        answers = _answers(Inspector(link).document(spec_id) or {})
+        answers = _answers(SpecDocuments(link).read(spec_id, with_outcomes=True) or {})
     finally:
         with contextlib.suppress(SpecError):  # it did not come so far, or somebody removed it
             changes.remove(link, spec_id, via="command")

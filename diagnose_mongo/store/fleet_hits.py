@@ -1,8 +1,8 @@
-"""Budgets of hits for a whole fleet: a number from which processes take blocks.
+"""Fleet hits: how many hits a whole fleet may make, a number from which processes take blocks.
 
-There is a document for each version of each spec: how many hits are ``left``, and who holds how
-many in ``held``. What was taken and is not given back counts as used, so that there are never
-more hits than the budget, whoever dies when.
+There is a document for each version of each spec: how many hits are ``left``, and in ``held``
+how many each process has. What was taken and is not given back counts as used, so that there are never
+more hits than were allowed, whichever process dies when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diagnose_mongo.store.link import Link
 
-__all__ = ["BudgetStore", "Taken", "budget_id"]
+__all__ = ["FleetHitsStore", "Taken", "fleet_hits_id"]
 
 _KEPT_MS = 3_600_000
 
@@ -38,8 +38,8 @@ class Taken(NamedTuple):
     is_over: bool
 
 
-class BudgetStore:
-    """Takes hits from budgets, and gives them back. Thread-safe."""
+class FleetHitsStore:
+    """Takes fleet hits, and gives them back. Thread-safe."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -47,7 +47,7 @@ class BudgetStore:
 
     def take(
         self,
-        budget: Mapping[str, object],
+        hits_id: Mapping[str, object],
         size: int,
         process_id: str,
         *,
@@ -58,13 +58,14 @@ class BudgetStore:
         """Take a block of hits.
 
         Args:
-            budget: which one, see :func:`budget_id`.
-            size: of the whole budget.
-            process_id: who takes them.
+            hits_id: of which version of which spec, see :func:`fleet_hits_id`.
+            size: how many the whole fleet may make.
+            process_id: of the process that takes them.
             unused: of those taken before, how many were not used yet.
             wanted: how many more there should be.
-            is_first: nobody says that it was there before, so it may be made. Who has taken
-                from it once, and does not find it, gets no more: nobody knows how many are left.
+            is_first: True if this process never took any of these, so a missing document may be
+                made. A process that took some, and does not find the document, gets no more:
+                nobody knows how many are left.
 
         Raises:
             StoreError: the server could not be asked. Hits that it handed out without this
@@ -97,27 +98,27 @@ class BudgetStore:
                 }
             },
         ]
-        with self._link.talking("taking hits from the fleet's budget"):
-            found = self._find_and_update(budget, update)
+        with self._link.talking("taking fleet hits"):
+            found = self._find_and_update(hits_id, update)
             if found is None and is_first:
-                self._make(budget, size)
-                found = self._find_and_update(budget, update)
+                self._make(hits_id, size)
+                found = self._find_and_update(hits_id, update)
         if found is None:
             return Taken(0, is_over=True)
         return Taken(int(found["took"]), is_over=found["left"] <= 0 and not found["held"])
 
     def _find_and_update(
-        self, budget: Mapping[str, object], update: list[dict[str, Any]]
+        self, hits_id: Mapping[str, object], update: list[dict[str, Any]]
     ) -> dict[str, Any] | None:
         return self._collection.find_one_and_update(
-            {documents.ID: budget}, update, return_document=ReturnDocument.AFTER
+            {documents.ID: hits_id}, update, return_document=ReturnDocument.AFTER
         )
 
-    def _make(self, budget: Mapping[str, object], size: int) -> None:
+    def _make(self, hits_id: Mapping[str, object], size: int) -> None:
         # Another process may make it just now.
         with contextlib.suppress(DuplicateKeyError):
             self._collection.update_one(
-                {documents.ID: budget},
+                {documents.ID: hits_id},
                 {
                     "$setOnInsert": {"left": size, "of": size, "held": {}},
                     "$currentDate": {"at": True},
@@ -126,22 +127,22 @@ class BudgetStore:
             )
 
     def give_back(
-        self, budget: Mapping[str, object], process_id: str, unused: int, timeout: float
+        self, hits_id: Mapping[str, object], process_id: str, unused: int, timeout: float
     ) -> None:
         """Give hits back that were taken and not used; the process takes no more.
 
         Raises:
             StoreError: it could not be written in ``timeout`` seconds; then they are lost.
         """
-        with self._link.talking("giving hits back to the fleet's budget", timeout):
+        with self._link.talking("giving fleet hits back", timeout):
             # Once only: a second time there is nothing under this name.
             self._collection.update_one(
-                {documents.ID: budget, f"held.{process_id}": {"$exists": True}},
+                {documents.ID: hits_id, f"held.{process_id}": {"$exists": True}},
                 {"$inc": {"left": unused}, "$unset": {f"held.{process_id}": ""}},
             )
 
     def tidy(self, versions: Sequence[tuple[Any, object]], living: AbstractSet[str]) -> None:
-        """Remove budgets of specs' former versions, and what dead processes held.
+        """Remove those of specs' former versions, and what dead processes held.
 
         Args:
             versions: of each spec the ``_id`` and ``lastmodified``, just read.
@@ -150,10 +151,10 @@ class BudgetStore:
         Raises:
             StoreError: it could not be written.
         """
-        current = {documents.key_of(budget_id(*each)) for each in versions}
-        # A budget may be younger than what was read of the specs; an old one is not.
+        current = {documents.key_of(fleet_hits_id(*each)) for each in versions}
+        # A document may be younger than what was read of the specs; an old one is not.
         is_old = {"$gt": [{"$subtract": ["$$NOW", _KEPT_MS]}, "$at"]}
-        with self._link.talking("tidying the fleet's budgets"):
+        with self._link.talking("tidying fleet hits"):
             found = self._collection.aggregate([{"$project": {"held": 1, "is_old": is_old}}])
             for each in list(found):
                 this, held = {documents.ID: {"$eq": each[documents.ID]}}, each.get("held")
@@ -165,6 +166,6 @@ class BudgetStore:
                         self._collection.update_one(this, {"$unset": paths})
 
 
-def budget_id(raw_id: object, lastmodified: object) -> dict[str, object]:
-    """The ``_id`` of the budget of one version of a spec."""
+def fleet_hits_id(raw_id: object, lastmodified: object) -> dict[str, object]:
+    """The ``_id`` of the document with the fleet hits of one version of a spec."""
     return {"spec": raw_id, "version": lastmodified}
