@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from diagnose.interrupts import belongs_to_program
+from diagnose.introspection import read_args, read_name, read_traceback
 from diagnose.reentrancy import quietly
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def describe(error: BaseException, value: object) -> str:
         error: what was raised.
         value: the expression that was evaluated.
     """
-    text = type.__dict__["__name__"].__get__(type(error))
+    text = read_name(type(error))
     try:
         text = f"{text}: {error}"
     except BaseException as later:  # its own __str__
@@ -46,7 +47,6 @@ def describe(error: BaseException, value: object) -> str:
     return f"{value!r:.200} raised {text}{_where(error)}"
 
 
-_get_traceback = BaseException.__dict__["__traceback__"].__get__
 _set_traceback = BaseException.__dict__["__traceback__"].__set__
 _get_context = BaseException.__dict__["__context__"].__get__
 set_context = BaseException.__dict__["__context__"].__set__
@@ -61,7 +61,7 @@ def is_want_of_room(error: BaseException) -> bool:
 
 def is_from_inside(error: BaseException) -> bool:
     """Whether a function of ours was entered before it was raised."""
-    trace = _get_traceback(error)
+    trace = read_traceback(error)
     return trace is not None and trace.tb_next is not None
 
 
@@ -74,7 +74,6 @@ def is_theirs(error: BaseException) -> bool:
 
 
 _HEAP_TYPE = 1 << 9
-_get_args = BaseException.__dict__["args"].__get__
 
 
 def without_objects(error: BaseException, text: str) -> BaseException:
@@ -86,7 +85,7 @@ def without_objects(error: BaseException, text: str) -> BaseException:
     kind = type(error)
     if kind.__flags__ & _HEAP_TYPE:
         return error
-    args = _get_args(error)
+    args = read_args(error)
     if not all(type(each) in {str, int, float, bool, type(None)} for each in args):
         args = (text,)
     try:
@@ -98,7 +97,7 @@ def without_objects(error: BaseException, text: str) -> BaseException:
 def _entries(error: BaseException) -> list[TracebackType]:
     """The entries of a traceback that are of calls within this hit, the outermost first."""
     entries: list[TracebackType] = []
-    entry = _get_traceback(error)
+    entry = read_traceback(error)
     while entry is not None and (not entries or entry.tb_frame.f_back is entries[-1].tb_frame):
         entries.append(entry)
         entry = entry.tb_next
@@ -129,8 +128,8 @@ def _is_of_hit(frame: FrameType | None) -> bool:
 
 def has_context_of_program(error: BaseException) -> bool:
     """Whether its context is what the program was handling as the hit was served."""
-    context, trace = _get_context(error), _get_traceback(error)
-    caught = None if context is None else _get_traceback(context)
+    context, trace = _get_context(error), read_traceback(error)
+    caught = None if context is None else read_traceback(context)
     # Not by sys._getframe: an audit hook may forbid that.
     frame = None if trace is None or caught is None else trace.tb_frame.f_back
     while frame is not None and caught is not None:
@@ -149,7 +148,7 @@ def restore_traceback(error: BaseException) -> bool:
     """
     entries: list[TracebackType | None] = []
     before: TracebackType | None = None
-    entry = _get_traceback(error)
+    entry = read_traceback(error)
     while entry is not None:
         if not _is_of_hit(entry.tb_frame):
             entries.append(entry)

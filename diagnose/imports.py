@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose import forking
 from diagnose.clockwork import Clockwork
 from diagnose.forking import Layer
+from diagnose.introspection import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -247,7 +248,7 @@ def _watch_loaded(name: str) -> None:
     if not issubclass(type(module), ModuleType):
         return
     # Read without running a module's own __getattr__ or a lazy module's load.
-    spec = vars(ModuleType)["__dict__"].__get__(module).get("__spec__")
+    spec = namespace_of(module).get("__spec__")
     if issubclass(type(module), _LAZY_MODULE):
         _delay(spec, module)
     elif getattr(spec, "__dict__", {}).get("_initializing") is True:

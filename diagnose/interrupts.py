@@ -27,6 +27,8 @@ import threading
 from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import Any
 
+from diagnose.introspection import read_args, read_traceback
+
 __all__ = ["belongs_to_program", "is_signal_handler"]
 
 # Taken now: one of them may itself be probed, and then its module has a stand-in for it.
@@ -56,10 +58,6 @@ _RESUME_SHOWS_THROW = sys.version_info >= (3, 13)
 _RAISED_BY_C = frozenset({"asyncio.exceptions", "builtins", "_queue", "queue"})
 """Modules of exceptions that C functions raise without arguments."""
 _MOST_ENTRIES = 10_000
-
-# Not as attributes: what a class defines in their place would be run.
-_traceback_of = BaseException.__dict__["__traceback__"].__get__
-_args_of = BaseException.__dict__["args"].__get__
 
 
 def belongs_to_program(error: BaseException) -> bool:
@@ -100,7 +98,7 @@ def is_signal_handler(frame: FrameType) -> bool:
 
 def _entries(error: BaseException) -> list[TracebackType]:
     entries: list[TracebackType] = []
-    entry = _traceback_of(error)
+    entry = read_traceback(error)
     while entry is not None and len(entries) < _MOST_ENTRIES:
         entries.append(entry)
         entry = entry.tb_next
@@ -123,7 +121,7 @@ def _is_pause(entry: TracebackType) -> bool:
 def _is_injected(error: BaseException, entries: list[TracebackType]) -> bool:
     innermost, kind = entries[-1], type(error)
     operation, _ = _operation(innermost)
-    is_bare = not _args_of(error)
+    is_bare = not read_args(error)
     if _is_pause(innermost):
         return True  # whatever its class makes of its arguments
     if operation in _RAISES or kind.__dict__.get("__module__", "builtins") in _RAISED_BY_C:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from types import CodeType
 from typing import Any
 
+from diagnose.introspection import read_mro
+
 __all__ = ["StandIn", "marked", "own_code", "seen_through"]
 
 
@@ -45,11 +47,8 @@ class StandIn:
 
 
 _read_found: Any = StandIn.__dict__["_found"].__get__
-_read_mro: Any = type.__dict__["__mro__"].__get__
 
 
 def seen_through(value: object) -> object:
     """What a stand-in stands for; any other value as it is. Runs no code of the program."""
-    # A type of an extension module that was never made ready has None.
-    classes = _read_mro(type(value)) or ()
-    return _read_found(value) if any(each is StandIn for each in classes) else value
+    return _read_found(value) if any(each is StandIn for each in read_mro(type(value))) else value

@@ -25,6 +25,7 @@ from diagnose.errors import (
 from diagnose.instruments.status import State
 from diagnose.limits import ACTS
 from diagnose.specs import Stage
+from diagnose.wording import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -425,8 +426,4 @@ def describe(error: BaseException) -> str:
     """What to tell people about an error."""
     if isinstance(error, DiagnoseError):
         return error.message
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__
-        text = "?"
-    return f"the instrument could not be made: {type(error).__name__}: {text}"
+    return f"the instrument could not be made: {described(error)}"

@@ -19,9 +19,9 @@ from diagnose import hotspots, muffling, readers, standins, stepping
 from diagnose.bytecode import lines, weaving
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.handlers import Scope
+from diagnose.introspection import namespace_of
 from diagnose.originals import marked
 from diagnose.reentrancy import BUSY
-from diagnose.targets.lookup import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -27,8 +27,8 @@ from types import (
 from typing import TYPE_CHECKING, Any
 
 from diagnose.bytecode import weaving
+from diagnose.introspection import read_class_dict, read_mro
 from diagnose.originals import StandIn
-from diagnose.targets.lookup import read_class_dict, read_mro
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,11 +9,12 @@ from functools import cached_property
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from diagnose import expressions, targets
+from diagnose import targets
 from diagnose.breakpoints.calls import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
 from diagnose.sites import happens_inside
 from diagnose.targets import Target, TargetKind
+from diagnose.wording import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +151,7 @@ def _given(function: Any) -> Target:
 
 
 def _absent(owner: Any, name: str) -> str:
-    hint = expressions.suggest(name, [each for each in dir(owner) if each not in {name, "call"}])
+    hint = suggest(name, [each for each in dir(owner) if each not in {name, "call"}])
     if hasattr(owner if isinstance(owner, ModuleType) else type(owner), "__getattr__"):
         hint = "; what its __getattr__ makes can't be stopped, name the function behind it"
     elif name == "call":  # what the parameter `event` is, if it is not given

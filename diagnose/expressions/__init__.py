@@ -25,35 +25,28 @@ restricted policy, and where guards go), ``calls`` and ``guards`` (what they cal
 from __future__ import annotations
 
 import ast
-import builtins
 from dataclasses import dataclass
-from types import (
-    CellType,
-    CodeType,
-    FunctionType,
-    MappingProxyType,
-)
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from diagnose.errors import (
     ExpressionError,
 )
-from diagnose.expressions.admission import _Admission
+from diagnose.expressions.admission import admit
 from diagnose.expressions.calls import BUILTINS
-from diagnose.expressions.guards import suggest
 from diagnose.expressions.source import (
-    _free_names,
-    _is_safe,
-    _refuse_what_cannot_be_inlined,
-    _Source,
+    Source,
+    free_names,
+    is_safe,
     parsing,
+    require_inlinable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 
-__all__ = ["BUILTINS", "Expression", "Policy", "compile_function", "parse", "parsing", "suggest"]
+__all__ = ["BUILTINS", "Expression", "Policy", "parse", "parsing"]
 
 Policy = Literal["python", "restricted"]
 
@@ -106,22 +99,20 @@ def parse(
     if policy not in ("python", "restricted"):
         message = f"there is no policy {policy!r}; use 'python' or 'restricted'"
         raise ExpressionError(message)
-    source = _Source(text)
+    source = Source(text)
     try:
         if policy == "restricted":
             source.limit()
         root = source.parse()
-        _refuse_what_cannot_be_inlined(root, source)
-        safe = _is_safe(root)
+        require_inlinable(root, source)
+        safe = is_safe(root)
         constants: dict[str, object] = {}
         if policy == "restricted":
-            admission = _Admission(source, namespace)
-            root = ast.fix_missing_locations(admission.visit(root))
-            names, constants = admission.names, admission.constants
+            root, names, constants = admit(root, source, namespace)
         else:
-            names = _free_names(root)
+            names = free_names(root)
         # Some mistakes (a repeated keyword, a repeated parameter) are found only now.
-        compile(ast.Expression(_lambda([], root)), "<expression>", "eval", dont_inherit=True)
+        compile(_in_function(root), "<expression>", "eval", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         if isinstance(error, ExpressionError):
             raise
@@ -129,35 +120,7 @@ def parse(
     return Expression(text, root, frozenset(names), MappingProxyType(constants), safe)
 
 
-def compile_function(
-    expression: Expression, parameters: Sequence[str], globals_: dict[str, object]
-) -> FunctionType:
-    """Make a function of exactly ``parameters`` that returns the expression's value.
-
-    Args:
-        expression: what to evaluate.
-        parameters: names, in order; those that the expression does not use too.
-        globals_: where its other names are looked up, before builtins. Not copied; as
-            ``eval`` does, this adds ``__builtins__`` if it has none.
-    """
-    # Without them what imports something for itself fails, such as strftime.
-    globals_.setdefault("__builtins__", builtins)
-    # The constants become free variables of the function, so they need no global names.
-    inner = _lambda(parameters, expression.tree)
-    outer = ast.fix_missing_locations(ast.Expression(_lambda(list(expression.constants), inner)))
-    code = compile(outer, "<expression>", "eval", dont_inherit=True)
-    for _ in range(2):
-        code = next(value for value in code.co_consts if isinstance(value, CodeType))
-    cells = tuple(CellType(expression.constants[name]) for name in code.co_freevars)
-    return FunctionType(code, globals_, "expression", None, cells)
-
-
-def _lambda(parameters: Sequence[str], body: ast.expr) -> ast.expr:
-    arguments = ast.arguments(
-        posonlyargs=[],
-        args=[ast.arg(arg=name) for name in parameters],
-        kwonlyargs=[],
-        kw_defaults=[],
-        defaults=[],
-    )
-    return ast.fix_missing_locations(ast.Lambda(args=arguments, body=body))
+def _in_function(body: ast.expr) -> ast.Expression:
+    """A function that returns it, as a tree: what can't stand in one does not compile."""
+    none = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    return ast.fix_missing_locations(ast.Expression(ast.Lambda(args=none, body=body)))

@@ -8,33 +8,33 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from diagnose.expressions.calls import (
-    _METHOD_NAMES,
-    _SET_METHODS,
     BUILTINS,
-    _application_call,
-    _call,
-    _is_application_call,
-    _read_member,
+    METHOD_NAMES,
+    SET_METHODS,
+    call_builtin_method,
+    guarded_application_call,
+    is_application_call,
+    read_application_member,
 )
 from diagnose.expressions.guards import (
-    _GUARDED_OPERATORS,
-    _SEALED,
-    _WIDEN,
+    GUARDED_OPERATORS,
+    HOW_TO_WIDEN,
     MAX_NODES,
-    _class_name,
-    _contains,
-    _each,
-    _formatted,
-    _item,
-    _Own,
-    _read,
-    suggest,
+    SEALED_TYPES,
+    OwnGenerator,
+    contains,
+    formattable,
+    iterate,
+    read_attribute,
+    read_item,
 )
+from diagnose.introspection import read_name
+from diagnose.wording import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from diagnose.expressions.source import _Source
+    from diagnose.expressions.source import Source
 
 
 def _constant(value: Any) -> ast.expr:
@@ -62,7 +62,12 @@ _WORDS: Mapping[type[ast.AST], str] = {
 _DENIED = frozenset(
     {"mro", "format_map", "func_closure", "func_code", "func_defaults", "func_dict", "func_globals"}
     | {"im_class", "im_func", "im_self", "gr_frame", "f_generator"}
-    | {name for kind in _SEALED for name in dir(kind) if re.match(r"(ag|co|cr|f|gi|tb)_", name)}
+    | {
+        name
+        for kind in SEALED_TYPES
+        for name in dir(kind)
+        if re.match(r"(ag|co|cr|f|gi|tb)_", name)
+    }
 )
 """Attributes that need no underscore to lead there, on whatever object."""
 
@@ -81,10 +86,28 @@ _KEYED = frozenset({"max", "min", "sorted"})
 _KEYS = frozenset({"abs", "bool", "float", "int", "len", "repr", "str"})
 
 
+def admit(
+    root: ast.expr, source: Source, namespace: Mapping[str, object]
+) -> tuple[ast.expr, set[str], dict[str, object]]:
+    """Put the guards into a tree, if all that it consists of is listed.
+
+    Returns:
+        The tree, which is changed; the names that it reads; and the objects for the names that
+        start with ``"@"``.
+
+    Raises:
+        ExpressionNotAdmittedError: the policy does not admit it.
+        UnknownNameError: it calls a member that its module or class in the namespace has not.
+    """
+    admission = _Admission(source, namespace)
+    tree = ast.fix_missing_locations(admission.visit(root))
+    return tree, admission.names, admission.constants
+
+
 class _Admission(ast.NodeTransformer):
     """Goes over a tree once: refuses what isn't listed, and puts the guards in."""
 
-    def __init__(self, source: _Source, namespace: Mapping[str, object]) -> None:
+    def __init__(self, source: Source, namespace: Mapping[str, object]) -> None:
         self.source = source
         self.namespace = namespace
         self.names: set[str] = set()
@@ -99,13 +122,13 @@ class _Admission(ast.NodeTransformer):
             self.nodes += 1
             if self.nodes > MAX_NODES:
                 what = f"an expression of more than {MAX_NODES} parts"
-                raise self.source.refused(what, node if isinstance(node, ast.expr) else "its end")
+                raise self.source.refusal(what, node if isinstance(node, ast.expr) else "its end")
         if kind in _PLAIN:
             return self.generic_visit(node)
         visitor = getattr(self, f"visit_{kind.__name__}", None)
         if visitor is None:
             what = _WORDS.get(kind, f"syntax of the kind {kind.__name__}")
-            raise self.source.refused(what, node if isinstance(node, ast.expr) else "an operator")
+            raise self.source.refusal(what, node if isinstance(node, ast.expr) else "an operator")
         return visitor(node)
 
     # --- pieces ---
@@ -113,10 +136,10 @@ class _Admission(ast.NodeTransformer):
     def public(self, name: str, where: ast.expr | ast.keyword | str, what: str) -> None:
         if name.startswith("_"):
             what = f"the {what} {name!r}, private by its underscore,"
-            raise self.source.refused(what, where)
+            raise self.source.refusal(what, where)
         if name[1:2] == "·":
             # That is how generated code writes names of its own.
-            raise self.source.refused(f"the {what} {name!r}, with a middle dot,", where)
+            raise self.source.refusal(f"the {what} {name!r}, with a middle dot,", where)
 
     def constant(self, name: str, value: object) -> ast.Name:
         self.constants[name] = value
@@ -144,20 +167,20 @@ class _Admission(ast.NodeTransformer):
         match value:
             case ast.Call(func=ast.Name(id="type"), args=[_], keywords=[]) if name == "__name__":
                 if "type" not in self.namespace:
-                    return self.guard(_class_name, node, self.visit(value))
+                    return self.guard(read_name, node, self.visit(value))
         self.public(name, where, "attribute")
         if name in _DENIED:
-            raise self.source.refused(f"the attribute {name!r}", where)
+            raise self.source.refusal(f"the attribute {name!r}", where)
         if isinstance(value, ast.Name) and self.is_applications(value.id):
-            reader = functools.partial(_read_member, self.namespace, value.id)
-            call = self.guard(_read, node, self.visit(value), name, where)
+            reader = functools.partial(read_application_member, self.namespace, value.id)
+            call = self.guard(read_attribute, node, self.visit(value), name, where)
             assert isinstance(call, ast.Call)
             call.func = self.constant(f"@{value.id}.", reader)
             return call
-        return self.guard(_read, node, self.visit(value), name, where)
+        return self.guard(read_attribute, node, self.visit(value), name, where)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        return self.guard(_item, node, self.visit(node.value), self.visit(node.slice))
+        return self.guard(read_item, node, self.visit(node.value), self.visit(node.slice))
 
     def visit_Slice(self, node: ast.Slice) -> ast.expr:
         parts = [part and self.visit(part) for part in (node.lower, node.upper, node.step)]
@@ -165,7 +188,7 @@ class _Admission(ast.NodeTransformer):
 
     def visit_Dict(self, node: ast.Dict) -> ast.expr:
         if None in node.keys:
-            raise self.source.refused("unpacking with '**'", node)
+            raise self.source.refusal("unpacking with '**'", node)
         return self.generic_visit(node)  # type: ignore[return-value]
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.expr:
@@ -174,21 +197,21 @@ class _Admission(ast.NodeTransformer):
             assert isinstance(spec, ast.JoinedStr)
             texts = [part.value for part in spec.values if isinstance(part, ast.Constant)]
             if len(texts) != len(spec.values):
-                raise self.source.refused("a format that is computed", node)
+                raise self.source.refusal("a format that is computed", node)
             if not _FORMAT_SPEC.fullmatch("".join(map(str, texts))):
-                raise self.source.refused(f"the format {''.join(map(str, texts))!r}", node)
-        node.value = self.guard(_formatted, node.value, self.visit(node.value))
+                raise self.source.refusal(f"the format {''.join(map(str, texts))!r}", node)
+        node.value = self.guard(formattable, node.value, self.visit(node.value))
         return node
 
     # --- operators ---
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         sides = self.visit(node.left), self.visit(node.right)
-        guard = _GUARDED_OPERATORS.get(type(node.op))
+        guard = GUARDED_OPERATORS.get(type(node.op))
         if guard is not None:
             return self.guard(guard, node, *sides, self.source.at(node))
         if type(node.op) not in _PLAIN:
-            raise self.source.refused(_WORDS.get(type(node.op), "this operator"), node)
+            raise self.source.refusal(_WORDS.get(type(node.op), "this operator"), node)
         node.left, node.right = sides
         return node
 
@@ -197,9 +220,9 @@ class _Admission(ast.NodeTransformer):
             return self.generic_visit(node)  # type: ignore[return-value]
         if len(node.ops) > 1:
             advice = "write two comparisons with 'and'"
-            raise self.source.refused("'in' within a chain of comparisons", node, advice)
+            raise self.source.refusal("'in' within a chain of comparisons", node, advice)
         sides = self.visit(node.left), self.visit(node.comparators[0])
-        found = self.guard(_contains, node, *sides, self.source.at(node))
+        found = self.guard(contains, node, *sides, self.source.at(node))
         if isinstance(node.ops[0], ast.In):
             return found
         return ast.copy_location(ast.UnaryOp(op=ast.Not(), operand=found), node)
@@ -207,11 +230,11 @@ class _Admission(ast.NodeTransformer):
     # --- comprehensions ---
 
     def comprehension(self, node: Any) -> ast.expr:
-        advice = "write two expressions, or " + _WIDEN
+        advice = "write two expressions, or " + HOW_TO_WIDEN
         if self.in_comprehension:
-            raise self.source.refused("a comprehension inside another", node, advice)
+            raise self.source.refusal("a comprehension inside another", node, advice)
         if len(node.generators) > 1:
-            raise self.source.refused("more than one 'for' in a comprehension", node, advice)
+            raise self.source.refusal("more than one 'for' in a comprehension", node, advice)
         self.in_comprehension = True
         part = node.generators[0]
         target = part.target
@@ -221,16 +244,16 @@ class _Admission(ast.NodeTransformer):
             # Anything else would store: "for self.admin in [True]".
             if not isinstance(name, ast.Name):
                 what = "a loop variable that is no name or tuple of names"
-                raise self.source.refused(what, name)
+                raise self.source.refusal(what, name)
             self.public(name.id, name, "name")
             names.add(name.id)
         where, rows = self.source.at(part.iter), flat != [target]
-        part.iter = self.guard(_each, part.iter, self.visit(part.iter), where, rows)
+        part.iter = self.guard(iterate, part.iter, self.visit(part.iter), where, rows)
         self.bound = frozenset(names)
         part.ifs = [self.visit(condition) for condition in part.ifs]
         for field in ("key", "value", "elt"):
             if getattr(node, field, node) is None:  # since 3.15: {**each for each in several}
-                raise self.source.refused("unpacking with '**'", node)
+                raise self.source.refusal("unpacking with '**'", node)
             if hasattr(node, field):
                 setattr(node, field, self.visit(getattr(node, field)))
         self.bound = frozenset()
@@ -248,12 +271,12 @@ class _Admission(ast.NodeTransformer):
 
     def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:
         advice = "it can stand in a call such as sum(…) only; elsewhere write a list: […]"
-        raise self.source.refused("a generator", node, advice)
+        raise self.source.refusal("a generator", node, advice)
 
     def argument(self, node: ast.expr, *, iterated: bool) -> Any:
         if iterated and isinstance(node, ast.GeneratorExp):
             self.nodes += 1
-            return self.guard(_Own, node, self.comprehension(node))
+            return self.guard(OwnGenerator, node, self.comprehension(node))
         return self.visit(node)
 
     # --- calls ---
@@ -265,33 +288,33 @@ class _Admission(ast.NodeTransformer):
         self.nodes += len(node.keywords)
         for keyword in node.keywords:
             if keyword.arg is None:
-                raise self.source.refused("unpacking with '**'", keyword)
+                raise self.source.refusal("unpacking with '**'", keyword)
             self.public(keyword.arg, keyword, "name")
         path = _path(node.func)
         if path is not None and self.is_applications(path[0]):
-            if _is_application_call(self.namespace, path):
+            if is_application_call(self.namespace, path):
                 return self.call_application(node, path)
         elif isinstance(node.func, ast.Name):
             return self.call_builtin(node, node.func.id)
         if isinstance(node.func, ast.Attribute):
             return self.call_method(node, node.func)
-        raise self.source.refused("a call of what is no name or method", node)
+        raise self.source.refusal("a call of what is no name or method", node)
 
     def call_application(self, node: ast.Call, path: tuple[str, ...]) -> ast.expr:
         for name in path:
             self.public(name, node, "name")
             if name in _DENIED:
-                raise self.source.refused(f"the attribute {name!r}", node)
-        function = _application_call(self.namespace, path, self.source.at(node))
+                raise self.source.refusal(f"the attribute {name!r}", node)
+        function = guarded_application_call(self.namespace, path, self.source.at(node))
         return self.called(node, f"@{'.'.join(path)}()", function)
 
     def call_builtin(self, node: ast.Call, name: str) -> ast.expr:
         self.public(name, node, "name")
         if name in self.bound:
-            raise self.source.refused(f"a call of the loop variable {name!r}", node)
+            raise self.source.refusal(f"a call of the loop variable {name!r}", node)
         if name not in BUILTINS:
             near = suggest(name, [*BUILTINS, *self.namespace])
-            raise self.source.refused(f"a call of {name!r}", node, _WIDEN + near)
+            raise self.source.refusal(f"a call of {name!r}", node, HOW_TO_WIDEN + near)
         keys = [word for word in node.keywords if word.arg == "key" and name in _KEYED]
         for keyword in keys:
             key = keyword.value
@@ -299,20 +322,22 @@ class _Admission(ast.NodeTransformer):
                 continue
             # A key is a call without brackets.
             if not isinstance(key, ast.Name) or key.id not in _KEYS or key.id in self.bound:
-                advice = f"use one of {', '.join(sorted(_KEYS))}; {_WIDEN}"
-                raise self.source.refused("this key", key, advice)
+                advice = f"use one of {', '.join(sorted(_KEYS))}; {HOW_TO_WIDEN}"
+                raise self.source.refusal("this key", key, advice)
             # Not as "@len()": that can be the application's.
             keyword.value = self.constant(f"@key {key.id}", BUILTINS[key.id])
         return self.called(node, f"@{name}()", BUILTINS[name], keys, iterated=name in _ITERATING)
 
     def call_method(self, node: ast.Call, func: ast.Attribute) -> ast.expr:
         where = self.source.at(func.value, end=True)
-        if func.attr not in _METHOD_NAMES:
-            near = suggest(func.attr, _METHOD_NAMES)
-            raise self.source.refused(f"a call of the method {func.attr!r}", where, _WIDEN + near)
+        if func.attr not in METHOD_NAMES:
+            near = suggest(func.attr, METHOD_NAMES)
+            raise self.source.refusal(
+                f"a call of the method {func.attr!r}", where, HOW_TO_WIDEN + near
+            )
         receiver = self.visit(func.value)
-        iterated = func.attr == "join" or func.attr in _SET_METHODS.split()
-        self.called(node, "@call", _call, iterated=iterated)
+        iterated = func.attr == "join" or func.attr in SET_METHODS
+        self.called(node, "@call", call_builtin_method, iterated=iterated)
         given = ast.Constant(value=func.attr), ast.Constant(value=where)
         node.args = [receiver, *given, *node.args]
         return node

@@ -19,23 +19,22 @@ from diagnose.errors import (
     UnknownNameError,
 )
 from diagnose.expressions.guards import (
-    _HASHED,
+    HASHED_TYPES,
     MAX_CHARACTERS,
     MAX_DEPTH,
     MAX_RANGE,
     MAX_STEPS,
     MAX_WIDTH,
-    _bits,
-    _class_name,
-    _each,
-    _is_sealed,
-    _items,
-    _read,
-    _refuse_huge,
-    _refused,
-    _short,
-    suggest,
+    is_sealed,
+    items_of,
+    iterate,
+    read_attribute,
+    refusal,
+    refuse_huge,
+    size_in_bits,
 )
+from diagnose.introspection import read_name
+from diagnose.wording import shown, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,10 +45,10 @@ if TYPE_CHECKING:
 
 def _over_items(function: Callable[..., object]) -> Callable[..., object]:
     where = f"in {function.__name__}()"
-    hashed = function in _HASHED
+    hashed = function in HASHED_TYPES
 
     def call(items: object = (), /, **keywords: object) -> object:
-        return function(_items(items, where, hashed=hashed), **keywords)
+        return function(items_of(items, where, hashed=hashed), **keywords)
 
     return call
 
@@ -58,34 +57,34 @@ def _extreme(function: Callable[..., object]) -> Callable[..., object]:
     where = f"in {function.__name__}()"
 
     def call(*values: object, **keywords: object) -> object:
-        return function(*([_items(values[0], where)] if len(values) == 1 else values), **keywords)
+        return function(*([items_of(values[0], where)] if len(values) == 1 else values), **keywords)
 
     return call
 
 
 def _sum(items: object, /, start: Any = 0) -> object:
     # Lists and texts would grow with the square of the number of items.
-    _bits(start, "sum", "in sum()")
-    return sum(_items(items, "in sum()"), start)
+    size_in_bits(start, "sum", "in sum()")
+    return sum(items_of(items, "in sum()"), start)
 
 
 def _enumerate(items: object, start: int = 0) -> list[tuple[int, object]]:
-    return list(enumerate(_items(items, "in enumerate()"), start))
+    return list(enumerate(items_of(items, "in enumerate()"), start))
 
 
 def _reversed(items: object, /) -> list[object]:
-    return list(_items(items, "in reversed()"))[::-1]
+    return list(items_of(items, "in reversed()"))[::-1]
 
 
 def _zip(*columns: object, strict: bool = False) -> list[tuple[object, ...]]:
-    return list(zip(*[_items(column, "in zip()") for column in columns], strict=strict))
+    return list(zip(*[items_of(column, "in zip()") for column in columns], strict=strict))
 
 
 def _range(*bounds: int) -> range:
     numbers = range(*bounds)
     # len() can't say how many, and numbers[…] can.
     if len(numbers[: MAX_RANGE + 1]) > MAX_RANGE:
-        raise _refused(f"a range of more than {MAX_RANGE:,} numbers", "in range()")
+        raise refusal(f"a range of more than {MAX_RANGE:,} numbers", "in range()")
     return numbers
 
 
@@ -93,37 +92,37 @@ def _dict(given: Any = (), /, **entries: object) -> dict[object, object]:
     if isinstance(given, dict):
         return {**dict(dict.items(given)), **entries}
     # Not dict(…): it would go through a row to its end before it counts.
-    pairs = {key: value for key, value in _each(given, "in dict()", rows=True)}  # noqa: C416
+    pairs = {key: value for key, value in iterate(given, "in dict()", rows=True)}  # noqa: C416
     return {**pairs, **entries}
 
 
 def _int(value: Any = 0, /, base: int | None = None) -> int:
-    _refuse_huge(value, "in int()")
+    refuse_huge(value, "in int()")
     return int(value) if base is None else int(value, base)
 
 
 def _float(value: Any = 0.0, /) -> float:
-    _refuse_huge(value, "in float()")
+    refuse_huge(value, "in float()")
     return float(value)
 
 
 def _round(number: Any, ndigits: Any = None) -> object:
-    _refuse_huge(number, "in round()")
+    refuse_huge(number, "in round()")
     # round(1, -n) computes 10 ** n.
     if ndigits is not None and not -MAX_DEPTH <= ndigits <= MAX_DEPTH:
-        raise _refused(f"round() to {_short(ndigits)} digits", "in round()")
+        raise refusal(f"round() to {shown(ndigits)} digits", "in round()")
     return round(number, ndigits)
 
 
 def _str(value: object = "", /) -> str:
     if not isinstance(value, str):
-        _refuse_huge(value, "in str()")
+        refuse_huge(value, "in str()")
     return str(value)
 
 
 def _repr(value: object, /) -> str:
     if not isinstance(value, str):
-        _refuse_huge(value, "in repr()")
+        refuse_huge(value, "in repr()")
     return repr(value)
 
 
@@ -134,8 +133,8 @@ def _type(value: object, /) -> type:
 def _isinstance(value: object, kinds: Any, /) -> bool:
     for kind in kinds if type(kinds) is tuple else (kinds,):
         if not issubclass(type(kind), type | UnionType):
-            what = f"a {_class_name(type(kind))} in the place of a class"
-            raise _refused(what, "in isinstance()")
+            what = f"a {read_name(type(kind))} in the place of a class"
+            raise refusal(what, "in isinstance()")
     return isinstance(value, kinds)
 
 
@@ -169,10 +168,10 @@ BUILTINS: Mapping[str, Callable[..., object]] = MappingProxyType(
 
 
 def _join(separator: str, parts: object, /) -> str:
-    texts: list[str] = list(_items(parts, "in join()"))
+    texts: list[str] = list(items_of(parts, "in join()"))
     size = sum(map(len, texts)) + len(separator) * len(texts)
     if size > MAX_CHARACTERS:
-        raise _refused(f"a text of {size:,} characters", "in join()")
+        raise refusal(f"a text of {size:,} characters", "in join()")
     return str.join(separator, texts)
 
 
@@ -182,14 +181,14 @@ def _replace(text: str, old: str, new: str, count: int = -1, /) -> str:
         times = min(times, count)
     size = len(text) + times * (len(new) - len(old))
     if size > max(MAX_CHARACTERS, len(text)):
-        raise _refused(f"a text of {size:,} characters", "in replace()")
+        raise refusal(f"a text of {size:,} characters", "in replace()")
     return str.replace(text, old, new, count)
 
 
 def _padded(method: Callable[..., Any]) -> Callable[..., object]:
     def call(text: str, width: int, /, *fill: str) -> object:
         if width > MAX_WIDTH:
-            raise _refused(f"a width of {_short(width)}", f"in {method.__name__}()")
+            raise refusal(f"a width of {shown(width)}", f"in {method.__name__}()")
         return method(text, width, *fill)
 
     return call
@@ -199,9 +198,9 @@ def _coded(method: Callable[..., object]) -> Callable[..., object]:
     # Any other name would be looked for as a module, or run what somebody registered.
     def call(value: object, encoding: object = "utf-8", errors: object = "strict") -> object:
         if encoding not in {"utf-8", "utf8", "ascii", "latin-1"}:
-            raise _refused(f"the encoding {_short(encoding)}", f"in {method.__name__}()")
+            raise refusal(f"the encoding {shown(encoding)}", f"in {method.__name__}()")
         if errors not in {"strict", "ignore", "replace", "backslashreplace"}:
-            raise _refused(f"errors={_short(errors)}", f"in {method.__name__}()")
+            raise refusal(f"errors={shown(errors)}", f"in {method.__name__}()")
         return method(value, encoding, errors)
 
     return call
@@ -211,7 +210,7 @@ def _with_items(method: Callable[..., object]) -> Callable[..., object]:
     where = f"in {method.__name__}()"
 
     def call(value: object, /, *others: object) -> object:
-        return method(value, *[_items(other, where, hashed=True) for other in others])
+        return method(value, *[items_of(other, where, hashed=True) for other in others])
 
     return call
 
@@ -222,7 +221,7 @@ def _searching(method: Callable[..., object]) -> Callable[..., object]:
         for given in (*args, *keywords.values()):
             if isinstance(given, str | bytes) and len(given) * len(text) > MAX_STEPS:
                 what = f"a search for {len(given):,} in {len(text):,} characters"
-                raise _refused(what, f"in {method.__name__}()")
+                raise refusal(what, f"in {method.__name__}()")
         return method(text, *args, **keywords)
 
     return call
@@ -234,11 +233,24 @@ _TEXT_METHODS = (
 )
 _SEARCHING_METHODS = "lstrip rfind rindex rpartition rsplit rstrip strip"
 _STR_METHODS = "capitalize casefold isdecimal isidentifier isnumeric isprintable"
-_SET_METHODS = "difference intersection isdisjoint issubset issuperset symmetric_difference union"
+SET_METHODS = (
+    "difference",
+    "intersection",
+    "isdisjoint",
+    "issubset",
+    "issuperset",
+    "symmetric_difference",
+    "union",
+)
+"""The methods of sets that go through what they are given."""
 
 
 def _own(kind: type, names: str) -> dict[str, Callable[..., object]]:
     return {name: getattr(kind, name) for name in names.split()}
+
+
+def _set_methods(kind: type) -> dict[str, Callable[..., object]]:
+    return {name: _with_items(getattr(kind, name)) for name in SET_METHODS}
 
 
 METHODS: Mapping[type, Mapping[str, Callable[..., object]]] = {
@@ -253,8 +265,8 @@ METHODS: Mapping[type, Mapping[str, Callable[..., object]]] = {
     },
     list: _own(list, "copy count index"),
     tuple: _own(tuple, "count index"),
-    set: {name: _with_items(m) for name, m in _own(set, _SET_METHODS).items()},
-    frozenset: {name: _with_items(m) for name, m in _own(frozenset, _SET_METHODS).items()},
+    set: _set_methods(set),
+    frozenset: _set_methods(frozenset),
     bytes: {
         **_own(bytes, _TEXT_METHODS),
         **{name: _searching(m) for name, m in _own(bytes, _SEARCHING_METHODS).items()},
@@ -268,18 +280,24 @@ None changes the object that it is called on. An object of a subclass gets the m
 builtin type: its own would be code of the program.
 """
 
-_METHOD_NAMES = frozenset(name for methods in METHODS.values() for name in methods)
+METHOD_NAMES = frozenset(name for methods in METHODS.values() for name in methods)
+"""The names of all of them."""
 
 
-def _call(
+def call_builtin_method(
     receiver: object, method: str, where: str, /, *args: object, **keywords: object
 ) -> object:
+    """``receiver.method(…)``, by the builtin type's own method.
+
+    Raises:
+        ExpressionNotAdmittedError: `METHODS` lists none of that name for the receiver's type.
+    """
     kind = type(receiver)
     for base, methods in METHODS.items():
         # Builtin types have no __subclasscheck__ of their own, so nobody can pretend.
         if issubclass(kind, base) and method in methods:
             return methods[method](receiver, *args, **keywords)
-    raise _refused(f"the method {method!r} of a {_class_name(kind)}", where)
+    raise refusal(f"the method {method!r} of a {read_name(kind)}", where)
 
 
 # What the application put into the namespace.
@@ -325,17 +343,23 @@ def _member(module: ModuleType, name: str, where: str) -> object:
     else:
         public = True
     if not public:
-        raise _refused(f"{name!r} of the module {module.__name__!r}", where)
+        raise refusal(f"{name!r} of the module {module.__name__!r}", where)
     return member
 
 
-def _read_member(
+def read_application_member(
     namespace: Mapping[str, object], root: str, value: object, name: str, where: str
 ) -> object:
+    """``value.name``, where ``value`` may be the module that the namespace has under ``root``.
+
+    Raises:
+        ExpressionNotAdmittedError: the module has it, and does not make it public.
+        UnknownNameError: the module has no such name.
+    """
     # The call may have a variable of that name, and then it is that one which is meant.
     if isinstance(value, ModuleType) and value is namespace.get(root):
         return _member(value, name, where)
-    return _read(value, name, where)
+    return read_attribute(value, name, where)
 
 
 def _class_member(kind: type, name: str, where: str) -> object:
@@ -348,11 +372,11 @@ def _class_member(kind: type, name: str, where: str) -> object:
             message = f"class {kind.__qualname__!r} has no {name!r}"
             raise UnknownNameError(message + (suggest(name, dir(kind)) or "; correct the name"))
         what = f"{name!r}, which is no class or static method of {kind.__qualname__!r},"
-        raise _refused(what, where)
+        raise refusal(what, where)
     return getattr(kind, name)
 
 
-def _is_application_call(namespace: Mapping[str, object], path: tuple[str, ...]) -> bool:
+def is_application_call(namespace: Mapping[str, object], path: tuple[str, ...]) -> bool:
     """Whether a path leads to something of the application's, or to a method of its data."""
     match namespace[path[0]], path[1:]:
         case (_, ()) | (ModuleType() | type(), (_,)):
@@ -370,15 +394,21 @@ def _resolve(root: object, path: tuple[str, ...], where: str) -> Callable[..., o
         elif isinstance(found, type):
             found = _class_member(found, name, where)
         else:
-            raise _refused(f"a call of {'.'.join(path)!r}", where)
+            raise refusal(f"a call of {'.'.join(path)!r}", where)
     if not callable(found):
-        raise _refused(f"a call of {'.'.join(path)!r}, which can't be called,", where)
+        raise refusal(f"a call of {'.'.join(path)!r}, which can't be called,", where)
     return found
 
 
-def _application_call(
+def guarded_application_call(
     namespace: Mapping[str, object], path: tuple[str, ...], where: str
 ) -> Callable[..., object]:
+    """Make a guard that calls what a path leads to, looked up again when the namespace changes.
+
+    Raises:
+        ExpressionNotAdmittedError: it leads to nothing that may be called.
+        UnknownNameError: a module or class on the way has no such name.
+    """
     name = path[0]
     root = namespace[name]
     function = _resolve(root, path, where)
@@ -396,9 +426,9 @@ def _application_call(
             root = now
         for given in (*args, *keywords.values()):
             # Handing over something to call is a hidden call of it.
-            if callable(given) or hasattr(type(given), "__next__") or _is_sealed(given):
-                raise _refused(f"handing over a {_class_name(type(given))}", where)
-            _refuse_huge(given, where, texts=False)
+            if callable(given) or hasattr(type(given), "__next__") or is_sealed(given):
+                raise refusal(f"handing over a {read_name(type(given))}", where)
+            refuse_huge(given, where, texts=False)
         return function(*args, **keywords)
 
     return call

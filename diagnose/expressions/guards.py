@@ -1,8 +1,16 @@
-"""What restricted expressions run instead of bare Python: reading, iterating, operators.
+"""The guards that stand in a restricted expression in place of syntax.
 
-Each guard takes the place of a piece of syntax and either does what that would do, or refuses:
-what leads out of the data of a call, what uses something up, what grows without bound. Here are
-the limits too, and how a refusal is worded.
+Each does what the piece of syntax would do, or refuses to:
+
+- attributes and items: `read_attribute`, `read_item` (refused: what leads out of the data of a
+  call, and what would make an item);
+- iteration, ``in``: `iterate`, `items_of`, `contains`, `OwnGenerator` (refused: what would be used
+  up, what takes long);
+- operators and sizes: `GUARDED_OPERATORS`, `size_in_bits`, `refuse_huge`, `formattable` (refused:
+  what grows without bound).
+
+With them the limits (``MAX_…``) and `refusal`, which says what was refused. What an expression
+calls by its name stands in ``calls``.
 """
 
 from __future__ import annotations
@@ -10,7 +18,6 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import operator
-import reprlib
 import time
 from collections import defaultdict
 from decimal import Decimal
@@ -30,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.errors import (
     ExpressionNotAdmittedError,
 )
+from diagnose.introspection import read_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,61 +65,50 @@ MAX_CPU_SECONDS = 0.05
 MAX_SECONDS = 1.0
 """A comprehension ends with an error once it used that much of its thread or of the clock."""
 
-_WIDEN = "only the application can widen this: put a function into manager.global_namespace"
-
+HOW_TO_WIDEN = "only the application can widen this: put a function into manager.global_namespace"
+"""What to do next, for nearly all refusals."""
 
 _LONGEST = 250  # a name can be as long as the expression
 
 
-def _short(value: object) -> str:
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 80
-    return shortener.repr(value)
-
-
-def _refused(what: str, where: str, advice: str = _WIDEN) -> ExpressionNotAdmittedError:
+def refusal(what: str, where: str, advice: str = HOW_TO_WIDEN) -> ExpressionNotAdmittedError:
+    """The error that says what is not admitted, where in the expression, and what to do next."""
     if len(what) > _LONGEST:
         what = what[:_LONGEST] + "…"
     return ExpressionNotAdmittedError(f"{what} is not admitted ({where}): {advice}")
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Give ``"; did you mean 'x'?"`` for a near miss among ``known``, or ``""``."""
-    import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
-
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-_SEALED = frozenset(
+SEALED_TYPES = frozenset(
     {ModuleType, FrameType, CodeType, TracebackType}
     | {GeneratorType, CoroutineType, AsyncGeneratorType}
 )
 """Types whose attributes lead out of the data of a call: to globals, to code."""
 
 
-def _class_name(kind: type) -> str:
-    """``kind.__name__``, whatever the metaclass says."""
-    return type.__dict__["__name__"].__get__(kind)  # type: ignore[no-any-return]
+_SEALED_IDS = frozenset(map(id, SEALED_TYPES))
 
 
-_SEALED_IDS = frozenset(map(id, _SEALED))
+def read_attribute(value: object, name: str, where: str) -> object:
+    """``value.name``.
 
-
-def _read(value: object, name: str, where: str) -> object:
-    # Not a call of _is_sealed: this runs once for each dot.
+    Raises:
+        ExpressionNotAdmittedError: the value is of `SEALED_TYPES`, or a module.
+    """
+    # Not a call of is_sealed: this runs once for each dot.
     kind = type(value)
     if id(kind) in _SEALED_IDS or issubclass(kind, ModuleType):
-        raise _refused(f"reading {name!r} of a {_class_name(kind)}", where)
+        raise refusal(f"reading {name!r} of a {read_name(kind)}", where)
     return getattr(value, name)
 
 
-def _is_sealed(value: object) -> bool:
+def is_sealed(value: object) -> bool:
+    """Whether it is of `SEALED_TYPES`, or of a subclass of the type of modules."""
     # By id: a metaclass can have a __hash__ of its own.
     return id(type(value)) in _SEALED_IDS or issubclass(type(value), ModuleType)
 
 
-def _item(value: Any, key: object) -> object:
+def read_item(value: Any, key: object) -> object:
+    """``value[key]``; a KeyError where a defaultdict would make the item."""
     if issubclass(type(value), defaultdict) and not dict.__contains__(value, key):
         # Reading would run its factory and store what that gives.
         raise KeyError(key)
@@ -120,11 +117,11 @@ def _item(value: Any, key: object) -> object:
 
 def _refuse_iterator(value: object, where: str) -> None:
     if hasattr(type(value), "__next__"):
-        what = f"iterating over a {_class_name(type(value))}, which would be used up by it,"
-        raise _refused(what, where)
+        what = f"iterating over a {read_name(type(value))}, which would be used up by it,"
+        raise refusal(what, where)
 
 
-class _Own:
+class OwnGenerator:
     """A generator that the expression itself has made: it may be used up."""
 
     __slots__ = ("generator",)
@@ -134,23 +131,42 @@ class _Own:
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, str, bytes, range)
-_HASHED = (dict, set, frozenset)
+HASHED_TYPES = (dict, set, frozenset)
+"""The builtin types that hash their items."""
 
 
-def _items(source: Any, where: str, *, hashed: bool = False) -> Iterable[Any]:
-    """What a builtin may go through; ``hashed`` if it puts the items into a hash table."""
+def items_of(source: Any, where: str, *, hashed: bool = False) -> Iterable[Any]:
+    """What a builtin may go through, for an argument that it was given.
+
+    Args:
+        source: the argument.
+        where: the builtin, in words.
+        hashed: whether the builtin puts the items into a hash table.
+
+    Returns:
+        A small builtin container itself; for all else what `iterate` gives.
+    """
     kind = type(source)
-    if kind is _Own:
+    if kind is OwnGenerator:
         return source.generator  # type: ignore[no-any-return]
     # Adding items of one hash takes quadratic time, so what is hashed anew is timed.
-    quick = _HASHED if hashed else _CONTAINERS
+    quick = HASHED_TYPES if hashed else _CONTAINERS
     if any(kind is container for container in quick) and len(source) <= MAX_ITEMS:
         return source  # type: ignore[no-any-return]
-    return _each(source, where)
+    return iterate(source, where)
 
 
-def _each(source: Iterable[Any], where: str, rows: bool = False) -> Iterator[Any]:  # noqa: FBT001, FBT002
-    """Go through ``source`` for so long; ``rows`` will be unpacked."""
+def iterate(source: Iterable[Any], where: str, rows: bool = False) -> Iterator[Any]:  # noqa: FBT001, FBT002
+    """Go through ``source``, for so many items and so long.
+
+    Args:
+        source: what stands behind ``in``.
+        where: its place, in words.
+        rows: whether each item is unpacked, so that it must not be used up by that either.
+
+    Raises:
+        ExpressionNotAdmittedError: it is an iterator, or a limit was passed.
+    """
     _refuse_iterator(source, where)
     used = time.thread_time()
     began = now = time.perf_counter()
@@ -158,7 +174,7 @@ def _each(source: Iterable[Any], where: str, rows: bool = False) -> Iterator[Any
     look = began + MAX_CPU_SECONDS
     for number, item in enumerate(source):
         if number == MAX_ITEMS:
-            raise _refused(f"going through more than {MAX_ITEMS:,} items", where)
+            raise refusal(f"going through more than {MAX_ITEMS:,} items", where)
         if rows:
             _refuse_iterator(item, where)
         yield item
@@ -166,54 +182,60 @@ def _each(source: Iterable[Any], where: str, rows: bool = False) -> Iterator[Any
         if now > look:
             left = MAX_CPU_SECONDS - (time.thread_time() - used)
             if left < 0 or now - began > MAX_SECONDS:
-                raise _refused(f"taking longer ({number + 1:,} items so far)", where)
+                raise refusal(f"taking longer ({number + 1:,} items so far)", where)
             look = now + left
 
 
-def _contains(item: object, container: Any, where: str) -> bool:
+def contains(item: object, container: Any, where: str) -> bool:
+    """``item in container``, within the limits of `iterate`."""
     if hasattr(type(container), "__contains__"):
         return item in container
-    return any(each is item or each == item for each in _each(container, where))
+    return any(each is item or each == item for each in iterate(container, where))
 
 
 # Growth.
 
 
-def _bits(value: Any, operator: str, where: str) -> int:
+def size_in_bits(value: Any, operator: str, where: str) -> int:
+    """The size of a number.
+
+    Raises:
+        ExpressionNotAdmittedError: it is no number.
+    """
     if isinstance(value, int):
         return int.bit_length(value)
     if isinstance(value, Fraction):
         return value.numerator.bit_length() + value.denominator.bit_length()
     if isinstance(value, float | dt.timedelta | Number):
         return 64
-    what = f"the operator {operator!r} of a {_class_name(type(value))}, which is no number,"
-    raise _refused(what, where)
+    what = f"the operator {operator!r} of a {read_name(type(value))}, which is no number,"
+    raise refusal(what, where)
 
 
 def _multiply(left: Any, right: Any, where: str) -> object:
     # The first line is for the one product that everybody writes: elapsed * 1000.
     if type(left) is float and (type(right) is int or type(right) is float):
         return left * right
-    if _bits(left, "*", where) + _bits(right, "*", where) > MAX_BITS:
-        raise _refused(f"a product of more than {MAX_BITS:,} bits", where)
+    if size_in_bits(left, "*", where) + size_in_bits(right, "*", where) > MAX_BITS:
+        raise refusal(f"a product of more than {MAX_BITS:,} bits", where)
     return left * right
 
 
 def _modulo(left: Any, right: Any, where: str) -> object:
-    if max(_bits(left, "%", where), _bits(right, "%", where)) > MAX_BITS:
-        raise _refused(f"'%' of numbers of more than {MAX_BITS:,} bits", where)
+    if max(size_in_bits(left, "%", where), size_in_bits(right, "%", where)) > MAX_BITS:
+        raise refusal(f"'%' of numbers of more than {MAX_BITS:,} bits", where)
     return left % right
 
 
 def _shift(left: Any, right: Any, where: str) -> object:
     if not isinstance(left, int) or not isinstance(right, int):
-        raise _refused("'<<' of what are no integers", where)
+        raise refusal("'<<' of what are no integers", where)
     if int.bit_length(left) + int(right) > MAX_BITS:
-        raise _refused(f"a shift to more than {MAX_BITS:,} bits", where)
+        raise refusal(f"a shift to more than {MAX_BITS:,} bits", where)
     return left << right
 
 
-def _refuse_huge(value: object, where: str, *, texts: bool = True) -> None:
+def refuse_huge(value: object, where: str, *, texts: bool = True) -> None:
     """Refuse what makes a huge number, or a huge text of one."""
     if isinstance(value, Decimal):
         huge = abs(value.adjusted()) > MAX_LENGTH
@@ -222,11 +244,12 @@ def _refuse_huge(value: object, where: str, *, texts: bool = True) -> None:
     else:
         huge = isinstance(value, int) and int.bit_length(value) > MAX_BITS
     if huge:
-        raise _refused(f"a {_class_name(type(value))} of that size", where)
+        raise refusal(f"a {read_name(type(value))} of that size", where)
 
 
-def _formatted(value: object) -> object:
-    _refuse_huge(value, "in an f-string", texts=False)
+def formattable(value: object) -> object:
+    """The value itself, which stands in an f-string, if it makes no huge text."""
+    refuse_huge(value, "in an f-string", texts=False)
     return value
 
 
@@ -242,15 +265,15 @@ def _guarded(operate: Callable[[Any, Any], object], word: str) -> Callable[..., 
             for side, other in ((left, right), (right, left)):
                 _refuse_iterator(side, where)
                 if issubclass(type(side), _VIEWS) and not issubclass(type(other), _SETS):
-                    what = f"{word!r} of a view of a dict and a {_class_name(type(other))}"
-                    raise _refused(what, where)
+                    what = f"{word!r} of a view of a dict and a {read_name(type(other))}"
+                    raise refusal(what, where)
         return operate(left, right)
 
     call.__name__ = operate.__name__
     return call
 
 
-_GUARDED_OPERATORS: Mapping[type[ast.operator], Callable[..., object]] = {
+GUARDED_OPERATORS: Mapping[type[ast.operator], Callable[..., object]] = {
     ast.Mult: _multiply,
     ast.Mod: _modulo,
     ast.LShift: _shift,
@@ -259,3 +282,4 @@ _GUARDED_OPERATORS: Mapping[type[ast.operator], Callable[..., object]] = {
     ast.BitOr: _guarded(operator.or_, "|"),
     ast.BitXor: _guarded(operator.xor, "^"),
 }
+"""The guards of the operators that need one: called with both sides and the place."""

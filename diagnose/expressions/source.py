@@ -10,7 +10,8 @@ from diagnose.errors import (
     ExpressionNotAdmittedError,
     ExpressionSyntaxError,
 )
-from diagnose.expressions.guards import _WIDEN, MAX_DEPTH, MAX_LENGTH, _refused, _short
+from diagnose.expressions.guards import HOW_TO_WIDEN, MAX_DEPTH, MAX_LENGTH, refusal
+from diagnose.wording import shown, shown_with_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +33,16 @@ def parsing(make: Callable[[], T]) -> T:
     return make()
 
 
-class _Source:
-    """The text of an expression, and where things are in it."""
+class Source:
+    """The text of an expression, and where things are in it.
+
+    Raises:
+        ExpressionSyntaxError: it is no text, or empty.
+    """
 
     def __init__(self, text: object) -> None:
         if not isinstance(text, str):
-            message = f"an expression must be text, not {_short(text)} ({type(text).__name__})"
+            message = f"an expression must be text, not {shown_with_type(text)}"
             raise ExpressionSyntaxError(f"{message}; write it as a string, such as 'result'")
         self.text = text
         self.stripped = text.strip()
@@ -49,17 +54,20 @@ class _Source:
         self.first_column = len(before) - (before.rfind("\n") + 1)
 
     def parse(self) -> ast.expr:
+        """The syntax tree; raises what Python's parser does."""
         if "\0" in self.text:
             raise ValueError("it has a NUL character")
         return ast.parse(self.stripped, "<expression>", "eval").body
 
     def limit(self) -> None:
+        """Refuse a text that is too long for a restricted expression."""
         if len(self.text) > MAX_LENGTH:
-            message = f"the expression {_short(self.text)} has {len(self.text):,} characters"
-            message += f", and a restricted one may have {MAX_LENGTH:,}; {_WIDEN}"
+            message = f"the expression {shown(self.text)} has {len(self.text):,} characters"
+            message += f", and a restricted one may have {MAX_LENGTH:,}; {HOW_TO_WIDEN}"
             raise ExpressionNotAdmittedError(message)
 
     def does_not_parse(self, error: BaseException) -> ExpressionSyntaxError:
+        """The error for a text that Python's parser or compiler turned down."""
         reason = str(error) or type(error).__name__
         where = ""
         if isinstance(error, SyntaxError):
@@ -70,7 +78,7 @@ class _Source:
             reason = f"it is nested too deeply (at most {MAX_DEPTH} levels)"
         elif isinstance(error, UnicodeEncodeError):
             reason = "it has half of a surrogate pair"
-        message = f"the expression {_short(self.text)} does not parse: {reason}{where}; "
+        message = f"the expression {shown(self.text)} does not parse: {reason}{where}; "
         return ExpressionSyntaxError(f"{message}write one Python expression, such as 'len(items)'")
 
     def place(self, line: int, column: int) -> str:
@@ -82,6 +90,7 @@ class _Source:
         return f"column {column}" if "\n" not in self.text else f"line {line}, column {column}"
 
     def at(self, node: ast.expr | ast.keyword, *, end: bool = False) -> str:
+        """Where a node begins, or ends, in words."""
         line, column = node.lineno, node.col_offset
         if end and node.end_lineno is not None and node.end_col_offset is not None:
             line, column = node.end_lineno, node.end_col_offset + 1
@@ -92,18 +101,25 @@ class _Source:
             column = len(lines[line - 1].encode()[:column].decode(errors="replace"))
         return self.place(line, column)
 
-    def refused(
-        self, what: str, where: ast.expr | ast.keyword | str, advice: str = _WIDEN
+    def refusal(
+        self, what: str, where: ast.expr | ast.keyword | str, advice: str = HOW_TO_WIDEN
     ) -> ExpressionNotAdmittedError:
+        """The error that says what in this text is not admitted, and where it stands."""
         if not isinstance(where, str):
             where = self.at(where)
-        return _refused(f"{what} in {_short(self.text)}", where, advice)
+        return refusal(f"{what} in {shown(self.text)}", where, advice)
 
 
 _KIND = "it would change what kind of function evaluates the expression; leave it out"
 
 
-def _refuse_what_cannot_be_inlined(root: ast.expr, source: _Source) -> None:
+def require_inlinable(root: ast.expr, source: Source) -> None:
+    """Refuse a tree that means another thing, or nothing, within a function's own code.
+
+    Raises:
+        ExpressionNotAdmittedError: it awaits, yields or assigns.
+        RecursionError: it is nested too deeply.
+    """
     # Not recursive: the parser takes deeper trees than Python's recursion limit.
     waiting: list[tuple[ast.AST, int]] = [(root, 1)]
     while waiting:
@@ -111,18 +127,19 @@ def _refuse_what_cannot_be_inlined(root: ast.expr, source: _Source) -> None:
         if depth > MAX_DEPTH:
             raise RecursionError
         if isinstance(node, ast.Await):
-            raise source.refused("'await'", node, _KIND)
+            raise source.refusal("'await'", node, _KIND)
         if isinstance(node, ast.Yield | ast.YieldFrom):
-            raise source.refused("'yield'", node, _KIND)
+            raise source.refusal("'yield'", node, _KIND)
         if isinstance(node, ast.comprehension) and node.is_async:
-            raise source.refused("'async for'", node.target, _KIND)
+            raise source.refusal("'async for'", node.target, _KIND)
         if isinstance(node, ast.NamedExpr):
             advice = "its name would leak into other expressions; write the value twice"
-            raise source.refused("an assignment with ':='", node, advice)
+            raise source.refusal("an assignment with ':='", node, advice)
         waiting += [(child, depth + 1) for child in ast.iter_child_nodes(node)]
 
 
-def _free_names(root: ast.expr) -> set[str]:
+def free_names(root: ast.expr) -> set[str]:
+    """The names that a tree reads and does not bind itself."""
     names: set[str] = set()
     waiting: list[tuple[ast.AST, frozenset[str]]] = [(root, frozenset())]
     while waiting:
@@ -179,7 +196,7 @@ def _is_number(node: ast.expr) -> bool:
             return isinstance(op, _ARITHMETIC) and _is_number(left) and _is_number(right)
         case ast.Compare(left=left, ops=ops, comparators=others):
             if all(isinstance(op, ast.Is | ast.IsNot) for op in ops):
-                return all(_is_safe(side) for side in (left, *others))
+                return all(is_safe(side) for side in (left, *others))
             sides_are_numbers = all(_is_number(side) for side in (left, *others))
             return sides_are_numbers and not any(isinstance(op, ast.In | ast.NotIn) for op in ops)
         case ast.BoolOp(values=values):
@@ -189,16 +206,17 @@ def _is_number(node: ast.expr) -> bool:
     return False
 
 
-def _is_safe(node: ast.expr) -> bool:
+def is_safe(node: ast.expr) -> bool:
+    """Whether evaluating it runs no code of the program; see ``Expression.safe``."""
     match node:
         case ast.Name() | ast.Constant():
             return True
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
-            return all(_is_safe(element) for element in elements)
+            return all(is_safe(element) for element in elements)
         case ast.Dict(keys=keys, values=values):
             # Keys are hashed; constants hash by themselves.
             constant = all(isinstance(key, ast.Constant) for key in keys)
-            return constant and all(_is_safe(value) for value in values)
+            return constant and all(is_safe(value) for value in values)
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            return _is_number(test) and _is_safe(body) and _is_safe(orelse)
+            return _is_number(test) and is_safe(body) and is_safe(orelse)
     return _is_number(node)

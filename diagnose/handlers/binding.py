@@ -6,11 +6,11 @@ import ast
 import builtins
 from typing import TYPE_CHECKING
 
-from diagnose import expressions
 from diagnose.bytecode import weaving
 from diagnose.errors import UnknownNameError
 from diagnose.handlers.names import ABOUT_NAMES, Names, NamesSource
 from diagnose.handlers.templates import HERE, item, name_of, statements_of
+from diagnose.wording import suggest
 
 if TYPE_CHECKING:
     import inspect
@@ -117,7 +117,7 @@ class Binding:
         )
         message = (
             f"name {name!r} means nothing for the event {scope.event!r} of this function"
-            f"{expressions.suggest(name, public)}; use {where}"
+            f"{suggest(name, public)}; use {where}"
         )
         raise UnknownNameError(message)
 

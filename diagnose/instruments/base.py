@@ -19,6 +19,7 @@ from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
 from diagnose.instruments.status import Status
 from diagnose.limits import ACTS, Limits
+from diagnose.wording import shown, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ class Instrument:
             raise InstrumentError(message, code="unknown-event")
         if event not in EVENTS and not _LINE_EVENT.fullmatch(event):
             message = (
-                f"there is no event {event!r}{expressions.suggest(event, EVENTS)}; "
+                f"there is no event {event!r}{suggest(event, EVENTS)}; "
                 f"use one of {', '.join(EVENTS)}, line:N (a line of the file) or line:+K (K "
                 "lines after the def)"
             )
@@ -337,7 +338,7 @@ class Instrument:
         try:
             return expressions.parse(text, policy=self.policy, namespace=namespace)  # type: ignore[arg-type]
         except ExpressionError as error:
-            message = f"{field} {_short(text)}: {error}"
+            message = f"{field} {shown(text, 100)}: {error}"
             raise type(error)(message, code=error.code) from error
 
     def plan(
@@ -471,8 +472,3 @@ def does_nothing(method: Any) -> bool:
     """Whether a manager's method is one of those; not one that overrides it, whatever its name."""
     function = getattr(method, "__func__", None)
     return any(function is each for each in _doing_nothing)
-
-
-def _short(text: object) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 100 else shown[:97] + "..."  # noqa: PLR2004

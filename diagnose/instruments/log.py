@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from diagnose.instruments.base import Instrument
 from diagnose.limits import Limits
 from diagnose.sinks.standard import STANDARD_OUTPUT
+from diagnose.wording import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,4 +84,4 @@ def _picture(value: object, most: int) -> str:
         text = short.repr(value)
     else:
         text = str(value)
-    return text if len(text) <= most else text[: max(most - 3, 0)] + "..."
+    return shortened(text, most)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose.errors import SpecError
 from diagnose.fields import FIELDS, LABELS
 from diagnose.instruments.status import State
-from diagnose.specs.wording import hint
+from diagnose.wording import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ class Select:
             if name not in labels and name not in LABELS:
                 raise SpecError(
                     f"select.{name} names no label of this process, so the spec is not applied"
-                    f"{hint(name, {*LABELS, *labels, 'percent'})}; labels here: "
+                    f"{suggest(name, {*LABELS, *labels, 'percent'})}; labels here: "
                     f"{', '.join(sorted(labels)) or 'none'}",
                     code="unknown-label",
                 )

@@ -13,8 +13,8 @@ from diagnose.errors import SpecError
 from diagnose.fields import FIELDS, LABELS, Kind, names_in
 from diagnose.limits import Limits
 from diagnose.specs.model import DEFAULT_LIFESPAN, Canary, Select, Spec, Stage
-from diagnose.specs.wording import hint, short, shown, shown_with_type
 from diagnose.targets.fingerprints import FORM
+from diagnose.wording import shortened, shown, shown_with_type, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -130,7 +130,7 @@ class _Section:
     def check(self, name: str, value: object, kind: Kind, code: str) -> None:
         if not kind.admits(value):
             raise SpecError(
-                f"{self._path}{short(name)} must be {kind.wanted}, not {shown_with_type(value)}",
+                f"{self._path}{shortened(name)} must be {kind.wanted}, not {shown_with_type(value)}",
                 code=code,
             )
 
@@ -144,7 +144,7 @@ class _Section:
                 # A key of a dict in a program may be anything.
                 text = name if isinstance(name, str) else shown(name)
                 yield (
-                    f"{self._path}{short(text)} is not a known field: ignored{hint(text, known)}"
+                    f"{self._path}{shortened(text)} is not a known field: ignored{suggest(text, known)}"
                 )
 
 
@@ -166,7 +166,7 @@ def _instrument_type(instrument: _Section, known: Mapping[str, Collection[str]] 
     name: str = instrument.get("type")
     if known is not None and name not in known:
         raise SpecError(
-            f"instrument.type {shown(name)} is not known here{hint(name, known)}; "
+            f"instrument.type {shown(name)} is not known here{suggest(name, known)}; "
             f"use one of {types}, or add the class to the manager's instrument_classes",
             code="unknown-type",
         )

@@ -6,8 +6,8 @@ modules, classes and instances, and runs no descriptor, no ``__getattr__`` and n
 ``__class__`` of the program. Only `resolve` with ``import_modules=True``, which code
 asks for and a spec never does, imports modules and calls a module's ``__getattr__``.
 
-Inside: ``search`` (the walk along a path), ``lookup`` (reading objects, and what they are
-called), ``importing`` (modules), ``given`` (functions that are at hand), ``hints`` (near misses
+Inside: ``search`` (the walk along a path), ``lookup`` (attributes, and what is inside of
+them), ``importing`` (modules), ``given`` (functions that are at hand), ``hints`` (near misses
 and other advice in errors), ``fingerprints`` (is the code what it was?), ``completion`` (what a
 prompt offers).
 """

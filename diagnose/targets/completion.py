@@ -11,17 +11,13 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from diagnose.errors import TargetError
+from diagnose.introspection import is_a, read_name
 from diagnose.originals import seen_through
-from diagnose.targets.hints import _attribute_names, _joined
-from diagnose.targets.importing import _find_search_path, _package_path
-from diagnose.targets.lookup import (
-    described,
-    is_a,
-    look_up,
-    read_name,
-    unwrapped,
-)
-from diagnose.targets.search import TargetKind, _classify, _split
+from diagnose.targets.hints import attribute_names, join_path
+from diagnose.targets.importing import find_search_path, package_path
+from diagnose.targets.lookup import look_up, unwrapped
+from diagnose.targets.search import TargetKind, classify, split_path
+from diagnose.wording import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -105,7 +101,7 @@ def _holder(head: str) -> tuple[object, Iterable[str] | None]:
     """
     if not head:
         return None, sys.path
-    _, parts = _split(head)
+    _, parts = split_path(head)
     for count in range(len(parts), 0, -1):
         module = sys.modules.get(".".join(parts[:count]))
         if module is None:
@@ -117,13 +113,13 @@ def _holder(head: str) -> tuple[object, Iterable[str] | None]:
                 break
             holder = unwrapped(step.value)
         else:
-            return holder, _package_path(holder) if is_a(holder, ModuleType) else None
-    return None, _find_search_path(parts)
+            return holder, package_path(holder) if is_a(holder, ModuleType) else None
+    return None, find_search_path(parts)
 
 
 def _names_in(holder: object) -> Iterator[str]:
     mangled = f"_{read_name(holder).lstrip('_')}__" if is_a(holder, type) else None
-    for name in _attribute_names(holder):
+    for name in attribute_names(holder):
         if name.isidentifier():
             yield name
             if mangled is not None and name.startswith(mangled):
@@ -131,7 +127,7 @@ def _names_in(holder: object) -> Iterator[str]:
 
 
 def _completion(head: str, holder: object, name: str, *, is_module: bool) -> Completion | None:
-    path = _joined(head, name)
+    path = join_path(head, name)
     module = sys.modules.get(path)
     step = None if holder is None else look_up(holder, name)
     if step is not None and not is_a(step.value, ModuleType):
@@ -140,7 +136,7 @@ def _completion(head: str, holder: object, name: str, *, is_module: bool) -> Com
             return Completion(path, *kind)
     if module is not None or (step is not None and is_a(step.value, ModuleType)):
         # Modules that a module has imported for its own use are not a way on.
-        is_way_on = module is not None or _package_path(holder) is not None
+        is_way_on = module is not None or package_path(holder) is not None
         return Completion(path, "module", is_probeable=False) if is_way_on else None
     return Completion(path, "module", is_probeable=False, is_imported=False) if is_module else None
 
@@ -151,7 +147,7 @@ def _kind_of(step: Step, holder: object, path: str) -> tuple[str, bool] | None:
     if is_a(value, type):
         return "class", False
     try:
-        target = _classify(step, holder, path)
+        target = classify(step, holder, path)
     except TargetError:
         if not callable(value) and not is_a(value, property):
             return None

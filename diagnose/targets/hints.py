@@ -9,19 +9,18 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from diagnose.errors import TargetKindError
-from diagnose.originals import seen_through
-from diagnose.targets.importing import _package_path
-from diagnose.targets.lookup import (
-    described,
+from diagnose.introspection import (
     entry_of,
     is_a,
-    look_up,
     namespace_of,
     read_class_dict,
     read_mro,
     read_name,
-    unwrapped,
 )
+from diagnose.originals import seen_through
+from diagnose.targets.importing import package_path
+from diagnose.targets.lookup import look_up, unwrapped
+from diagnose.wording import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,28 +29,33 @@ log = logging.getLogger(__name__)
 
 _MAX_CANDIDATES = 5000
 _MAX_PLACES = 2
-_CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
+CHECK_SPELLING = "; check the spelling and which version of the code this process runs"
+"""What to do next, where nothing else can be said."""
 
 
-def _is_module(here: str, module: object) -> TargetKindError:
-    functions = [f"{here}.{name}" for name in _functions_in(module)]
-    advice = _listed("name a function in it", functions) or "name a function in it"
+def module_error(here: str, module: object) -> TargetKindError:
+    """The error for a path that ends at a module; it names functions in there."""
+    functions = [f"{here}.{name}" for name in functions_in(module)]
+    advice = advice_with_names("name a function in it", functions) or "name a function in it"
     return TargetKindError(f"{here!r} is a module; {advice}", code="target-is-module")
 
 
-def _is_class(here: str, cls: object) -> TargetKindError:
+def class_error(here: str, cls: object) -> TargetKindError:
+    """The error for a path that ends at a class; it names methods."""
     advice = []
     for name in ("__init__", "__new__"):
         step = look_up(cls, name)
         if step is not None and type(unwrapped(step.value)) is FunctionType:
             advice.append(f"probe '{here}.{name}' to see instances being made")
             break
-    methods = _listed("one of its methods", [f"{here}.{name}" for name in _functions_in(cls)])
+    methods = advice_with_names(
+        "one of its methods", [f"{here}.{name}" for name in functions_in(cls)]
+    )
     then = ", or ".join([*advice, methods] if methods else advice) or "name one of its methods"
     return TargetKindError(f"{here!r} is a class; {then}", code="target-is-class")
 
 
-def _module_names(prefix: str, package: object) -> Iterator[str]:
+def submodule_names(prefix: str, package: object) -> Iterator[str]:
     """The last names of modules below a package, or of all top-level modules for None."""
     start = f"{prefix}." if prefix else ""
     for name in list(sys.modules):
@@ -61,7 +65,7 @@ def _module_names(prefix: str, package: object) -> Iterator[str]:
     if package is None:
         yield from sys.stdlib_module_names
     else:
-        search = _package_path(package)
+        search = package_path(package)
         if search is None:
             return
     try:
@@ -70,14 +74,15 @@ def _module_names(prefix: str, package: object) -> Iterator[str]:
         log.debug("modules of %r could not be listed: %s", prefix, described(exc))
 
 
-def _attribute_names(holder: object) -> Iterator[str]:
+def attribute_names(holder: object) -> Iterator[str]:
+    """The names of all attributes, inherited ones too; some come twice."""
     classes = read_mro(holder if is_a(holder, type) else type(holder))
     inherited = [] if is_a(holder, ModuleType) else [read_class_dict(cls) for cls in classes]
     for namespace in (namespace_of(holder), *inherited):
         yield from (name for name in list(namespace) if type(name) is str)
 
 
-def _functions_in(holder: object, limit: int = 3) -> list[str]:
+def functions_in(holder: object, limit: int = 3) -> list[str]:
     """Public functions that a user may mean, those defined here before imported ones."""
     home = _home(holder)
     own: list[str] = []
@@ -101,7 +106,7 @@ def _home(value: object) -> str | None:
     return home if type(home) is str else None
 
 
-def _find_elsewhere(top: str | None, label: str, names: list[str]) -> list[str]:
+def find_elsewhere(top: str | None, label: str, names: list[str]) -> list[str]:
     """Where loaded modules have these very attributes, other than in ``label``.
 
     Only modules of the top-level package ``top``; for None all but those of Python itself.
@@ -120,13 +125,13 @@ def _find_elsewhere(top: str | None, label: str, names: list[str]) -> list[str]:
     return found
 
 
-def _find_by_last_name(top: str, label: str, names: list[str]) -> list[str]:
+def find_by_last_name(top: str, label: str, names: list[str]) -> list[str]:
     """Functions and methods of a package that have the last of these names.
 
     As many of the names before it as possible are the same.
     """
     for start in range(len(names)):
-        found = _find_elsewhere(top, label, names[start:])
+        found = find_elsewhere(top, label, names[start:])
         if found:
             return found
     name = names[-1]
@@ -157,7 +162,8 @@ def _modules_of(top: str | None, label: str) -> list[tuple[str, object]]:
     return sorted(modules, key=lambda each: not f"{label}.".startswith(f"{each[0]}."))
 
 
-def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+def near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+    """At most three of the candidates that ``name`` may be a misspelling of, the best first."""
     import difflib  # noqa: PLC0415 - for an error only; import diagnose is to be quick
 
     wants_dunder = name.startswith("__")
@@ -173,25 +179,25 @@ def _near_misses(name: str, candidates: Iterable[str]) -> list[str]:
     return []
 
 
-def _there_is(paths: list[str]) -> str:
+def there_is(paths: list[str]) -> str:
+    """``"; there is 'x' and 'y'"``, or ``""`` where there are no paths."""
     return f"; there is {' and '.join(map(repr, paths))}" if paths else ""
 
 
-def _did_you_mean(names: list[str]) -> str:
-    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
-
-
-def _listed(what: str, names: list[str]) -> str:
+def advice_with_names(what: str, names: list[str]) -> str:
+    """Advice and the names that it is about, or ``""`` where there are none."""
     return f"{what}: {', '.join(map(repr, names))}" if names else ""
 
 
-def _joined(prefix: str, name: str) -> str:
+def join_path(prefix: str, name: str) -> str:
+    """A path that is longer by a name; the prefix may be empty."""
     return f"{prefix}.{name}" if prefix else name
 
 
-def _noun(holder: object, label: str) -> str:
+def name_with_kind(holder: object, label: str) -> str:
+    """How a message speaks of a module, class or other object that is found at ``label``."""
     if is_a(holder, ModuleType):
-        return f"{'module' if _package_path(holder) is None else 'package'} {label!r}"
+        return f"{'module' if package_path(holder) is None else 'package'} {label!r}"
     if is_a(holder, type):
         return f"class {label!r}"
     return f"{label!r} (a {read_name(type(holder))})"

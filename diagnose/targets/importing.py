@@ -12,15 +12,9 @@ from typing import Any
 
 from diagnose import imports
 from diagnose.errors import TargetNotFoundError
-from diagnose.targets.lookup import (
-    Step,
-    described,
-    entry_of,
-    is_a,
-    look_up,
-    namespace_of,
-    read_name,
-)
+from diagnose.introspection import entry_of, is_a, namespace_of, read_name
+from diagnose.targets.lookup import Step, look_up
+from diagnose.wording import described
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +22,15 @@ log = logging.getLogger(__name__)
 _LAZY_MODULE: type = getattr(importlib.util, "_LazyModule", type("_NoLazyModule", (), {}))
 
 
-def _ask_module(label: str, module: object, name: str) -> Step | None:
-    """Let a module make the attribute (PEP 562, lazy modules)."""
+def ask_module(label: str, module: object, name: str) -> Step | None:
+    """Let a module make the attribute (PEP 562, lazy modules).
+
+    Returns:
+        The attribute; None if the module has none of that name.
+
+    Raises:
+        TargetNotFoundError: the module's ``__getattr__`` failed (``module-import-failed``).
+    """
     try:
         value = getattr(module, name)
     except AttributeError:
@@ -40,13 +41,18 @@ def _ask_module(label: str, module: object, name: str) -> Step | None:
     return look_up(module, name) or Step(module, name, value)
 
 
-def _is_incomplete(module: object) -> bool:
+def is_incomplete(module: object) -> bool:
+    """Whether the module is being executed just now, or is one that loads itself when used."""
     spec = entry_of(namespace_of(module), "__spec__")
     return is_a(module, _LAZY_MODULE) or entry_of(namespace_of(spec), "_initializing") is True
 
 
-def _import(name: str) -> bool:
-    """Import a module; False if there is none of that name."""
+def import_module(name: str) -> bool:
+    """Import a module; False if there is none of that name.
+
+    Raises:
+        TargetNotFoundError: importing it failed (``module-import-failed``).
+    """
     try:
         importlib.import_module(name)
     except Exception as exc:
@@ -57,7 +63,7 @@ def _import(name: str) -> bool:
     return True
 
 
-def _package_path(module: object) -> Any:
+def package_path(module: object) -> Any:
     """Where a package looks for its modules; None for what is no package."""
     step = look_up(module, "__path__")
     if step is None:
@@ -68,13 +74,13 @@ def _package_path(module: object) -> Any:
     return step.value if is_path else None
 
 
-def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:
+def find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None:
     """The longest prefix beyond the ``loaded`` parts that could be imported, and its file.
 
     Asks the finders of ``sys.meta_path`` directly: `importlib.util.find_spec` imports
     parents, and waits for one that another thread is importing.
     """
-    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
+    search = package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
     found = None
     for count in range(loaded + 1, len(parts) + 1):
         name = ".".join(parts[:count])
@@ -90,12 +96,12 @@ def _find_unimported(parts: list[str], loaded: int) -> tuple[str, object] | None
     return found
 
 
-def _find_search_path(parts: list[str]) -> Any:
+def find_search_path(parts: list[str]) -> Any:
     """Where a package that is not imported has its modules; None if there is no such package."""
     loaded = len(parts)
     while loaded and sys.modules.get(".".join(parts[:loaded])) is None:
         loaded -= 1
-    search = _package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
+    search = package_path(sys.modules.get(".".join(parts[:loaded]))) if loaded else None
     for count in range(loaded + 1, len(parts) + 1):
         spec = (
             None if count > 1 and search is None else _ask_finders(".".join(parts[:count]), search)
@@ -147,7 +153,7 @@ def _search_path(spec: ModuleSpec) -> Any:
     return getattr(path, "_path", path)
 
 
-def _is_script(file: object) -> bool:
+def is_script(file: object) -> bool:
     """Whether this is the file of the program's script, which runs as ``__main__``."""
     main_file = entry_of(namespace_of(sys.modules.get("__main__")), "__file__")
     return type(file) is str and type(main_file) is str and file == main_file

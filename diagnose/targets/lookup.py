@@ -1,4 +1,4 @@
-"""Reads the program's objects, and says what they are, without running their code."""
+"""Finds attributes, and what is inside of them, without running the program's code."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diagnose.introspection import (
+    MISSING,
+    entry_of,
+    is_a,
+    namespace_of,
+    read_class_dict,
+    read_mro,
+    read_name,
+    read_qualname,
+)
 from diagnose.originals import seen_through
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-_MAX_SHOWN_CHARS = 200
+__all__ = ["Step", "class_name", "look_up", "read_wrapped", "unwrapped"]
 
-# A metaclass can override `cls.__mro__` and the like, but not these.
-_TYPE: Any = type.__dict__
-read_name = _TYPE["__name__"].__get__
-_read_qualname = _TYPE["__qualname__"].__get__
-read_flags = _TYPE["__flags__"].__get__
 _read_static_function = staticmethod.__dict__["__func__"].__get__
 _read_class_function = classmethod.__dict__["__func__"].__get__
-
-MISSING = object()
 
 
 class Step(NamedTuple):
@@ -34,49 +37,6 @@ class Step(NamedTuple):
     owner: object
     name: str
     value: object
-
-
-def read_mro(cls: object) -> tuple[type, ...]:
-    """A class and those that it inherits from."""
-    # A type of an extension module that was never made ready has None.
-    return _TYPE["__mro__"].__get__(cls) or ()
-
-
-def read_class_dict(cls: object) -> Mapping[str, object]:
-    """What stands in a class itself."""
-    return _TYPE["__dict__"].__get__(cls) or {}
-
-
-def is_a(value: object, kind: type) -> bool:
-    """Like isinstance, which would also ask the value's ``__class__``."""
-    return issubclass(type(value), kind)
-
-
-def namespace_of(holder: object) -> Mapping[str, object]:
-    """The dictionary of a module, class or instance, read without running its code."""
-    kind = type(holder)
-    if issubclass(kind, type):
-        return read_class_dict(holder)
-    for cls in read_mro(kind):
-        descriptor: Any = entry_of(read_class_dict(cls), "__dict__")
-        if descriptor is MISSING:
-            continue
-        if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):
-            continue  # a property of that name: its code is not run
-        try:
-            found = descriptor.__get__(holder, kind)
-        except AttributeError:  # mypyc's classes have the descriptor, but no dictionary
-            break
-        if not is_a(found, dict):
-            break
-        # A subclass may have methods of its own; its entries are read without them.
-        return cast("dict[str, object]", found) if type(found) is dict else dict(dict.items(found))
-    return {}
-
-
-def entry_of(namespace: Mapping[str, object], name: str) -> object:
-    """What a name stands for there, or MISSING."""
-    return namespace.get(name, MISSING)
 
 
 def _in_classes(classes: Iterable[type], name: str) -> Step | None:
@@ -136,7 +96,7 @@ def unwrapped(value: object) -> object:
     return seen_through(value)
 
 
-def _read_wrapped(value: object) -> object:
+def read_wrapped(value: object) -> object:
     """What a wrapper has as its ``__wrapped__``; `MISSING` if that is not to be read so."""
     kind = type(value)
     if not issubclass(kind, type) and _in_classes(read_mro(kind), "__wrapped__") is None:
@@ -164,19 +124,5 @@ def _read_wrapped(value: object) -> object:
 def class_name(cls: object) -> str:
     """A class as users write it: with its module, but for builtins."""
     module = entry_of(read_class_dict(cls), "__module__")
-    name = _read_qualname(cls)
+    name = read_qualname(cls)
     return f"{module}.{name}" if type(module) is str and module != "builtins" else name
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
-
-
-def described(exc: BaseException) -> str:
-    """The type and the text of an exception, shortened."""
-    try:
-        text = str(exc)[:_MAX_SHOWN_CHARS]
-    except Exception:  # noqa: BLE001 - an exception class of the program
-        text = ""
-    return f"{read_name(type(exc))}: {text}" if text else read_name(type(exc))

@@ -24,50 +24,45 @@ from diagnose.errors import (
     TargetNotFoundError,
     TargetNotImportedError,
 )
-from diagnose.originals import seen_through
-from diagnose.targets.hints import (
-    _CHECK_SPELLING,
-    _attribute_names,
-    _did_you_mean,
-    _find_by_last_name,
-    _find_elsewhere,
-    _functions_in,
-    _is_class,
-    _is_module,
-    _joined,
-    _listed,
-    _module_names,
-    _near_misses,
-    _noun,
-    _there_is,
-)
-from diagnose.targets.importing import (
-    _ask_module,
-    _find_unimported,
-    _import,
-    _is_incomplete,
-    _is_script,
-)
-from diagnose.targets.lookup import (
+from diagnose.introspection import (
     MISSING,
-    Step,
-    _read_wrapped,
-    _shown,
-    class_name,
-    described,
     entry_of,
     is_a,
-    look_up,
     namespace_of,
     read_flags,
     read_mro,
     read_name,
-    unwrapped,
 )
+from diagnose.originals import seen_through
+from diagnose.targets.hints import (
+    CHECK_SPELLING,
+    advice_with_names,
+    attribute_names,
+    class_error,
+    find_by_last_name,
+    find_elsewhere,
+    functions_in,
+    join_path,
+    module_error,
+    name_with_kind,
+    near_misses,
+    submodule_names,
+    there_is,
+)
+from diagnose.targets.importing import (
+    ask_module,
+    find_unimported,
+    import_module,
+    is_incomplete,
+    is_script,
+)
+from diagnose.targets.lookup import Step, class_name, look_up, read_wrapped, unwrapped
+from diagnose.wording import described, did_you_mean, shown
 
 __all__ = ["Target", "TargetKind", "find", "innermost", "module_names", "resolve"]
 
 _MAX_PATH_CHARS = 1000
+_MAX_SHOWN_CHARS = 200
 _MAX_WRAPPERS = 1000
 _OTHER_JOINTS = re.compile(r"(\.py)?:+|/")  # as pytest, entry points and files have them
 
@@ -175,7 +170,7 @@ def _behind(wrapper: object) -> list[object]:
     found: list[object] = []
     seen = {id(wrapper)}
     behind = wrapper
-    while (behind := _inside(_read_wrapped(behind))) is not MISSING:
+    while (behind := _inside(read_wrapped(behind))) is not MISSING:
         if id(behind) in seen or len(found) >= _MAX_WRAPPERS:
             return []
         seen.add(id(behind))
@@ -227,14 +222,14 @@ def resolve(path: str, *, import_modules: bool) -> Target:
         >>> target.kind
         <TargetKind.METHOD: 'method'>
     """
-    text, parts = _split(path)
+    text, parts = split_path(path)
     try:
         return _Search(text, parts, import_modules=import_modules).run()
     except TargetError:
         raise
     except Exception as exc:
         # Whatever stands in sys.modules may be hostile; a poll must survive it.
-        message = f"target {_shown(text)} could not be looked up: {described(exc)}"
+        message = f"target {shown(text, _MAX_SHOWN_CHARS)} could not be looked up: {described(exc)}"
         raise TargetError(message) from exc
 
 
@@ -246,7 +241,7 @@ def find(path: str) -> Target | None:
     the program. A module that is still being executed counts with what it has so far.
     """
     try:
-        text, parts = _split(path)
+        text, parts = split_path(path)
         search = _Search(text, parts, import_modules=False, with_advice=False)
         return search.among_loaded()
     except Exception:  # noqa: BLE001 - `resolve` says what is wrong
@@ -259,15 +254,24 @@ def module_names(path: str) -> tuple[str, ...]:
     Raises:
         TargetError: it is no path at all (``target-syntax``).
     """
-    _, parts = _split(path)
+    _, parts = split_path(path)
     return tuple(".".join(parts[:count]) for count in range(1, len(parts)))
 
 
-def _split(path: object) -> tuple[str, list[str]]:
+def split_path(path: object) -> tuple[str, list[str]]:
+    """The path as plain text, and its parts as Python's compiler would spell them.
+
+    Raises:
+        TargetError: it is no path at all (``target-syntax``).
+    """
     example = "such as 'shop.cart.Cart.checkout'"
     if not issubclass(type(path), str):
         plain = type(path) in (int, float, bool, bytes, type(None))
-        given = f"{_shown(path)} ({read_name(type(path))})" if plain else read_name(type(path))
+        given = (
+            f"{shown(path, _MAX_SHOWN_CHARS)} ({read_name(type(path))})"
+            if plain
+            else read_name(type(path))
+        )
         raise TargetError(f"a target is text {example}, not {given}", code="target-syntax")
     text = str.__str__(path)  # a subclass may override everything else
     # The compiler stores identifiers in NFKC form (language reference, section 2.3).
@@ -280,13 +284,13 @@ def _split(path: object) -> tuple[str, list[str]]:
     elif "" in parts:
         problem = "has an empty part"
     elif wrong:
-        problem = f"has a part that is no name: {_shown(wrong[0])}"
+        problem = f"has a part that is no name: {shown(wrong[0], _MAX_SHOWN_CHARS)}"
     else:
         return text, parts
     meant = _OTHER_JOINTS.sub(".", text.removesuffix("()").removesuffix(".py"))
     if len(meant) <= _MAX_PATH_CHARS and all(map(str.isidentifier, meant.split("."))):
         example = f"such as {meant!r}"
-    message = f"target {_shown(text)} {problem}; join module and attributes by dots, {example}"
+    message = f"target {shown(text, _MAX_SHOWN_CHARS)} {problem}; join module and attributes by dots, {example}"
     raise TargetError(message, code="target-syntax")
 
 
@@ -313,14 +317,14 @@ class _Search:
                 missing = error
             if loaded == len(self.parts):
                 label = self._prefix(loaded)
-                raise _is_module(label, sys.modules.get(label))
+                raise module_error(label, sys.modules.get(label))
             if not self.import_modules:
                 raise self._not_imported(loaded) or self._not_found(loaded, missing)
             if isinstance(missing, TargetNotImportedError) and not has_waited:
                 # Another thread is importing it: importing it here too waits for that.
-                _import(self._prefix(loaded))
+                import_module(self._prefix(loaded))
                 has_waited = True
-            elif not _import(self._prefix(loaded + 1)) or self._count_loaded() <= loaded:
+            elif not import_module(self._prefix(loaded + 1)) or self._count_loaded() <= loaded:
                 raise self._not_found(loaded, missing)
 
     def among_loaded(self, loaded: int | None = None) -> Target | None:
@@ -349,7 +353,7 @@ class _Search:
 
     def _not_imported(self, loaded: int) -> TargetError | None:
         """The error for a path that goes on in a module which could be imported."""
-        found = _find_unimported(self.parts, loaded)
+        found = find_unimported(self.parts, loaded)
         if found is None:
             return None
         name, file = found
@@ -358,7 +362,7 @@ class _Search:
         )
         if name == self._prefix(len(self.parts)):
             message += " (the path names a module: add the name of a function in it)"
-        elif _is_script(file):
+        elif is_script(file):
             here = f"__main__{self.path[len(name) :]}"
             message += f"; it runs as the program's script, under the name {here!r}"
         return _waiting_for(name, message)
@@ -383,20 +387,20 @@ class _Search:
                 message = f"no module {name!r}; did you mean 'builtins.{self.path}'?"
                 return TargetNotFoundError(message, code="module-not-found")
         parent = self._prefix(loaded)
-        siblings = _module_names(parent, sys.modules.get(parent))
-        near = [_joined(parent, each) for each in _near_misses(self.parts[loaded], siblings)]
-        hints = _did_you_mean(near) or self._elsewhere(parent, self.parts[loaded:])
-        message = f"no module {name!r}{hints or _CHECK_SPELLING}"
+        siblings = submodule_names(parent, sys.modules.get(parent))
+        near = [join_path(parent, each) for each in near_misses(self.parts[loaded], siblings)]
+        hints = did_you_mean(near) or self._elsewhere(parent, self.parts[loaded:])
+        message = f"no module {name!r}{hints or CHECK_SPELLING}"
         return TargetNotFoundError(message, code="module-not-found")
 
     def _elsewhere(self, label: str, names: list[str]) -> str:
         """Say where the function may be, as its path has no near misses."""
         if label:
-            return _there_is(_find_by_last_name(self.parts[0], label, names))
+            return there_is(find_by_last_name(self.parts[0], label, names))
         # No package tells where to look. A single name would be found in too many places.
         for start in range(max(1, len(names) - 1)):
-            if places := _find_elsewhere(None, label, names[start:]):
-                return _there_is(places)
+            if places := find_elsewhere(None, label, names[start:]):
+                return there_is(places)
         return ""
 
     def _walk(self, label: str, module: object, names: list[str]) -> Target:
@@ -405,7 +409,7 @@ class _Search:
             is_module = holder is module or is_a(holder, ModuleType)
             step = look_up(holder, name)
             if step is None and is_module and self.import_modules:
-                step = _ask_module(label, holder, name)
+                step = ask_module(label, holder, name)
             if step is None:
                 raise self._no_attribute(label, holder, names[index:], is_module=is_module)
             rest = names[index + 1 :]
@@ -419,7 +423,7 @@ class _Search:
                 if len(rest) == 1:
                     return self._property(step, holder, here, rest[0])
             holder, label = unwrapped(step.value), here
-        raise _is_module(label, module)
+        raise module_error(label, module)
 
     def _no_attribute(
         self, label: str, holder: object, names: list[str], *, is_module: bool
@@ -427,28 +431,28 @@ class _Search:
         name = names[0]
         if not self.with_advice:
             return TargetNotFoundError(f"{label!r} has no {name!r}")
-        if is_module and _is_incomplete(holder):
+        if is_module and is_incomplete(holder):
             then = "the probe is applied when it is complete"
             if self.import_modules:
                 then = "attach the probe when it is complete"
             message = f"module {label!r} is still being imported and has no {name!r} yet; {then}"
             return _waiting_for(label, message)
-        modules = set(_module_names(label, holder)) if is_module else set()
-        near = _near_misses(name, modules.union(_attribute_names(holder)))
+        modules = set(submodule_names(label, holder)) if is_module else set()
+        near = near_misses(name, modules.union(attribute_names(holder)))
         if modules and len(names) > 1 and (not near or near[0] in modules):
-            hints = _did_you_mean([_joined(label, each) for each in near])
-            hints = hints or self._elsewhere(label, names) or _CHECK_SPELLING
-            message = f"no module {_joined(label, name)!r}{hints}"
+            hints = did_you_mean([join_path(label, each) for each in near])
+            hints = hints or self._elsewhere(label, names) or CHECK_SPELLING
+            message = f"no module {join_path(label, name)!r}{hints}"
             return TargetNotFoundError(message, code="module-not-found")
-        hints = _did_you_mean(near)
-        elsewhere = _find_elsewhere(self.parts[0], label, names) if is_module else []
+        hints = did_you_mean(near)
+        elsewhere = find_elsewhere(self.parts[0], label, names) if is_module else []
         if elsewhere:
-            hints += _there_is(elsewhere)
+            hints += there_is(elsewhere)
         elif (len(names) == 1 or not near) and (places := self._elsewhere(label, names)):
             hints += places
         elif is_module and entry_of(namespace_of(holder), "__getattr__") is not MISSING:
             hints += "; its __getattr__ may make it, which a spec never runs"
-        message = f"{_noun(holder, label)} has no {name!r}{hints or _CHECK_SPELLING}"
+        message = f"{name_with_kind(holder, label)} has no {name!r}{hints or CHECK_SPELLING}"
         return TargetNotFoundError(message)
 
     def _classify(self, step: Step, holder: object, here: str) -> Target:
@@ -469,13 +473,13 @@ class _Search:
             if type(inner) is FunctionType:
                 return self._target(step, holder, here, TargetKind.PROPERTY, inner)
         if is_a(value, ModuleType):
-            raise _is_module(here, value)
+            raise module_error(here, value)
         if is_a(value, type):
-            raise _is_class(here, value)
+            raise class_error(here, value)
         if callable(value) or is_a(value, functools.partialmethod):
             return self._reference(step, holder, here)
-        inside = [f"{here}.{name}" for name in _functions_in(value)]
-        advice = _listed("probe a function in it", inside) or "name a function instead"
+        inside = [f"{here}.{name}" for name in functions_in(value)]
+        advice = advice_with_names("probe a function in it", inside) or "name a function instead"
         kind = read_name(type(value))
         raise TargetKindError(f"{here!r} is a {kind}, which can't be called; {advice}")
 
@@ -485,7 +489,7 @@ class _Search:
         if type(function) is FunctionType:
             return self._target(step, holder, here, TargetKind.PROPERTY, function)
         others = [f"{here}.{each}" for each, it in functions.items() if type(it) is FunctionType]
-        advice = _listed("it has", others) or "probe a function that uses it"
+        advice = advice_with_names("it has", others) or "probe a function that uses it"
         if function is None:
             raise TargetNotFoundError(f"property {here!r} has no {accessor!r}; {advice}")
         kind = read_name(type(function))
@@ -531,7 +535,7 @@ class _Search:
             if entry_of(namespace_of(owner), name) is MISSING:
                 warnings.append(f"{here} is made by __getattr__: what it gives next is not seen")
             file = entry_of(namespace_of(owner), "__file__")
-            if _is_script(file) and owner is not sys.modules.get("__main__"):
+            if is_script(file) and owner is not sys.modules.get("__main__"):
                 warnings.append(f"{here} also exists in __main__: calls there are not seen")
         code_owner = function if type(function) is FunctionType else None
         inner, decorators = None, 0
@@ -542,8 +546,12 @@ class _Search:
         )
 
 
-def _classify(step: Step, holder: object, path: str) -> Target:
-    """What `resolve` makes of an attribute that was found; raises TargetError as it does."""
+def classify(step: Step, holder: object, path: str) -> Target:
+    """What `resolve` makes of an attribute that was found.
+
+    Raises:
+        TargetError: no probe can be put there; the message is without advice.
+    """
     search = _Search(path, [], import_modules=False, with_advice=False)
     return search._classify(step, holder, path)
 

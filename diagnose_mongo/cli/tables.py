@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diagnose import specs as spec_documents
 from diagnose.errors import SpecError
 from diagnose.specs import FAILED_STATES
+from diagnose.wording import shortened
 from diagnose_mongo import documents
 from diagnose_mongo.changes import difference
 from diagnose_mongo.cli.output import ago, duration, shown
@@ -168,5 +169,4 @@ def _change(each: Mapping[str, Any]) -> str:
 
 
 def _short(value: object) -> str:
-    text = shown(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+    return shortened(shown(value), _LONGEST_VALUE)

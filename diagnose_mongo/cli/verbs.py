@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from diagnose.errors import DiagnoseError, SpecError
+from diagnose.wording import suggest
 from diagnose_mongo import documents, settings
 from diagnose_mongo.cli.options import (
     COMMON,
@@ -274,13 +275,10 @@ def _raw_id(link: Any, text: str) -> Any:
 
 
 def _no_spec(link: Any, text: str) -> SpecError:
-    import difflib
-
     from diagnose_mongo.store import SpecStore
 
     known = [str(raw_id) for raw_id, _ in SpecStore(link).versions()]
-    near = difflib.get_close_matches(text, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "; `diagnose ls` lists those that are there"
+    hint = suggest(text, known) or "; `diagnose ls` lists those that are there"
     return SpecError(
         f"there is no spec {text!r} in {link.collection.full_name!r}{hint}", code="spec-not-found"
     )

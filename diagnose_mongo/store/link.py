@@ -17,6 +17,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from diagnose.errors import StoreError
+from diagnose.wording import shortened
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
@@ -206,4 +207,4 @@ def short(what: object) -> str:
     """An error of the driver's in a line."""
     # What it appends to say that no server was found fills half a screen.
     text = str(what).partition(" (configured timeouts")[0].partition(", Timeout: ")[0]
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
+    return shortened(text, _LONGEST_REASON)

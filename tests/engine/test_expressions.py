@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict, namedtuple
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
+from evaluating import function_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from diagnose.errors import (
     ExpressionSyntaxError,
     UnknownNameError,
 )
-from diagnose.expressions import BUILTINS, compile_function, parse, suggest
+from diagnose.expressions import BUILTINS, parse
 
 
 def double(x):
@@ -81,7 +82,7 @@ def variables():
 def value_of(text, policy="restricted", namespace=NAMESPACE, **more):
     names = {**variables(), **more}
     expression = parse(text, policy=policy, namespace=namespace)
-    function = compile_function(expression, list(names), dict(namespace))
+    function = function_of(expression, list(names), dict(namespace))
     return function(**names)
 
 
@@ -385,7 +386,7 @@ def test_the_namespace_comes_before_builtins():
 def test_a_change_of_the_namespace_is_followed():
     namespace = {"rate": lambda: 1, "math": math}
     expression = parse("rate()", policy="restricted", namespace=namespace)
-    function = compile_function(expression, [], {})
+    function = function_of(expression, [], {})
     assert function() == 1
     namespace["rate"] = lambda: 2
     assert function() == 2
@@ -488,7 +489,7 @@ def test_safe_is_never_said_of_what_runs_code_of_the_program():
                 names = {name: Alarm() for name in expression.names}
                 clocks = dict.fromkeys(expression.names & {"elapsed", "start", "end"}, 1.0)
                 names.update(clocks)
-                compile_function(expression, list(names), {})(**names)
+                function_of(expression, list(names), {})(**names)
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -676,39 +677,7 @@ def test_a_near_miss_is_named():
         parse("datetime.datetime.utcnaw()", policy="restricted", namespace=NAMESPACE)
 
 
-def test_suggest_names_a_near_miss_or_nothing():
-    assert suggest("elapsd", ["elapsed", "end"]) == "; did you mean 'elapsed'?"
-    assert suggest("zzz", {"elapsed": 1}) == ""
-    assert suggest("zzz", []) == ""
-
-
-# --- functions --------------------------------------------------------------------------------
-
-
-def test_a_compiled_function_has_exactly_the_parameters_it_was_given():
-    function = compile_function(parse("a + b"), ["a", "unused"], {"b": 2})
-    assert function.__code__.co_varnames == ("a", "unused")
-    assert function(1, 0) == 3
-    assert function(unused=0, a=1) == 3
-    with pytest.raises(TypeError):
-        function(1)
-
-
-def test_globals_are_looked_up_late_and_get_builtins_only():
-    names = {"b": 1}
-    function = compile_function(parse("len(b)", policy="restricted"), [], names)
-    names["b"] = [1, 2]
-    assert function() == 2
-    assert names.keys() == {"b", "__builtins__"}
-
-
-def test_an_expression_can_be_compiled_again_and_again():
-    expression = parse("[x * k for x in a.get('x')]", policy="restricted")
-    before = ast.dump(expression.tree, include_attributes=True)
-    for _ in range(3):
-        function = compile_function(expression, ["a", "k"], {})
-        assert function({"x": [1, 2]}, 3) == [3, 6]
-    assert ast.dump(expression.tree, include_attributes=True) == before
+# --- trees ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["python", "restricted"])
@@ -738,7 +707,7 @@ def test_any_text_parses_or_gives_an_expression_error(text):
         except ExpressionError as error:
             assert error.message
         else:
-            compile_function(expression, sorted(expression.names - {"__debug__"}), {})
+            function_of(expression, sorted(expression.names - {"__debug__"}), {})
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.binary(), st.lists(st.text())))

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import hypothesis
 import pytest
+from evaluating import function_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from diagnose.errors import (
     ExpressionSyntaxError,
     UnknownNameError,
 )
-from diagnose.expressions import BUILTINS, compile_function, parse
+from diagnose.expressions import BUILTINS, parse
 from diagnose.expressions.calls import METHODS
 from diagnose.expressions.guards import MAX_ITEMS
 
@@ -132,7 +133,7 @@ class Endless:
 def evaluate(text, namespace=NAMESPACE, **more):
     names = {**variables(), **more}
     expression = parse(text, policy="restricted", namespace=namespace)
-    return compile_function(expression, list(names), dict(namespace))(**names)
+    return function_of(expression, list(names), dict(namespace))(**names)
 
 
 # --- refused by their form --------------------------------------------------------------------
@@ -679,7 +680,7 @@ def test_a_refused_attack_has_used_up_nothing():
     for text in REFUSED_AT_RUN:
         expression = parse(text, policy="restricted", namespace=NAMESPACE)
         with pytest.raises(ExpressionNotAdmittedError):
-            compile_function(expression, list(values), dict(NAMESPACE))(**values)
+            function_of(expression, list(values), dict(NAMESPACE))(**values)
     assert next(values["iterator"]) == 1
     assert values["generator"].gi_frame.f_lasti == 0 or next(values["generator"]) == 1
     assert values["counts"] == {}
@@ -783,7 +784,7 @@ def test_a_module_in_disguise_is_a_module():
 def _evaluate_with_root(text, root):
     name = text.partition(".")[0]
     expression = parse(text, policy="restricted", namespace={name: root})
-    return compile_function(expression, [name], {})(root)
+    return function_of(expression, [name], {})(root)
 
 
 def test_a_strange_metaclass_can_not_lie_about_its_classes():
@@ -821,7 +822,7 @@ def test_only_public_members_of_an_application_s_module_are_open():
     def run(text):
         names = {"prices": module, "user": User()}
         expression = parse(text, policy="restricted", namespace=namespace)
-        return compile_function(expression, list(names), {})(**names)
+        return function_of(expression, list(names), {})(**names)
 
     assert run("prices.price(4)") == 8
     assert run("prices.RATE") == 2
@@ -1023,7 +1024,7 @@ def test_no_listed_method_changes_its_object():
         for name in methods:
             for given_ in arguments:
                 value = kind(samples[kind])
-                function = compile_function(
+                function = function_of(
                     parse(
                         f"x.{name}(*)".replace("*", ", ".join("abc"[: len(given_)])),
                         policy="restricted",
@@ -1186,7 +1187,7 @@ def check_restricted_tree(expression):
             assert isinstance(node.func, ast.Name)
             assert node.func.id in expression.constants
             assert all(keyword.arg for keyword in node.keywords)
-            if node.func.id == "@read":
+            if node.func.id == "@read_attribute":
                 assert not node.args[1].value.startswith("_")
         if isinstance(node, ast.Name):
             assert not node.id.startswith("_")
@@ -1194,7 +1195,7 @@ def check_restricted_tree(expression):
                 bound.add(node.id)
         if isinstance(node, ast.comprehension):
             assert isinstance(node.iter, ast.Call)
-            assert node.iter.func.id == "@each"
+            assert node.iter.func.id == "@iterate"
     free = {n.id for n in ast.walk(expression.tree) if isinstance(n, ast.Name)}
     assert free - bound <= expression.names | set(expression.constants)
     assert all(name.startswith("@") for name in expression.constants)
@@ -1207,7 +1208,7 @@ def check(text):
         except ExpressionError as error:
             assert error.message
             continue
-        compile_function(expression, sorted(expression.names - set(expression.constants)), {})
+        function_of(expression, sorted(expression.names - set(expression.constants)), {})
         if policy == "restricted":
             check_restricted_tree(expression)
 
@@ -1245,7 +1246,7 @@ def test_whatever_runs_calls_nothing_of_the_program(text):
     before = [1, 2, 3]
     names = sorted(expression.names & set(values))
     try:
-        compile_function(expression, names, {})(**{name: values[name] for name in names})
+        function_of(expression, names, {})(**{name: values[name] for name in names})
     except Exception:
         pass  # whatever the operands say of each other; Ran is no Exception
     assert values["items"] == before

@@ -52,6 +52,7 @@ MODULES = {
     for package in ("diagnose", "diagnose_mongo", "diagnose_pytest")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
+TOP = {name.partition(".")[0] for name in MODULES}
 PACKAGES = {name: path for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
@@ -198,3 +199,53 @@ def test_what_a_string_names_is_there(module):
         for each in names:
             found = getattr(found, each, None)
         assert found is not None, f"{module} names {name}, and there is no such thing"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_others(tree: ast.AST) -> set[str]:
+    """Names with one underscore that a module takes from another module of ours."""
+    found, modules = set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                modules[alias.asname or alias.name] = alias.name
+        elif isinstance(node, ast.ImportFrom):
+            # Whatever is relative is ours.
+            home = "." * node.level + (node.module or "")
+            if node.level or home.partition(".")[0] in TOP:
+                for alias in node.names:
+                    found |= {f"{home}.{alias.name}"} if is_private(alias.name) else set()
+                    modules[alias.asname or alias.name] = f"{home}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            holder = modules.get(ast.unparse(node.value), "")
+            if holder in MODULES or holder.startswith("."):
+                found.add(f"{holder}.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_with_an_underscore_stays_in_its_module(module):
+    path = MODULES[module]
+    wrong = private_names_of_others(ast.parse(path.read_text(), str(path)))
+    assert not wrong, f"{module} uses {sorted(wrong)}: rename them, or move them to their users"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from diagnose.sites import _a, b", {"diagnose.sites._a"}),
+        ("def f():\n from diagnose.sites import _a as a", {"diagnose.sites._a"}),
+        ("from .sites import _a", {".sites._a"}),
+        ("from diagnose import sites as s\ns._a", {"diagnose.sites._a"}),
+        ("import diagnose.sites\ndiagnose.sites._a()", {"diagnose.sites._a"}),
+        ("from . import sites\nsites._a", {"..sites._a"}),
+        ("from diagnose.sites import __doc__, b\nb._a\nself._a", set()),
+        ("import sys\nfrom os import _exit\nsys._getframe()", set()),
+    ],
+)
+def test_each_way_to_use_a_name_with_an_underscore_is_seen(source, found):
+    assert private_names_of_others(ast.parse(source)) == found
