@@ -313,7 +313,7 @@ def retire(attachment: Attachment, state: State) -> None:
     attachment.armed = attachment.suspended = False
     attachment.disarm()
     attachment.let_go()
-    attachment.instrument._rewrites.pop(attachment, None)
+    attachment.instrument.unfollow_custom(attachment)
     if attachment.instrument.budget is not None:
         attachment.instrument.budget.discard(attachment)
     if attachment.timer is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import MutableMapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 from diagnose import ending, registry, targets
 from diagnose.attachments import Attachment, finish, retire
 from diagnose.errors import DiagnoseError
-from diagnose.expressions import parsing
 from diagnose.instruments import base
 from diagnose.instruments.recording import ProbeTestInstrument
 from diagnose.instruments.status import State
@@ -417,7 +415,7 @@ class Changes:
         probe._resolved = newcomer.target
         active_probes.setdefault(probe.target, probe)
         instrument.status.attachments += 1
-        instrument._rewrites[new] = new.rewrite
+        instrument.follow_custom(new, new.rewrite)
         if old is not None:
             self._gone.append(old)
             retire(old, State.STOPPED)
@@ -440,18 +438,7 @@ def looks_inside(instrument: Instrument) -> bool:
     Raises:
         ExpressionError: one of its expressions can't be used.
     """
-    if happens_inside(instrument.event):
-        return True
-    texts = {
-        "value": instrument.value,
-        "when": instrument.when,
-        "custom.tags": instrument.custom.get("tags"),
-    }
-    return any(
-        "hotspots" in parsing(functools.partial(instrument._parse, text, field)).names
-        for field, text in texts.items()
-        if isinstance(text, str) and "hotspots" in text
-    )
+    return happens_inside(instrument.event) or instrument.reads_name("hotspots")
 
 
 def notes(instrument: Instrument, target: Target) -> tuple[str, ...]:

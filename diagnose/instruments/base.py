@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib
 import logging
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from diagnose import expressions
 from diagnose.cpu_budget import LONGEST_SECONDS
 from diagnose.errors import ExpressionError, InstrumentError
+from diagnose.expressions import parsing
 from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
 from diagnose.instruments.status import Status
@@ -332,6 +334,27 @@ class Instrument:
 
     def detached(self) -> None:
         """Called by a probe when it is off its last function."""
+
+    def follow_custom(self, attachment: object, rewrite: Callable[[], None]) -> None:
+        """Have ``rewrite`` called when :attr:`custom` changes; a probe does so for its handlers."""
+        self._rewrites[attachment] = rewrite
+
+    def unfollow_custom(self, attachment: object) -> None:
+        """Undo :meth:`follow_custom`; idempotent, also at a hit."""
+        self._rewrites.pop(attachment, None)
+
+    def reads_name(self, name: str) -> bool:
+        """Whether one of its expressions reads a name of the call, such as ``hotspots``.
+
+        Raises:
+            ExpressionError: an expression that may do so can't be used.
+        """
+        texts = {"value": self.value, "when": self.when, "custom.tags": self.custom.get("tags")}
+        return any(
+            name in parsing(functools.partial(self._parse, text, field)).names
+            for field, text in texts.items()
+            if isinstance(text, str) and name in text
+        )
 
     def _parse(self, text: object, field: str) -> Expression:
         namespace = self.mgr.global_namespace
