@@ -25,6 +25,8 @@ from _thread import _count as _other_threads  # those of `threading` are counted
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from diagnose.constants import ConstantList
+
 try:
     from resource import RUSAGE_THREAD, getrusage
 except ImportError:  # neither Linux nor FreeBSD
@@ -81,12 +83,6 @@ def _clock_seconds() -> float:
 
 
 _CLOCK_SECONDS = _clock_seconds()
-
-
-class _Pending(list[None]):
-    """A list that can be a constant of a code object."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Reading(NamedTuple):
@@ -197,7 +193,7 @@ class Meter:
     def __init__(self, longest_seconds: float, too_slow: Callable[[LongHit], None]) -> None:
         self.longest_seconds = longest_seconds
         self.too_slow = too_slow
-        self.pending: list[None] = _Pending()
+        self.pending: list[None] = ConstantList()
         self._count = 0.0
         self._seconds = 0.0
         self._suspicious = 0

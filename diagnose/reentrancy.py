@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from diagnose import forking
+from diagnose.constants import ConstantSet
 from diagnose.forking import Layer
 
 if TYPE_CHECKING:
@@ -14,15 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["BUSY", "Quiet", "leave_behind", "quietly"]
 
 
-class _Busy(set[int]):
-    """A set that can be a constant of a code object."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-
 T = TypeVar("T")
 
-BUSY: set[int] = _Busy()
+BUSY: set[int] = ConstantSet()
 """Idents of the threads in which an instrument runs just now: probes don't fire there."""
 
 

@@ -16,6 +16,8 @@ import time
 from itertools import chain, count, repeat, takewhile
 from typing import TYPE_CHECKING
 
+from diagnose.constants import ConstantList
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -57,14 +59,11 @@ class Rate:
                 self._lock.release()
 
 
-class Allotment(list[None]):
+class Allotment(ConstantList[None]):
     """Hits that an instrument may make, one item each; its manager adds more now and then.
 
     Taking one is ``pop``, one atomic C call, so that N items make exactly N hits.
     """
-
-    # It is a constant of a code object.
-    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def grant(self, hits: int) -> None:
         """Allow so many more."""
