@@ -25,7 +25,7 @@ from diagnose_mongo.changes import history
 from diagnose_mongo.cli import words
 from diagnose_mongo.cli.output import Output, duration, shown
 from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.store import Link, ProcessStore
+from diagnose_mongo.store import Inspector, Link, ProcessStore, ServerFacts
 
 pytestmark = pytest.mark.programs
 
@@ -535,6 +535,20 @@ def test_the_doctor_says_what_is_missing(run, specs, database):
     assert "`diagnose status cart` says why" in answer.out
     findings = run("doctor", "-o", "json").json["findings"]
     assert {each["grade"] for each in findings} == {"ok", "warn"}
+
+
+@pytest.mark.parametrize(
+    ("version", "grade"),
+    [("4.4.29", "fail"), ("5.0.0", "ok"), ("5.2.0-rc1", "ok"), ("10.1.0", "ok")],
+)
+def test_the_doctor_says_which_mongodb_is_too_old(run, monkeypatch, version, grade):
+    facts = ServerFacts(version=version, replica_set="rs", round_trip=0.001, ahead=0.0)
+    monkeypatch.setattr(Inspector, "server", lambda self: facts)
+    answer = run("doctor", "-o", "json")
+    (finding,) = [each for each in answer.json["findings"] if each["what"] == "version"]
+    assert (finding["grade"], finding["text"]) == (grade, f"MongoDB {version}")
+    assert finding["advice"].endswith("MongoDB 5.0 and newer: upgrade") == (grade == "fail")
+    assert answer.code == (grade == "fail")
 
 
 def test_the_doctor_fails_where_nobody_answers(run):
