@@ -14,6 +14,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bson import ObjectId
@@ -22,10 +23,10 @@ from waiting import wait_for_documents, wait_until
 
 from diagnose.instruments import ProbeTestInstrument, Result
 from diagnose_mongo.changes import history
-from diagnose_mongo.cli import words
+from diagnose_mongo.cli import examination, words
 from diagnose_mongo.cli.output import Output, duration, shown
 from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.store import Inspector, Link, ProcessStore, ServerFacts
+from diagnose_mongo.store import Link, ProcessStore, ServerFacts
 
 pytestmark = pytest.mark.programs
 
@@ -541,14 +542,12 @@ def test_the_doctor_says_what_is_missing(run, specs, database):
     ("version", "grade"),
     [("4.4.29", "fail"), ("5.0.0", "ok"), ("5.2.0-rc1", "ok"), ("10.1.0", "ok")],
 )
-def test_the_doctor_says_which_mongodb_is_too_old(run, monkeypatch, version, grade):
+def test_the_doctor_says_which_mongodb_is_too_old(version, grade):
     facts = ServerFacts(version=version, replica_set="rs", round_trip=0.001, ahead=0.0)
-    monkeypatch.setattr(Inspector, "server", lambda self: facts)
-    answer = run("doctor", "-o", "json")
-    (finding,) = [each for each in answer.json["findings"] if each["what"] == "version"]
-    assert (finding["grade"], finding["text"]) == (grade, f"MongoDB {version}")
-    assert finding["advice"].endswith("MongoDB 5.0 and newer: upgrade") == (grade == "fail")
-    assert answer.code == (grade == "fail")
+    looks = examination._server(SimpleNamespace(server=lambda: facts))
+    (finding,) = [each for each in looks if each.what == "version"]
+    assert (finding.grade, finding.text) == (grade, f"MongoDB {version}")
+    assert finding.advice.endswith("MongoDB 5.0 and newer: upgrade") == (grade == "fail")
 
 
 def test_the_doctor_fails_where_nobody_answers(run):
