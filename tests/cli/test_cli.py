@@ -48,11 +48,6 @@ def shop():
 
 
 @pytest.fixture
-def specs(database):
-    return database["specs"]
-
-
-@pytest.fixture
 def environment(mongo_server, database):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DIAGNOSE_")}
     return kept | {
