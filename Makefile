@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof mutate clean
+.PHONY: help demo demo-live test test-one lint bench bench-quick bench-fleet explore proof mutate docs picture clean
 
 help:
 	@echo "make demo       a fleet of processes picks up probes from a real MongoDB (30 s)"
@@ -24,6 +24,8 @@ help:
 	@echo "                (all known ones take about half an hour; make explore ARGS=--quick: one minute)"
 	@echo "make proof      the property, thread and memory tests and random programs on $(PYTHON), for long (20 min)"
 	@echo "make mutate     small mistakes in the core, a random sample: which ones no test finds (20 min)"
+	@echo "make docs       the site of docs/, in build/docs; a dead link is an error"
+	@echo "make picture    the picture in README anew, of a real run"
 	@echo "make clean      remove environments, caches and builds"
 
 demo: $(VENV)/.has-demo
@@ -33,8 +35,10 @@ demo-live: $(VENV)/.has-demo
 	@$(BIN)/python -m diagnose_mongo.demo --live
 
 # The search runs before the first tests, so that what will be tested is said at the start. All
-# runs at once, since much of it is waiting for servers to come and go: the tests that are about
-# Python on both, those about programs and servers on one (`make test-one` has them too).
+# runs at once, since much of it is waiting for servers to come and go: the folders that are about
+# Python on both, those about documents, servers and commands on one (`make test-one` has all).
+ABOUT_PYTHON := tests/engine tests/instruments tests/breakpoints
+ABOUT_SERVERS := tests/specs tests/fleet tests/cli tests/server tests/whole
 test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
@@ -51,15 +55,15 @@ test: $(VENV)/.has-test
 		PYTHON="$$other" || exit 1; \
 	output="$$(mktemp -d)"; \
 	$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" \
-		TESTS='-m "not programs"' >"$$output/theirs" 2>&1 & \
+		TESTS='$(ABOUT_PYTHON)' >"$$output/theirs" 2>&1 & \
 	theirs_job=$$!; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS="-m programs -n 2 --dist loadfile" \
-		>"$$output/programs" 2>&1 & \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" \
+		TESTS="$(ABOUT_SERVERS) -n 2 --dist loadfile" >"$$output/programs" 2>&1 & \
 	programs_job=$$!; \
 	trap 'kill $$theirs_job $$programs_job 2>/dev/null; rm -rf "$$output"' EXIT; \
 	failed=""; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS='-m "not programs"' || failed="$$mine"; \
-	wait $$programs_job || failed="$$failed $$mine (programs)"; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS='$(ABOUT_PYTHON)' || failed="$$mine"; \
+	wait $$programs_job || failed="$$failed $$mine (documents, servers, commands)"; \
 	cat "$$output/programs"; \
 	wait $$theirs_job || failed="$$failed $$theirs"; \
 	cat "$$output/theirs"; \
@@ -88,6 +92,13 @@ lint: $(VENV)/.has-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --python-version 3.11
 	$(BIN)/mypy --python-version 3.13
+
+docs: $(VENV)/.has-docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
+
+picture: $(VENV)/.has-test
+	@$(BIN)/python tools/picture.py
 
 bench: $(VENV)/.has-bench
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
@@ -119,6 +130,7 @@ $(VENV)/.has-bench: EXTRAS :=
 $(VENV)/.has-demo: EXTRAS := demo
 $(VENV)/.has-test: EXTRAS := test
 $(VENV)/.has-lint: EXTRAS := test,lint
+$(VENV)/.has-docs: EXTRAS := docs
 
 $(VENV)/.has-%: pyproject.toml | $(BIN)/python
 	@echo "Installing what is needed into $(VENV)$(if $(EXTRAS), ($(EXTRAS)))"

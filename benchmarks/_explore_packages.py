@@ -138,7 +138,7 @@ SUITES = (
     Suite("wtforms", "3.3.2", requires="babel email_validator"),
 )
 
-# What the README's "Limits" say: package, beginning of the test's name, why it differs.
+# What docs/limits.md says: package, beginning of the test's name, why it differs.
 _OTHER_CODE = "looks frames' code objects up in a set that it made before the probe came"
 LIMITS: tuple[tuple[str, str, str], ...] = (
     ("jinja2", "tests/test_debug.py::TestDebug::test_runtime_error", _OTHER_CODE),

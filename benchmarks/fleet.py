@@ -31,15 +31,16 @@ sys.path.insert(0, str(ROOT))
 
 import pymongo  # noqa: E402
 
-from diagnose.outcomes import Outcome, Record  # noqa: E402
+from diagnose.records import Outcome, Record  # noqa: E402
 from diagnose.specs import State  # noqa: E402
-from diagnose_mongo import documents, presence  # noqa: E402
+from diagnose_mongo import bounds  # noqa: E402
 from diagnose_mongo.installation import install  # noqa: E402
-from diagnose_mongo.manager import MongoInstrumentManager  # noqa: E402
-from diagnose_mongo.polling import phase_of  # noqa: E402
 from diagnose_mongo.rollouts import rollout  # noqa: E402
 from diagnose_mongo.server import LocalServer  # noqa: E402
 from diagnose_mongo.store import Link  # noqa: E402
+from diagnose_mongo.worker import heartbeats  # noqa: E402
+from diagnose_mongo.worker.manager import MongoInstrumentManager  # noqa: E402
+from diagnose_mongo.worker.polling import phase_of  # noqa: E402
 
 SPECS = 50
 PERIOD_SECONDS = 10.0
@@ -95,18 +96,17 @@ class Simulated(MongoInstrumentManager):
 
     def adopt(self, found, *, has_entries):
         """Be as if these specs had been applied and told long ago."""
+        session = self._session
         for document in found:
             key = document["_id"]
-            self.specs[key] = document
-            self._raw_ids[key] = key
-            self._versions[key] = documents.version_of(document["lastmodified"])
+            session.mirror.adopt(key, document)
             self._records[key] = self._installed(key, document)
             if has_entries:
-                self._entries.written[key] = {
+                session.entries.written[key] = {
                     name: value for name, value in entry_of(document).items() if name != "at"
                 }
-        self._polls = 1
-        self._has_beaten, self._run = True, RUN
+        session._polls = 1
+        session.heart.has_beaten, session.heart._run = True, RUN
 
     def _installed(self, key, document):
         record = Record(key, "", document["lastmodified"], None)
@@ -149,7 +149,7 @@ class Worker:
             each.adopt(found, has_entries=has_entries)
             phase = phase_of(each.process_id, each.period)
             # A third of them says in each period that it lives.
-            each._beat_at = now + each.period * (number % HEARTBEAT_PERIODS)
+            each._session.heart._due_at = now + each.period * (number % HEARTBEAT_PERIODS)
             self._fleet.append((now + phase, number, each))
         heapq.heapify(self._fleet)
         self._lock = threading.Lock()
@@ -212,7 +212,7 @@ def prepare(client, processes, bounded):
     install(Link(database["specs"]))
     made = [spec(number) for number in range(SPECS)]
     ids = [identity(number) for number in range(processes)]
-    told = [each for each in ids if not bounded or presence.is_sampled(each, processes)]
+    told = [each for each in ids if not bounded or bounds.is_sampled(each, processes)]
     for document in made:
         database["specs"].insert_one(
             {**document, "applied": dict.fromkeys(told, entry_of(document))}
@@ -234,7 +234,7 @@ def prepare(client, processes, bounded):
             [
                 {
                     "_id": each,
-                    **presence.content(each, {"service": "web", "host": "x"}, PERIOD_SECONDS, []),
+                    **heartbeats.content(each, {"service": "web", "host": "x"}, PERIOD_SECONDS, []),
                     "specs": figures,
                     "run": RUN,
                     "at": now,
@@ -260,8 +260,8 @@ def one_poll(client, processes, bounded_above):
         link.collection.find({}, {"applied": 0, "counts": 0}),
         has_entries=bounded_above >= processes,
     )
-    one._beat_at = time.monotonic() + 3600
-    one._has_beaten = False  # no chores now
+    one._session.heart._due_at = time.monotonic() + 3600
+    one._session.heart.has_beaten = False  # no chores now
     times, count = [], 58  # the 60th reads everything
     never = threading.Event()
     one._poll(never)
@@ -459,15 +459,15 @@ def main():
         return 0
     if options.quick:
         options.processes, options.bounded, options.seconds = [200], [300], 3.0
-        presence.BOUNDED_ABOVE = 200
+        bounds.BOUNDED_ABOVE = 200
     results = []
     for number in options.processes:
         print(f"{number:,} processes ...", file=sys.stderr, flush=True)
-        results.append(measure(number, options.seconds, max(number, presence.BOUNDED_ABOVE)))
+        results.append(measure(number, options.seconds, max(number, bounds.BOUNDED_ABOVE)))
         print(results[-1], file=sys.stderr, flush=True)
     for number in options.bounded:
         print(f"{number:,} processes, bounded ...", file=sys.stderr, flush=True)
-        bound = min(number - 1, presence.BOUNDED_ABOVE)
+        bound = min(number - 1, bounds.BOUNDED_ABOVE)
         is_large = number > MOST_WITH_SHORT_PERIOD
         period = BOUNDED_PERIOD_SECONDS if is_large else PERIOD_SECONDS
         results.append(measure(number, options.seconds, bound, period))

@@ -60,10 +60,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Not with this package: the command, `diagnose run` and the plugin for pytest need parts of
     # it in programs that probe nothing, and on Pythons whose byte code nobody knows yet.
-    if name not in __all__:
+    if name not in __all__ or name in ("instruments", "managers", "probes"):
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("instruments", "managers", "probes"):
-        return importlib.import_module(f"{__name__}.{name}")
     home = importlib.import_module(_HOMES.get(name, "diagnose.instruments"))
     globals()[name] = found = getattr(home, name)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from diagnose import handlers, imports, probes, sites, targets
+from diagnose import handlers, imports, probes, registry, sites, targets
 from diagnose.bytecode import lines
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, TargetDriftedError, TargetKindError
@@ -41,7 +41,7 @@ class Armed:
 class Places:
     """How many instruments of one manager there may be, and on which functions they are.
 
-    Thread-safe; guarded by `probes._lock`, across which a fork waits.
+    Thread-safe; guarded by `registry.lock`, across which a fork waits.
 
     Args:
         most_per_function: on one function; None: any number.
@@ -64,7 +64,7 @@ class Places:
         Raises:
             ProbeError: there is none; the slot keeps what it has.
         """
-        with Quiet(), probes._lock:
+        with Quiet(), registry.lock:
             if slot in self._subjects:
                 if self._subjects[slot] is target.subject:
                     return
@@ -79,7 +79,7 @@ class Places:
 
     def leave(self, slot: str) -> None:
         """Give back the place of a slot, if it has one."""
-        with Quiet(), probes._lock:
+        with Quiet(), registry.lock:
             if slot in self._subjects:
                 subject = id(self._subjects.pop(slot))
                 self._counts[subject] -= 1
@@ -114,7 +114,7 @@ def locate(spec: Spec) -> Target:
     """
     target = targets.resolve(spec.target, import_modules=False)
     probe = probes.active_probes.get(spec.target)
-    held = None if probe is None else probe._resolved
+    held = None if probe is None else probe.resolved
     return held if held is not None and target.wraps(held.subject) else target
 
 
@@ -218,7 +218,7 @@ class Appointment:
 
     All that may run the program's code or take long is done before: the instrument is made.
     What is left is done in a thread of :mod:`diagnose.imports` while the import waits for it.
-    It takes `probes._lock` and no other of ours: not that of the manager, who may hold it
+    It takes `registry.lock` and no other of ours: not that of the manager, who may hold it
     while it waits for anything. So the manager may wait for that thread, but not the other
     way round.
 
@@ -251,7 +251,7 @@ class Appointment:
         self._places = places
         self._module = module
         self._kept = kept
-        # Guarded by probes._lock, across which a fork waits: a child finds them whole.
+        # Guarded by registry.lock, across which a fork waits: a child finds them whole.
         self._is_over = False
         self._result: Armed | Exception | None = None
         self._watch = imports.Watch(targets.module_names(spec.target), self._arrived)
@@ -263,21 +263,21 @@ class Appointment:
         Raises:
             Exception: what arming has raised.
         """
-        with Quiet(), probes._lock:
+        with Quiet(), registry.lock:
             if isinstance(self._result, Exception):
                 raise self._result
             return self._result
 
     def cancel(self) -> Armed | None:
         """Let nothing happen from now on; what is armed already stays and is returned."""
-        with Quiet(), probes._lock:
+        with Quiet(), registry.lock:
             self._is_over = True
         self._watch.close()
         return self._result if isinstance(self._result, Armed) else None
 
     def keep(self) -> bool:
         """Arm the instrument if its target is there by now; whether there is news."""
-        with Quiet(), probes._lock:
+        with Quiet(), registry.lock:
             if self._is_over:
                 return False
             target = targets.find(self._spec.target)

@@ -13,7 +13,6 @@ import heapq
 import itertools
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -21,6 +20,8 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from diagnose import forking
+from diagnose.forking import Layer
 from diagnose.threads import without_signals
 
 if TYPE_CHECKING:
@@ -325,16 +326,14 @@ class Background(threading.Thread):
 
 
 def _resume_after_forks() -> None:
-    """See to it that threads are started in a forked child, but after all other hooks.
+    """See to it that threads are started in a forked child.
 
-    What is due there runs at once, and may need a lock that the hook of another module is
-    still to make anew. Hooks run in the order of their registration, so this one is
-    registered with the first timer.
+    Registered with the first timer: what is due there runs at once, and may use any library.
     """
     global _is_resuming_after_forks  # noqa: PLW0603
     if not _is_resuming_after_forks:
         _is_resuming_after_forks = True
-        os.register_at_fork(after_in_child=_each("_resume_in_child"))
+        forking.resume(_each("_resume_in_child"))
 
 
 def _each(method: str) -> Callable[[], None]:
@@ -345,8 +344,9 @@ def _each(method: str) -> Callable[[], None]:
     return run
 
 
-os.register_at_fork(
+forking.register(
+    Layer.TIMERS,
     before=_each("_before_fork"),
-    after_in_parent=_each("_after_fork_in_parent"),
-    after_in_child=_each("_after_fork_in_child"),
+    in_parent=_each("_after_fork_in_parent"),
+    in_child=_each("_after_fork_in_child"),
 )

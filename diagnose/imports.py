@@ -29,7 +29,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
-import os
 import sys
 import threading
 import weakref
@@ -37,7 +36,9 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from diagnose import forking
 from diagnose.clockwork import Clockwork
+from diagnose.forking import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -333,6 +334,6 @@ def _after_fork_in_child() -> None:
     _ending.clear()
 
 
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child
+forking.register(
+    Layer.IMPORTS, before=_lock.acquire, in_parent=_lock.release, in_child=_after_fork_in_child
 )

@@ -5,10 +5,11 @@ And what has no limit, and is said of it wherever it is shown: that it acts.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 
 from diagnose.errors import InstrumentError
+from diagnose.fields import FIELDS
 
 __all__ = ["ACTS", "Limits"]
 
@@ -36,14 +37,12 @@ class Limits:
     fleet_hits: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, fits, wanted in (
-            ("rate", self.rate, _is_positive, "a number of hits a second above 0"),
-            ("sample", self.sample, _is_share, "a share above 0 and up to 1"),
-            ("hits", self.hits, _is_count, "a whole number of hits from 1 on"),
-            ("fleet_hits", self.fleet_hits, _is_count, "a whole number of hits from 1 on"),
-        ):
-            if value is not None and not fits(value):
-                message = f"limits.{name} is {value!r}; it has to be {wanted}, or be left out"
+        for each in dataclasses.fields(self):
+            value, field = getattr(self, each.name), FIELDS[f"limits.{each.name}"]
+            if value is not None and not field.kind.admits(value):
+                message = (
+                    f"{field.path} is {value!r}; it has to be {field.kind.wanted}, or be left out"
+                )
                 raise InstrumentError(message, code="bad-limit")
 
     def over(self, defaults: Limits) -> Limits:
@@ -54,20 +53,3 @@ class Limits:
             defaults.hits if self.hits is None else self.hits,
             defaults.fleet_hits if self.fleet_hits is None else self.fleet_hits,
         )
-
-
-def _is_positive(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and value > 0
-        and math.isfinite(value)
-    )
-
-
-def _is_share(value: object) -> bool:
-    return _is_positive(value) and value <= 1  # type: ignore[operator]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

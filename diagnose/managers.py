@@ -7,9 +7,7 @@ it. Running :meth:`~InstrumentManager.apply` again changes nothing where nothing
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import dataclasses
 import datetime  # noqa: ICN001 - the name that expressions know
 import importlib
 import itertools
@@ -23,10 +21,10 @@ import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from diagnose import arming, imports, outcomes, probes, specs, targets
+from diagnose import arming, ending, forking, imports, probes, registry, specs
 from diagnose.clockwork import Background
 from diagnose.cpu_budget import Budget
-from diagnose.errors import TargetNotImportedError
+from diagnose.forking import Layer
 from diagnose.instruments import (
     CallTreeInstrument,
     HistogramInstrument,
@@ -36,19 +34,16 @@ from diagnose.instruments import (
 )
 from diagnose.instruments.base import doing_nothing
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
-from diagnose.limits import ACTS
-from diagnose.outcomes import UNTOLD, Outcome, Record
-from diagnose.specs import Stage, State
+from diagnose.records import UNTOLD, Outcome, Record, Turn, describe
+from diagnose.status import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from diagnose.expressions import Policy
     from diagnose.instruments import Instrument
-    from diagnose.probes import Changes
     from diagnose.sinks import Sink
     from diagnose.specs import Spec
-    from diagnose.targets import Target
     from diagnose.tokens import Allotment
 
 __all__ = [
@@ -180,7 +175,7 @@ class InstrumentManager:
             "time": time,
         }
         self.sinks: list[Sink] = []
-        self.budget = Budget(cpu_budget, probes.timers)
+        self.budget = Budget(cpu_budget, registry.timers)
         self.places = arming.Places(most_per_function, most_per_process)
         self._id_is_given = bool(process_id)
         self._serial = next(_serials)
@@ -229,7 +224,7 @@ class InstrumentManager:
             records, self._records = self._records, {}
             with probes.Changes() as changes:
                 for record in records.values():
-                    self._disarm(record, changes)
+                    record.disarm(self.places, changes)
         # An apply() that is under way may still be telling; what takes longer is not waited for.
         waited = self._turn.acquire(timeout=_STOP_WAIT_SECONDS)
         try:
@@ -274,9 +269,7 @@ class InstrumentManager:
         if entry is None:
             error = sys.exception() if exception else None
             state = State.ERROR if exception else State.INSTALLED
-            entry = self._entry(
-                doc, Outcome(state, None if error is None else outcomes.describe(error))
-            )
+            entry = self._entry(doc, Outcome(state, None if error is None else describe(error)))
         self._record_entry(id, doc, entry)
 
     def now(self) -> datetime.datetime:
@@ -301,29 +294,18 @@ class InstrumentManager:
         imports.stand_first()
         tried = []
         with probes.Changes() as changes:
+            turn = Turn(self, now, switched_off, changes)
             for key in [key for key in self._records if key not in documents]:
-                self._disarm(self._records.pop(key), changes)
+                self._records.pop(key).disarm(self.places, changes)
             for key, document in documents.items():
-                record = self._record(key, specs.fingerprint(document))
+                record = self._record(key, specs.content_of(document))
                 tried.append((key, document, record, record.outcome))
-                if record.coming is not None:  # left behind by an interrupt
-                    self._disarm(record, changes)
-                try:
-                    outcome = self._bring_up(
-                        key, record, document, now, switched_off=switched_off, changes=changes
-                    )
-                    if record.coming is None:  # else it is as it was, until the changes are made
-                        record.outcome = outcome
-                except Exception as exc:  # noqa: BLE001 - whatever a spec holds is its own error
-                    self._fail(record, exc, now, changes)
+                record.bring_up(document, turn)
         news = []
         with probes.Changes() as changes:
+            turn = Turn(self, now, switched_off, changes)
             for key, document, record, before in tried:
-                if record.coming is not None:
-                    try:
-                        record.outcome = self._welcome(record, changes)
-                    except Exception as exc:  # noqa: BLE001 - as above
-                        self._fail(record, exc, now, changes)
+                record.welcome(turn)
                 if record.told is not document and not self._has_entry(document):
                     record.told = UNTOLD
                 if record.told is UNTOLD or record.outcome != before:
@@ -331,211 +313,27 @@ class InstrumentManager:
                     news.append((key, document, record))
         return news
 
-    def _fail(
-        self, record: Record, error: Exception, now: datetime.datetime, changes: Changes
-    ) -> None:
-        self._disarm(record, changes)
-        record.fail(error)
-        self._await(record, now)
-
     def _record(self, key: Hashable, content: object) -> Record:
         record = self._records.get(key)
         if record is not None and record.content == content:
             return record
-        if record is not None:
-            slot, probe = record.slot, record.probe
-            if record.coming is not None:  # left behind by an interrupt
-                probe = record.coming.probe
-            if record.appointment is not None and (kept := record.appointment.cancel()) is not None:
-                probe = kept.probe
-        else:
-            slot, probe = f"{self._serial}:{key if isinstance(key, str) else id(key)}", None
-        record = self._records[key] = Record(key, slot, content, probe)
+        serial = key if isinstance(key, str) else id(key)
+        slot = f"{self._serial}:{serial}" if record is None else record.slot
+        record = self._records[key] = Record(key, slot, content, record)
         return record
 
-    def _bring_up(
-        self,
-        key: Hashable,
-        record: Record,
-        document: Any,
-        now: datetime.datetime,
-        *,
-        switched_off: str | None,
-        changes: Changes,
-    ) -> Outcome | None:
-        """Do what is to be done for a spec, or have it done with the changes."""
-        if record.spec is None:
-            if record.error is not None and not record.is_due():
-                return record.outcome
-            record.spec = self._parse(key, document)
-            record.error = None
-        spec = record.spec
-        if not spec.selects(self.labels, self.process_id):
-            self._disarm(record, changes)
-            return None
-        if switched_off is not None or not spec.enabled:
-            self._disarm(record, changes)
-            reason = () if switched_off is None else (switched_off,)
-            return Outcome(State.DISABLED, warnings=(*reason, *spec.warnings))
-        if spec.stage is Stage.TAKEN_BACK:
-            self._disarm(record, changes)
-            why = spec.reason or "its canary was taken back"
-            return Outcome(State.DISABLED, warnings=(why, *spec.warnings))
-        if record.final is not None:
-            return record.final
-        remaining = spec.remaining(now)
-        if remaining is not None and remaining <= datetime.timedelta():
-            # The probe's own timer did it already, unless this clock was put forward.
-            self._disarm(record, changes)
-            return Outcome(State.EXPIRED, warnings=spec.warnings)
-        if record.appointment is not None and (armed := record.appointment.take()) is not None:
-            record.appointment = None
-            record.succeed(armed)
-        if record.instrument is not None:
-            if record.instrument.status.state in {"installed", "emitting"}:
-                self._follow(record, spec, remaining, changes)
-                if record.coming is not None:
-                    return None
-            outcome = self._look_at(record, record.instrument, changes)
-            if outcome is not None:
-                return outcome
-        elif record.error is not None and not self._is_due(record):
-            return record.outcome
-        record.warnings = spec.warnings_at(now)
-        if spec.is_dry_run:
-            return self._rehearse(record, spec, changes)
-        return self._arm(record, spec, remaining, changes)
+    # --- what records ask ---
 
-    def _is_due(self, record: Record) -> bool:
-        """Whether what failed is to be tried again, this time."""
-        if not record.has_no_place or record.spec is None:
-            return record.is_due()
-        if self.places.is_full():
-            return False
-        found = targets.find(record.spec.target)
-        return not self.places.is_full(record.subject if found is None else found.subject)
+    def waker(self) -> Callable[[], None]:
+        """See :class:`diagnose.records.Process`."""
+        ref = weakref.ref(self)
 
-    def _arm(
-        self,
-        record: Record,
-        spec: Spec,
-        remaining: datetime.timedelta | None,
-        changes: Changes,
-    ) -> Outcome | None:
-        appointment, record.appointment = record.appointment, None
-        armed = None if appointment is None else appointment.cancel()
-        if armed is not None:
-            record.succeed(armed)
-            return self._look_at(record, armed.instrument, changes)
-        record.spare = self._make(record, spec, remaining)
-        record.subject = None
-        self._put(record, spec, record.spare, remaining, arming.locate(spec), changes=changes)
-        return None
+        def wake() -> None:
+            manager = ref()
+            if manager is not None:
+                manager._wake()
 
-    def _rehearse(self, record: Record, spec: Spec, changes: Changes) -> Outcome:
-        """Find out what would be armed, and arm nothing."""
-        self._disarm(record, changes)
-        target = arming.locate(spec)
-        record.subject = target.subject
-        instrument = self._make(record, spec, None)
-        found = arming.rehearse(spec, instrument, target)
-        notes = (*target.warnings, *probes.notes(instrument, target))
-        acts = (ACTS,) if instrument.acts else ()
-        warnings = tuple(dict.fromkeys((*record.warnings, *notes, *acts)))
-        record.final = Outcome(
-            State.VALIDATED, warnings=warnings, found=found, acts=instrument.acts
-        )
-        return record.final
-
-    def _put(
-        self,
-        record: Record,
-        spec: Spec,
-        instrument: Instrument,
-        remaining: datetime.timedelta | None,
-        target: Target,
-        *,
-        changes: Changes,
-    ) -> None:
-        """Have an instrument put on; :meth:`_welcome` it when the changes are made."""
-        record.subject = target.subject
-        arming.check(spec, target)
-        self.places.take(record.slot, target)
-        record.coming = arming.arm(
-            spec, record.slot, instrument, remaining, target, changes=changes
-        )
-
-    def _welcome(self, record: Record, changes: Changes) -> Outcome | None:
-        """Note what has come of an instrument that was to be put on."""
-        armed, before = record.coming, record.probe
-        if armed is None:
-            return record.outcome
-        armed.arrival.check()
-        record.coming = None
-        record.succeed(armed)
-        if before is not None and before is not armed.probe:
-            changes.detach(before, record.slot)
-        return self._look_at(record, armed.instrument, changes)
-
-    def _follow(
-        self,
-        record: Record,
-        spec: Spec,
-        remaining: datetime.timedelta | None,
-        changes: Changes,
-    ) -> None:
-        """Go where the path leads now, if its function was redefined."""
-        target = targets.find(spec.target)
-        if target is None:
-            held, record.subject = record.subject, None
-            target = arming.locate(spec)  # which says what is wrong
-            record.subject = held
-        if target.subject is record.subject:
-            record.wrapped = None
-        elif target.wraps(record.subject):
-            by = target.location or f"a {type(target.subject).__name__}"
-            record.wrapped = (
-                f"{spec.target} was wrapped by {by}; the probe stays on the function inside"
-            )
-        elif (instrument := record.instrument) is not None:
-            if spec.limits.hits is not None:
-                left = max(1, spec.limits.hits - instrument.status.hits)
-                instrument.limits = dataclasses.replace(spec.limits, hits=left)
-            self._put(record, spec, instrument, remaining, target, changes=changes)
-            here = target.location or f"a {type(target.subject).__name__}"
-            record.moved = f"the function was redefined; the probe moved to the new one at {here}"
-
-    def _await(self, record: Record, now: datetime.datetime) -> None:
-        """See to it that what is pending is armed as soon as its module is imported."""
-        instrument, record.spare = record.spare, None
-        spec, error = record.spec, record.error
-        if spec is None or spec.is_dry_run or not isinstance(error, TargetNotImportedError):
-            return
-        remaining, ref = spec.remaining(now), weakref.ref(self)
-        try:
-            if instrument is None:  # it was armed, and its module was taken away
-                instrument = self._make(record, spec, remaining)
-
-            def kept() -> None:
-                manager = ref()
-                if manager is not None:
-                    manager._wake()
-
-            record.appointment = arming.Appointment(
-                spec,
-                record.slot,
-                instrument,
-                remaining,
-                places=self.places,
-                module=error.name,
-                kept=kept,
-            )
-        except Exception:
-            log.exception("%r will be applied by the first apply() after its import only", spec.id)
-            return
-        # Between the look and the watch it may have been imported.
-        if record.appointment.keep():
-            self._wake()
+        return wake
 
     def _wake(self) -> None:
         """Have the background apply soon; called from a thread that must not wait for it."""
@@ -543,37 +341,8 @@ class InstrumentManager:
         if background is not None:
             background.wake()
 
-    def _disarm(self, record: Record, changes: Changes) -> None:
-        appointment, record.appointment = record.appointment, None
-        armed = None if appointment is None else appointment.cancel()
-        on = {record.probe, *(each.probe for each in (armed, record.coming) if each is not None)}
-        record.probe = record.instrument = record.coming = None
-        self.places.leave(record.slot)
-        for probe in on:
-            try:
-                if probe is not None:
-                    changes.detach(probe, record.slot)
-            except Exception:
-                log.exception("taking %r off %r failed", record.slot, probe)
-
-    def _look_at(self, record: Record, instrument: Instrument, changes: Changes) -> Outcome | None:
-        """What the armed instrument has come to; None if somebody took it off."""
-        status = instrument.status
-        state = status.state
-        if state == "stopped":
-            return None
-        found = () if record.probe is None else record.probe.warnings_on(record.slot)
-        notes = [note for note in (record.moved, record.wrapped) if note is not None]
-        warnings = tuple(dict.fromkeys((*record.warnings, *notes, *found, *instrument.warnings)))
-        if state in {"new", "installed"}:
-            return Outcome(State.INSTALLED, warnings=warnings, acts=instrument.acts)
-        outcome = Outcome(State(state), status.error, status.code, warnings, acts=instrument.acts)
-        if outcome.state in {State.ERROR, State.EXPIRED, State.DONE}:
-            record.final = outcome
-            self._disarm(record, changes)
-        return outcome
-
-    def _make(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+    def make(self, record: Record, spec: Spec, remaining: datetime.timedelta | None) -> Instrument:
+        """See :class:`diagnose.records.Process`."""
         made_by = self.instrument_classes[spec.instrument_type]
         expires = None
         if remaining is not None:
@@ -603,7 +372,8 @@ class InstrumentManager:
         """What a spec's instrument takes its hits from, if the fleet has a budget of them."""
         return None
 
-    def _parse(self, key: Hashable, document: Any) -> Spec:
+    def parse(self, key: Hashable, document: Any) -> Spec:
+        """See :class:`diagnose.records.Process`."""
         types = {
             name: accepted_arguments(made_by) - USUAL_ARGUMENTS
             for name, made_by in self.instrument_classes.items()
@@ -738,10 +508,11 @@ def _after_fork_in_child() -> None:
             log.exception("%r could not take up its work in a forked child", manager)
 
 
-os.register_at_fork(
+forking.register(
+    Layer.MANAGERS,
     before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
+    in_parent=_after_fork_in_parent,
+    in_child=_after_fork_in_child,
 )
 
 
@@ -756,7 +527,7 @@ def _end() -> None:
             manager._records = {}
 
 
-atexit.register(_end)
+ending.register(ending.Layer.MANAGERS, _end)
 
 
 manager = InstrumentManager()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, TypeVar
+
+from diagnose import forking
+from diagnose.forking import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +30,7 @@ BUSY: set[int] = _Busy()
 _ident = threading.get_ident
 
 # Of the threads in it a forked child has only the one that forked, maybe in an instrument.
-os.register_at_fork(after_in_child=lambda: BUSY.intersection_update((_ident(),)))
+forking.register(Layer.STATE, in_child=lambda: BUSY.intersection_update((_ident(),)))
 
 
 class Quiet:

@@ -18,26 +18,26 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from diagnose_mongo import documents
+from diagnose_mongo import documents, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diagnose.sinks import Sink
-    from diagnose_mongo.manager import MongoInstrumentManager
+    from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 __all__ = ["MongoInstrumentManager", "start"]
 
 
 _MANAGERS = {
-    "MongoInstrumentManager": "diagnose_mongo.manager",
+    "MongoInstrumentManager": "diagnose_mongo.worker.manager",
     "MongoDBInstrumentManager": "diagnose_mongo.upgrading",
 }
 
 
 def start(
     uri: str | None = None,
-    database: str = "diagnose",
+    database: str = settings.DATABASE,
     *,
     collection: str = documents.COLLECTION,
     sinks: Sequence[Sink] = (),
@@ -65,10 +65,10 @@ def start(
         StoreError: the URI is none.
     """
     manager_class: type[MongoInstrumentManager] = __getattr__("MongoInstrumentManager")
-    from diagnose_mongo.server import LOCAL_URI, URI_VARIABLE  # noqa: PLC0415 - see __getattr__
-    from diagnose_mongo.store import connect  # noqa: PLC0415
+    from diagnose_mongo.store import connect  # noqa: PLC0415 - see __getattr__
 
-    link = connect(uri or os.environ.get(URI_VARIABLE) or LOCAL_URI, database, collection)
+    uri = uri or os.environ.get(settings.URI_VARIABLE) or settings.LOCAL_URI
+    link = connect(uri, database, collection)
     manager = manager_class(link, **options)
     manager.sinks.extend(sinks)
     manager.start()
@@ -76,7 +76,7 @@ def start(
 
 
 def __getattr__(name: str) -> Any:
-    # Later than the import of this package: `diagnose_mongo.server` works without the driver.
+    # Later than the import of this package: much of it works without the driver.
     if name not in _MANAGERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

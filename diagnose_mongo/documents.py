@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from diagnose.specs import fingerprint
+from diagnose.specs import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ __all__ = [
     "POLL_INDEX",
     "VERSION",
     "WRITTEN",
+    "are_same",
     "beside",
     "entry_document",
     "entry_path",
@@ -44,7 +45,7 @@ APPLIED = "applied"
 COUNTS = "counts"
 """How many processes there are in each state, where not all of them have an entry."""
 CHANGED = "changed"
-"""Who made the version that is there, if it was not made by hand."""
+"""The marker of the version that is there: its author, and its record in the history."""
 WRITTEN = frozenset({APPLIED, COUNTS, CHANGED})
 """The fields that are no part of what a spec says."""
 
@@ -87,7 +88,12 @@ def name_of(key: Hashable, document: Mapping[str, Any]) -> Hashable:
 
 def version_of(lastmodified: object) -> object:
     """Something that compares equal only for equal versions, whatever the field holds."""
-    return fingerprint(lastmodified)
+    return content_of(lastmodified)
+
+
+def are_same(one: object, other: object) -> bool:
+    """Whether two values of documents are equal, type by type (``1`` is not ``true``)."""
+    return version_of(one) == version_of(other)
 
 
 def small(value: Any) -> Any:
@@ -102,7 +108,7 @@ def small(value: Any) -> Any:
 
 
 def is_process_id(name: object) -> bool:
-    """Whether this can be the id of a process; see :mod:`diagnose_mongo.identity`."""
+    """Whether this can be the id of a process; see :mod:`diagnose_mongo.worker.identity`."""
     return isinstance(name, str) and _PROCESS_ID.fullmatch(name) is not None
 
 

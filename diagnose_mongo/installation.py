@@ -1,6 +1,6 @@
 """Sets a database up for a fleet: indexes, a validator for specs, and roles for its users.
 
-It is done once, by somebody who may; processes need no such rights, and do without what is
+It is done once, by a user with the right to it; processes need no such rights, and do without what is
 missing. Doing it again changes nothing.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diagnose import fields
 from diagnose_mongo import documents
 
 if TYPE_CHECKING:
@@ -15,58 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VALIDATOR", "install", "install_roles", "roles"]
 
-_NUMBER = ["int", "long", "double", "decimal", "null"]
-_TEXTS: dict[str, Any] = {
-    "bsonType": ["string", "array", "null"],
-    "items": {"bsonType": "string"},
-}
-
-VALIDATOR: dict[str, Any] = {
-    "$jsonSchema": {
-        "bsonType": "object",
-        "required": ["target", "instrument", documents.VERSION],
-        "properties": {
-            "target": {"bsonType": "string", "minLength": 1},
-            "instrument": {
-                "bsonType": "object",
-                "required": ["type"],
-                "properties": {
-                    "type": {"bsonType": "string", "minLength": 1},
-                    "name": {"bsonType": ["string", "null"]},
-                    "value": {"bsonType": ["string", "null"]},
-                    "event": {"bsonType": ["string", "null"]},
-                    "custom": {"bsonType": ["object", "null"]},
-                },
-            },
-            "lifespan": {"bsonType": _NUMBER, "minimum": 0},
-            documents.VERSION: {"bsonType": "date"},
-            documents.APPLIED: {"bsonType": ["object", "null"]},
-            "when": {"bsonType": ["string", "null"]},
-            "enabled": {"bsonType": ["bool", "null"]},
-            "validate": {"bsonType": ["bool", "null"]},
-            "select": {
-                "bsonType": ["object", "null"],
-                "properties": {
-                    "percent": {"bsonType": _NUMBER, "minimum": 0, "maximum": 100},
-                    **dict.fromkeys(("service", "env", "host", "version"), _TEXTS),
-                },
-            },
-            "limits": {
-                "bsonType": ["object", "null"],
-                "properties": {
-                    name: {"bsonType": _NUMBER, "minimum": 0}
-                    for name in ("rate", "sample", "hits", "fleet_hits")
-                },
-            },
-            "canary": {
-                "bsonType": ["object", "null"],
-                "required": ["percent"],
-                "properties": {"percent": {"bsonType": _NUMBER, "minimum": 0, "maximum": 100}},
-            },
-            "fingerprint": _TEXTS,
-        },
-    }
-}
+VALIDATOR: dict[str, Any] = {"$jsonSchema": {"bsonType": "object", **fields.inside("")}}
 """What a spec has to look like. What it leaves open, processes find and say in their entries."""
 
 
@@ -110,8 +60,8 @@ def roles(link: Link) -> dict[str, list[dict[str, Any]]]:
 
     ``diagnoseWorker``: a process with a manager. MongoDB knows no rights to single fields: a
     worker that may write its entry may change the spec. It can't add or remove one.
-    ``diagnoseOperator``: who puts specs in, changes and removes them, and pauses the fleet.
-    ``diagnoseViewer``: who looks at it.
+    ``diagnoseOperator``: a user that puts specs in, changes and removes them, and pauses the fleet.
+    ``diagnoseViewer``: a user that looks at it.
     """
     database = link.collection.database.name
 

@@ -18,12 +18,12 @@ from diagnose import specs
 from diagnose.errors import SpecError, StoreError
 from diagnose.specs import FAILED_STATES
 from diagnose_mongo import documents
-from diagnose_mongo.store import ControlStore, Link, RolloutStore
+from diagnose_mongo.store import ControlStore, RolloutStore, SpecDocuments, link_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from diagnose_mongo.store import SpecCollection
+    from diagnose_mongo.store import Link, SpecCollection
 
 __all__ = ["Failure", "Rollout", "rollout", "wait_for_rollout"]
 
@@ -132,16 +132,10 @@ def rollout(collection: SpecCollection | Link, spec_id: object) -> Rollout:
         SpecError: there is no such spec (code ``spec-not-found``).
         StoreError: the server could not be asked.
     """
-    link = collection if isinstance(collection, Link) else Link(collection)
+    link = link_to(collection)
     store = RolloutStore(link)
     for _ in range(_TRIES):
-        document = store.spec(spec_id)
-        if document is None:
-            raise SpecError(
-                f"there is no spec {spec_id!r} in {link.collection.full_name!r}; `diagnose ls` "
-                "lists those that are there",
-                code="spec-not-found",
-            )
+        document = SpecDocuments(link).found(spec_id)
         raw_id, version = document[documents.ID], document.get(documents.VERSION)
         name = documents.name_of(documents.key_of(raw_id), document)
         error, select, stage = None, None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 if TYPE_CHECKING:
     from diagnose_mongo.store import Link, SpecCollection
@@ -13,10 +13,10 @@ __all__ = ["MongoDBInstrumentManager"]
 
 
 class MongoDBInstrumentManager(MongoInstrumentManager):
-    """A :class:`~diagnose_mongo.manager.MongoInstrumentManager` for programs that knew 5.0.1.
+    """A :class:`~diagnose_mongo.worker.manager.MongoInstrumentManager` for programs that knew 5.0.1.
 
     Nothing is started: as there, ``apply_in_background()`` or ``apply()`` does that. Expressions
-    may do everything, as there; pass ``expression_policy="restricted"`` if not everybody who can
+    may do everything, as there; pass ``expression_policy="restricted"`` if not every user that can
     write to the collection may do everything in each process.
 
     Args:

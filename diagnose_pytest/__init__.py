@@ -101,7 +101,7 @@ class _Made:
                 raise
 
         self.stack.push(leave)
-        self._holding.callback(bp._take_off)
+        self._holding.callback(bp.disarm)
 
     def leave(self, error: BaseException | None) -> None:
         """Undo all; raise what there is to say, or note it on the test's own error."""

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from diagnose import attach_to, probes
+from diagnose import attach_to, probes, registry
 from diagnose.instruments import ProbeTestInstrument
 
 DEADLINE_SECONDS = 30.0
@@ -121,7 +121,7 @@ def events(path, names=EVENTS[-1]):
 def timers_ran():
     """Wait until everything that was due for the probes' timer thread is done."""
     done = threading.Event()
-    probes.timers.after(0, done.set)
+    registry.timers.after(0, done.set)
     assert done.wait(DEADLINE_SECONDS)
 
 

@@ -39,7 +39,16 @@ from pathlib import Path
 from mutants import mutants
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("diagnose", "diagnose_mongo", "diagnose_pytest", "tests", "tools", "benchmarks", "docs")
+COPIED = (
+    ".ci",
+    "diagnose",
+    "diagnose_mongo",
+    "diagnose_pytest",
+    "tests",
+    "tools",
+    "benchmarks",
+    "docs",
+)
 COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
 
 # The first that a module's path begins with counts. The order of tests is by their measured time.
@@ -62,7 +71,7 @@ NEAREST = {
     "diagnose/instruments/hunting.py": "calltrees other_tools instruments",
     "diagnose/instruments/": "instruments probes sinks",
     "diagnose_mongo/store/": "mongo_manager changes fleet_state installation mongo_outage",
-    "diagnose_mongo/manager.py": "mongo_manager fleet_state mongo_outage mongo_fork",
+    "diagnose_mongo/worker/": "mongo_manager fleet_state mongo_outage mongo_fork",
 }
 # A test file takes longer with a mutant, and beside another job.
 PATIENCE, GRACE_SECONDS = 3.0, 20.0

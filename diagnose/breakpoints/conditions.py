@@ -1,95 +1,39 @@
-"""Which calls stop at a breakpoint, and what is told of those that were seen."""
+"""Which calls are hits of a breakpoint."""
 
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from diagnose.reentrancy import Quiet
+from diagnose.breakpoints.calls import shown
 from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:
-    import threading
-    from types import FrameType
+    from diagnose.breakpoints.calls import Call
 
-    from diagnose.breakpoints.forks import ChildThread
-
-__all__ = ["Call", "Condition", "Conditions"]
+__all__ = ["Condition", "Conditions", "describe", "is_whole"]
 
 Condition: TypeAlias = "Callable[..., object] | int | None"
 """A predicate over a call's arguments, the number of a call (the first is 0), or None: any."""
 
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 60
-
-
-def shown(value: object) -> str:
-    """A short text for any object, also for one whose ``__repr__`` fails, or calls the target."""
-    try:
-        with Quiet():
-            return _shorten.repr(value)
-    except Exception as error:  # noqa: BLE001 - an object of the program under test
-        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
-
-
-def said(error: BaseException) -> str:
-    """An exception's class and text, also of one whose ``__str__`` fails."""
-    try:
-        with Quiet():
-            return f"{type(error).__name__}: {error}"
-    except Exception as other:  # noqa: BLE001 - of the program under test
-        return f"{type(error).__name__}, whose str raises {type(other).__name__}"
-
-
-@dataclass(eq=False)
-class Call:
-    """A call of a breakpoint's target, as it got to the breakpoint.
-
-    Attributes:
-        name: of the function.
-        args: positional arguments, those given by keyword included; a method's first is ``self``.
-        kwargs: keyword-only ones, and those of ``**``.
-        thread: that it was made in; of one in a forked child: its ``name`` and ``pid``. From there
-            come plain values (numbers, texts, containers of these) as they are; of others, texts.
-        number: it was the so-manyth since the breakpoint was entered; the first is 1 (whereas
-            ``condition`` counts from 0, as positions do).
-        is_hit: the condition was met.
-        frame: the function's, while the call stands at the breakpoint; else None.
-        result: for ``event="return"``: what is being returned.
-        exception: for ``event="error"``: what is being raised.
-    """
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    thread: threading.Thread | ChildThread
-    number: int = 0
-    is_hit: bool = False
-    frame: FrameType | None = field(default=None, repr=False)
-    result: Any = None
-    exception: BaseException | None = None
-
-    def __str__(self) -> str:
-        given = [shown(each) for each in self.args]
-        given += [f"{name}={shown(each)}" for name, each in self.kwargs.items()]
-        text = f"{self.name}({', '.join(given)}) in {self.thread.name!r}"
-        if self.exception is not None:
-            return f"{text}, raising {shown(self.exception)}"
-        return text if self.result is None else f"{text}, returning {shown(self.result)}"
-
 
 class Conditions:
-    """All that is to be met at a breakpoint, each of them by some call."""
+    """All that is to be met at a breakpoint, each of them by some call.
 
-    def __init__(
-        self, given: Condition | Sequence[Condition], signature: inspect.Signature | None
-    ) -> None:
+    Attributes:
+        met: for each whether a call has met it.
+        signature: of the function, once that is found; predicates get arguments by its names.
+
+    Raises:
+        TypeError: a condition is none.
+        ValueError: there is none.
+    """
+
+    def __init__(self, given: Condition | Sequence[Condition]) -> None:
         several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
         self._each: list[Condition] = list(given) if several else [given]  # type: ignore[arg-type,list-item]
-        self._signature = signature
+        self.signature: inspect.Signature | None = None
         if not self._each:
             message = "condition is an empty sequence, so no call could meet it; give None for any"
             raise ValueError(message)
@@ -114,8 +58,8 @@ class Conditions:
 
     def _holds(self, predicate: Callable[..., object], call: Call) -> bool:
         names = _names(predicate)
-        if names and self._signature is not None:
-            bound = self._signature.bind(*call.args, **call.kwargs)
+        if names and self.signature is not None:
+            bound = self.signature.bind(*call.args, **call.kwargs)
             bound.apply_defaults()
             if names <= bound.arguments.keys():
                 return bool(predicate(**{name: bound.arguments[name] for name in names}))
@@ -128,7 +72,7 @@ class Conditions:
 
     @property
     def unmet(self) -> list[str]:
-        """What was not met yet, in words."""
+        """The conditions that were not met yet, in words."""
         return [
             describe(one) for one, is_met in zip(self._each, self.met, strict=True) if not is_met
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from diagnose.breakpoints.core import Breakpoint
+from diagnose.breakpoints.breakpoint import Breakpoint, Nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class do:  # noqa: N801 - a sentence begins with it
         assert restoring.results == ["done"]
 
     On entering, the thread is started, and it is waited for until it stands at the point; on
-    leaving it goes on, and its end is waited for. What it raises is raised then.
+    leaving it goes on, and its end is waited for. Its exception is raised then.
 
     Each of the methods and properties that say where (:meth:`until`, :meth:`beyond`,
     :meth:`error_on`, :attr:`returns`, :attr:`errors`, :meth:`where`, :attr:`once`) gives a new
@@ -156,7 +156,7 @@ class do:  # noqa: N801 - a sentence begins with it
 
     def _make(self) -> Breakpoint:
         if self._target is None:
-            return _Nowhere(self._timeout)
+            return Nowhere(self._timeout)
         condition = self._conditions or None
         if self._error is None:
             made = Breakpoint(self._target, self._event, condition, self._timeout)
@@ -199,19 +199,3 @@ class do:  # noqa: N801 - a sentence begins with it
 def _given(**changes: Any) -> dict[str, Any]:
     """Those that are not None."""
     return {name: value for name, value in changes.items() if value is not None}
-
-
-class _Nowhere(Breakpoint):
-    """A breakpoint on nothing: it only starts threads, and waits for their end."""
-
-    def __init__(self, timeout: float) -> None:
-        super().__init__("nowhere", timeout=timeout)
-
-    def __repr__(self) -> str:
-        return "do(…)"
-
-    def _put_on(self, *, takes_tasks: bool) -> None:
-        self._reset()
-
-    def _check_met(self) -> None:
-        """Nothing was to be met."""

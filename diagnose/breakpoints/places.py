@@ -10,7 +10,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diagnose import expressions, targets
-from diagnose.breakpoints.conditions import shown
+from diagnose.breakpoints.calls import shown
 from diagnose.errors import TargetKindError, TargetNotFoundError
 from diagnose.sites import happens_inside
 from diagnose.targets import Target, TargetKind
@@ -18,7 +18,7 @@ from diagnose.targets import Target, TargetKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Place", "place_of"]
+__all__ = ["Place", "check", "describe", "is_function", "place_of"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Place:
 
     Attributes:
         target: the function.
-        text: what it is called in messages.
+        text: its name in messages.
     """
 
     def __init__(self, target: Target, text: str, replaced: _Replaced | None = None) -> None:
@@ -250,7 +250,7 @@ _ABSENT = object()
 
 
 class _Replaced:
-    """What is on an attribute in place of what was there."""
+    """A replacement on an attribute, and the value that was there before."""
 
     def __init__(self, owner: Any, name: str, replacement: object) -> None:
         self._owner, self._name, self._replacement = owner, name, replacement
@@ -295,4 +295,4 @@ class _Replaced:
 
 
 _replaced: list[_Replaced] = []
-"""What is put on now."""
+"""The replacements that are put on now."""

@@ -7,18 +7,16 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from diagnose.breakpoints.register import standing_calls
 from diagnose.source_lines import source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import FrameType, TracebackType
 
-    from diagnose.breakpoints.conditions import Call
-
 __all__ = [
-    "entered",
     "innermost",
     "note_where",
     "place_of",
@@ -42,22 +40,10 @@ _LIKE_OURS = {"threading", "contextlib"}
 _WAITS = _LIKE_OURS | {"queue"}
 
 
-class _Entered(Protocol):
-    """What a breakpoint tells of itself."""
-
-    def told(self) -> tuple[Sequence[Call], Sequence[str]]:
-        """The calls that stand there; what its tasks do, in words."""
-
-
-entered: set[_Entered] = set()
-"""The breakpoints that are entered. It is changed and copied in single steps, so without a lock:
-who looks at it may have been interrupted by a signal, in the middle of anything."""
-
-
 def note_where(error: BaseException, *, is_passing: bool = False) -> None:
     """Keep with an error where each thread stands now; the first time counts.
 
-    The message stays short: who shows the error to somebody asks :func:`where_noted`.
+    The message stays short: to show the threads too, ask :func:`where_noted`.
 
     Args:
         error: any exception.
@@ -69,7 +55,7 @@ def note_where(error: BaseException, *, is_passing: bool = False) -> None:
 
 
 def where_noted(error: BaseException) -> str:
-    """What :func:`note_where` kept with an error; empty if it was never asked to."""
+    """The text that :func:`note_where` kept with an error; empty if it was never asked to."""
     text = vars(error).get("_diagnose_where", "")
     return text if isinstance(text, str) else ""
 
@@ -82,7 +68,7 @@ def where_all_stand(trace: TracebackType | None = None) -> str:
     Args:
         trace: where this thread was, in place of where it is.
     """
-    standing, tasks = _told()
+    standing, tasks = standing_calls()
     frames = sys._current_frames()
     here = threading.get_ident()
     threads = sorted(threading.enumerate(), key=lambda each: each.ident != here)
@@ -105,15 +91,6 @@ def where_all_stand(trace: TracebackType | None = None) -> str:
     left = len(parts) - _THREADS_AT_MOST
     more = [f"… and {left} more threads"] if left > 0 else []
     return "\n\n".join([*parts[:_THREADS_AT_MOST], *more, *tasks])
-
-
-def _told() -> tuple[list[tuple[Call, str]], list[str]]:
-    standing, tasks = [], []
-    for each in list(entered):
-        calls, texts = each.told()
-        standing += [(call, repr(each)) for call in calls]
-        tasks += [f"{text}, of {each!r}" for text in texts]
-    return standing, tasks
 
 
 _Line = tuple["FrameType", int]

@@ -1,34 +1,41 @@
-"""What there is to wait for at a breakpoint, and what is said when it does not come."""
+"""Waits for hits and other events at a breakpoint, and tells what happened instead."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from diagnose.breakpoints import places
-from diagnose.breakpoints.conditions import describe, is_whole, said
+from diagnose.breakpoints.calls import said
+from diagnose.breakpoints.conditions import describe, is_whole
+from diagnose.breakpoints.settings import seconds_of
 from diagnose.breakpoints.stacks import note_where
-from diagnose.breakpoints.stops import Stops, check_seconds
 from diagnose.errors import BreakpointError, BreakpointTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diagnose.breakpoints.conditions import Call
-    from diagnose.breakpoints.forks import Line
-    from diagnose.breakpoints.workers import Started, StartedTask
+    from diagnose.breakpoints.calls import Call
+    from diagnose.breakpoints.settings import Settings
+    from diagnose.breakpoints.stops import Stop
+    from diagnose.breakpoints.workers import Workers
 
-__all__ = ["LOOK_SECONDS", "Goal", "Waits", "seconds_of"]
+__all__ = ["Goal", "Waits"]
 
-LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.02
 """State that no breakpoint announces (a file, a queue) is looked at so often."""
+
+_SHOWN_AT_MOST = 10
+# Taken now: it may itself be the target, and then its module has a stand-in for it.
+_monotonic = time.monotonic
 
 
 class Goal(NamedTuple):
-    """What is waited for.
+    """An event to wait for.
 
     Attributes:
         is_reached: whether it has come.
-        text: what it is, in words.
+        text: it, in words.
         looks: it may come without anything happening at the breakpoint.
     """
 
@@ -37,57 +44,42 @@ class Goal(NamedTuple):
     looks: bool = False
 
 
-def seconds_of(timeout: float | None, usual: float) -> float:
-    """A timeout in seconds, or the usual one.
+class Waits:
+    """Waits of a test at a breakpoint, from its entering to its end."""
 
-    Raises:
-        ValueError: it is none.
-    """
-    if timeout is None:
-        return usual
-    check_seconds(timeout)
-    return timeout
-
-
-class Waits(Stops):
-    """The part of a breakpoint that its test uses, as far as it is the same for both kinds."""
-
-    only_workers = False
-    """Whether nobody calls the target but those who were started here."""
-
-    _workers: list[Started | StartedTask]
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._workers = []
-        self._late: list[str] = []
-
-    def _begin_in_child(self, line: Line) -> None:
-        super()._begin_in_child(line)
-        self._workers = []  # they run in the parent
-
-    def _note_end(self) -> None:
-        with self._lock:
-            self._tell_all()
+    def __init__(self, settings: Settings, stop: Stop, workers: Workers) -> None:
+        self._settings = settings
+        self._stop, self._log, self._workers = stop, stop.log, workers
+        self._waited_for = 0
 
     # --- goals ---
 
-    def _goal_of(self, hits: int | None) -> Goal:
-        what = f"{places.describe(self.target)} at {self.event!r}: expected "
+    def for_hits(self, hits: int | None) -> Goal:
+        """So many hits in all; None: one that was not waited for yet, or that stands.
+
+        Raises:
+            ValueError: it is no number of hits.
+        """
+        what = f"{self._settings.where}: expected "
         if hits is None:
-            wanted = " and ".join(self._conditions.unmet) or "another hit"
+            wanted = " and ".join(self._log.conditions.unmet) or "another hit"
             return Goal(self._has_news, what + wanted)
         if not is_whole(hits, at_least=1):
             message = f"hits {hits!r:.100} is no number of hits, which are 1 or more"
             raise ValueError(message)
         wanted = "1 hit" if hits == 1 else f"{hits} hits"
-        return Goal(lambda: self.hits >= hits, what + wanted)
+        return Goal(lambda: self._log.hits >= hits, what + wanted)
 
     def _has_news(self) -> bool:
-        return bool(self._standing) or self.hits > self._waited_for
+        return bool(self._stop.blocked.held) or self._log.hits > self._waited_for
 
-    def _state_of(self, condition: Callable[[], object] | int) -> Goal:
-        what = f"{places.describe(self.target)} at {self.event!r}: expected "
+    def for_state(self, condition: Callable[[], object] | int) -> Goal:
+        """That something is true, or so many calls.
+
+        Raises:
+            TypeError: it is neither.
+        """
+        what = f"{self._settings.where}: expected "
         if callable(condition):
             text = what + describe(condition).removeprefix("a call for which ")
             return Goal(condition, text, looks=True)
@@ -97,82 +89,101 @@ class Waits(Stops):
                 "number of calls"
             )
             raise TypeError(message)
-        return Goal(lambda: self.calls >= condition, f"{what}{condition} calls")
+        return Goal(lambda: self._log.calls >= condition, f"{what}{condition} calls")
+
+    # --- waiting ---
+
+    def wait(self, goal: Goal, timeout: float | None) -> None:
+        """Wait in a thread; None: as long as the breakpoint's timeout says.
+
+        Raises:
+            BreakpointTimeoutError: it did not come.
+            BreakpointError: it can't come any more.
+            BaseException: what a condition or a worker raised.
+        """
+        seconds = seconds_of(timeout, self._settings.timeout)
+        deadline = _monotonic() + seconds
+        monitor = self._stop.monitor
+        while True:
+            version = monitor.version
+            if self._is_reached(goal):
+                return
+            left = deadline - _monotonic()
+            if left <= 0:
+                raise self._too_late(goal, seconds)
+            # What happened since it was looked is not waited for.
+            monitor.wait(version, min(left, _LOOK_SECONDS) if goal.looks else left)
+
+    async def wait_in_task(
+        self, goal: Goal, timeout: float | None, happened: asyncio.Event
+    ) -> None:
+        """Wait in a task, as :meth:`wait` does in a thread.
+
+        Args:
+            goal: to wait for.
+            timeout: in seconds; None: the breakpoint's.
+            happened: is set at all news of the breakpoint.
+        """
+        seconds = seconds_of(timeout, self._settings.timeout)
+        deadline = time.monotonic() + seconds
+        while True:
+            happened.clear()
+            if self._is_reached(goal):
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._too_late(goal, seconds)
+            try:
+                async with asyncio.timeout(min(left, _LOOK_SECONDS) if goal.looks else left):
+                    await happened.wait()
+            except TimeoutError:
+                pass
 
     def _is_reached(self, goal: Goal) -> bool:
         if goal.is_reached():
             return True
-        if self._broken is not None:
-            raise self._broken
-        if self._workers and all(each.has_ended for each in self._workers):
+        if self._log.broken is not None:
+            raise self._log.broken
+        if self._workers.have_all_ended:
             if goal.is_reached():  # just before they ended
                 return True
-            self._raise_theirs()
-            if self.only_workers:
-                raise BreakpointError(f"{goal.text}; {self._story()}{self._others()}")
+            self._workers.raise_theirs()
+            if self._settings.only_workers:
+                raise BreakpointError(f"{goal.text}; {self._story()}{self._workers.whereabouts}")
         return False
 
     def _too_late(self, goal: Goal, seconds: float) -> BreakpointTimeoutError:
-        message = f"{goal.text}, within {seconds:g} s; {self._story()}{self._others()}"
-        error = BreakpointTimeoutError(message)
+        story = f"{self._story()}{self._workers.whereabouts}"
+        error = BreakpointTimeoutError(f"{goal.text}, within {seconds:g} s; {story}")
         note_where(error)
         return error
 
-    def _waited(self) -> Call:
-        with self._lock:
-            self._waited_for = self.hits
-            if self._latest is None:
+    def latest(self) -> Call:
+        """The latest hit; all until now count as waited for."""
+        with self._stop.monitor.lock:
+            self._waited_for = self._log.hits
+            if self._log.latest is None:
                 raise AssertionError
-            return self._latest
+            return self._log.latest
 
-    # --- what those who were started did ---
+    # --- at the end ---
 
-    def _theirs(self) -> BaseException | None:
-        """What one of them raised that nobody knows of yet."""
-        for each in self._workers:
-            error = each.raised
-            # As with any thread: SystemExit ends it, and nothing else.
-            is_end = isinstance(error, SystemExit)
-            if error is not None and not (is_end or each.is_seen or self._is_ours(error)):
-                return error
-        return None
+    def check_workers(self, seconds: float) -> None:
+        """Raise what a worker raised, or if one has not ended, for which it was waited so long.
 
-    def _is_ours(self, error: BaseException) -> bool:
-        if self._raised.get(id(error)) is error:
-            return True
-        # Who stops where it raises knows of it.
-        return self.event == "error" and any(
-            call.is_hit and call.exception is error for call in self.seen
-        )
+        Raises:
+            BreakpointTimeoutError: one has not ended.
+            BaseException: what one raised.
+        """
+        stands = bool(self._stop.blocked.held)
+        hint = "; it stands at this breakpoint: release() it" if stands else ""
+        self._workers.raise_late(seconds, hint)
+        self._workers.raise_theirs()
 
-    def _raise_theirs(self) -> None:
-        error = self._theirs()
-        if error is None:
-            return
-        for each in self._workers:
-            if each.raised is error:
-                each.is_seen = True
-                error.add_note(f"raised by {each.name!r}, which {self!r} started")
-        raise error
-
-    def _raise_late(self, seconds: float) -> None:
-        late = self._late or [each.whereabouts for each in self._workers if not each.has_ended]
-        if late:
-            hint = "; it stands at this breakpoint: release() it" if self._standing else ""
-            message = f"{self!r}: not ended after {seconds:g} s: {', '.join(late)}{hint}"
-            error = BreakpointTimeoutError(message)
-            note_where(error)
-            raise error
-
-    def _others(self) -> str:
-        each = "".join(f"\n  {each.whereabouts}" for each in self._workers)
-        return f"\nstarted by it:{each}" if each else ""
-
-    def _judge(self, error: BaseException | None) -> None:
+    def judge(self, error: BaseException | None) -> None:
         """At the end: raise what went wrong, or note it on the error that there is already."""
         try:
-            self._raise_late(self.timeout)
-            self._raise_theirs()
+            self.check_workers(self._settings.timeout)
             if error is None:
                 self._check_met()
         except BaseException as other:
@@ -181,3 +192,33 @@ class Waits(Stops):
             if other is not error:
                 notes = getattr(other, "__notes__", [])
                 error.add_note("\n".join([f"{said(other)}", *notes]))
+
+    def _check_met(self) -> None:
+        if self._stop.line is not None or not self._settings.has_target:
+            return  # in a forked child it is the parent's to say
+        if self._log.broken is not None:
+            raise self._log.broken
+        if unmet := self._log.conditions.unmet:
+            what = f"{self._settings.where}: expected {' and '.join(unmet)}"
+            raise BreakpointError(f"{what}; {self._story()}{self._workers.whereabouts}")
+
+    def _story(self) -> str:
+        """The calls that came instead, in words."""
+        log = self._log
+        if not log.calls:
+            text = "it was not called at all"
+            if isinstance(self._settings.target, tuple):
+                text += (
+                    " through that attribute (a bound method or another reference that was made "
+                    "before is not stopped: name the function by its path for that)"
+                )
+            return text
+        calls = "1 call" if log.calls == 1 else f"{log.calls} calls"
+        text = f"{calls} got there"
+        for call in log.seen[:_SHOWN_AT_MOST]:
+            text += f"\n  {call.number}. {call}{' (a hit)' if call.is_hit else ''}"
+        if log.calls > _SHOWN_AT_MOST:
+            text += f"\n  … and {log.calls - _SHOWN_AT_MOST} more"
+        if log.conditions.has_numbers:
+            text += "\n(condition= counts calls from 0)"
+        return text

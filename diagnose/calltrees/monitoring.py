@@ -8,16 +8,16 @@ that have switched it off for themselves.
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
 import threading
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
+from diagnose import ending, forking
 from diagnose.calltrees.callbacks import contained
 from diagnose.calltrees.collector import Collector
 from diagnose.errors import ProbeError
+from diagnose.forking import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ if sys.version_info >= (3, 12):
         if not _collectors:
             _release()
 
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    forking.register(Layer.STATE, in_child=_after_fork_in_child)
 
     def begin(options: Options, frame: Any) -> Collector | None:
         """See :func:`diagnose.calltrees.begin`."""
@@ -98,7 +98,7 @@ if sys.version_info >= (3, 12):
             _collectors.clear()
             _release()
 
-    atexit.register(_end)
+    ending.register(ending.Layer.CALL_TREES, _end)
 
     def _acquire() -> None:
         global _tool  # noqa: PLW0603

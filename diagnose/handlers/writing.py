@@ -18,7 +18,6 @@ from __future__ import annotations
 import ast
 import functools
 import opcode
-import os
 import random
 import sys
 import threading
@@ -26,9 +25,11 @@ import time
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from diagnose import forking
 from diagnose.bytecode import weaving
 from diagnose.bytecode.containment import drop
 from diagnose.errors import ProbeError, UnknownNameError
+from diagnose.forking import Layer
 from diagnose.handlers import acting
 from diagnose.handlers.binding import Binding, absent_local
 from diagnose.handlers.plans import Act, Append, Emit, Fire
@@ -57,7 +58,7 @@ __all__ = ["disarm", "text", "write"]
 _ident, _next = threading.get_ident, next
 _clock, _getframe = time.perf_counter, sys._getframe
 _random = random.Random()  # not the program's, which would see that numbers are drawn
-os.register_at_fork(after_in_child=_random.seed)
+forking.register(Layer.STATE, in_child=_random.seed)
 
 
 def write(plan: Plan, scope: Scope, name: str, spent: dict[str, Any] | None = None) -> weaving.Hook:

@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import logging
 import re
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -19,10 +18,10 @@ from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
 from diagnose.limits import ACTS, Limits
-from diagnose.tokens import Tally
+from diagnose.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import CodeType
 
     from diagnose.bytecode.weaving import Hook
@@ -39,6 +38,7 @@ __all__ = [
     "Status",
     "does_nothing",
     "doing_nothing",
+    "use_attach",
 ]
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ ACTING_EVENTS = ("call", "return")
 
 _LINE_EVENT = re.compile(r"line:(\+\d{1,6}|[1-9]\d{0,6})")
 
-REASONS = ("condition", "sample", "rate", "hits", "fleet", "reentrant", "check", "error")
 
 F = TypeVar("F")
 
@@ -83,59 +82,13 @@ class Manager(Protocol):
 class _Defaults:
     """What modules below this one give it."""
 
-    # Set by diagnose.probes, which stands below this module: decorating attaches.
+    # What stands below this module sets it: decorating attaches.
     attach: ClassVar[Callable[[Instrument, Any], None] | None] = None
 
 
-class Status:
-    """What has become of an instrument; read by managers, written by probes.
-
-    Attributes:
-        state: ``new``, ``installed``, ``emitting`` (fired at least once), ``error``,
-            ``done`` (all hits of its limit), ``suspended`` (it cost too much, and is tried
-            again later), ``expired`` or ``stopped``.
-        code: of the error, as in :class:`~diagnose.errors.DiagnoseError`; or None.
-        error: what went wrong and what to do; or None.
-        attachments: how many functions the instrument is on.
-        cost: the share of one core that it took lately, if a budget counts it.
-    """
-
-    __slots__ = ("_reasons", "_state", "attachments", "code", "cost", "drained", "error", "hit")
-
-    def __init__(self) -> None:
-        self._state = "new"
-        self.code: str | None = None
-        self.error: str | None = None
-        self.hit = Tally()
-        self.drained = 0
-        self.attachments = 0
-        self.cost = 0.0
-        self._reasons = {reason: Tally() for reason in REASONS}
-
-    @property
-    def state(self) -> str:
-        """``installed`` becomes ``emitting`` with the first hit."""
-        return "emitting" if self._state == "installed" and self.hits else self._state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        self._state = state
-
-    @property
-    def hits(self) -> int:
-        """How often it fired (what is still in a buffer is not counted yet)."""
-        return self.hit.value + self.drained
-
-    @property
-    def suppressed(self) -> Counter[str]:
-        """How often it did not fire, by reason."""
-        return Counter(
-            {reason: tally.value for reason, tally in self._reasons.items() if tally.value}
-        )
-
-    def tallies(self) -> Mapping[str, Iterator[object]]:
-        """By reason, what to take the next of for one suppressed hit."""
-        return {reason: tally.ones for reason, tally in self._reasons.items()}
+def use_attach(attach: Callable[[Instrument, Any], None]) -> None:
+    """Say what is done with an instrument that decorates a function."""
+    _Defaults.attach = staticmethod(attach)
 
 
 class Instrument:

@@ -10,7 +10,6 @@ the status says so.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -19,7 +18,9 @@ from datetime import timedelta
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any
 
+from diagnose import forking
 from diagnose.clockwork import Clockwork
+from diagnose.forking import Layer
 from diagnose.handlers import Append
 from diagnose.instruments.base import Instrument
 from diagnose.reentrancy import Quiet, quietly
@@ -179,7 +180,7 @@ class _Drain:
 
 
 _drain = _Drain()
-os.register_at_fork(after_in_child=_drain.after_fork_in_child)
+forking.register(Layer.STATE, in_child=_drain.after_fork_in_child)
 
 
 def settle() -> None:

@@ -17,7 +17,9 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
+from diagnose import forking
 from diagnose.clockwork import Clockwork
+from diagnose.forking import Layer
 from diagnose.reentrancy import Quiet
 
 if TYPE_CHECKING:
@@ -151,4 +153,4 @@ class StandardOutput:
 
 STANDARD_OUTPUT = StandardOutput()
 
-os.register_at_fork(after_in_child=STANDARD_OUTPUT.after_fork_in_child)
+forking.register(Layer.STATE, in_child=STANDARD_OUTPUT.after_fork_in_child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 import re
 import socket
@@ -14,6 +13,8 @@ import weakref
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from diagnose import forking
+from diagnose.forking import Layer
 from diagnose.sinks.stream import is_finite
 
 if TYPE_CHECKING:
@@ -270,8 +271,7 @@ def _start_sinks_afresh() -> None:
         sink._start_afresh()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_sinks_afresh)
+forking.register(Layer.STATE, in_child=_start_sinks_afresh)
 
 
 def _connect(host: str, port: int) -> socket.socket:

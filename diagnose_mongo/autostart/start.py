@@ -7,11 +7,10 @@ import sys
 
 from diagnose.instruments import LogInstrument
 from diagnose.sinks.statsd import StatsdSink
-from diagnose_mongo import documents
-from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.presence import HEARTBEAT_SECONDS
-from diagnose_mongo.server import LOCAL_URI, URI_VARIABLE
+from diagnose_mongo import documents, settings
+from diagnose_mongo.bounds import HEARTBEAT_SECONDS
 from diagnose_mongo.store import connect
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 __all__ = ["start_from_environment"]
 
@@ -29,9 +28,7 @@ class _LogToStderr(LogInstrument):
 def start_from_environment() -> MongoInstrumentManager:
     """Start a manager in this process, as the environment says.
 
-    ``DIAGNOSE_MONGODB_URI``, ``DIAGNOSE_DATABASE``, ``DIAGNOSE_COLLECTION``,
-    ``DIAGNOSE_PERIOD`` and ``DIAGNOSE_HEARTBEAT`` (seconds), ``DIAGNOSE_STATSD`` (``host:port``: where metrics go) and
-    the variables that labels are taken from. It gives way to a manager that the program itself
+    Those of :mod:`diagnose_mongo.settings`, and the variables that labels are taken from. It gives way to a manager that the program itself
     starts. Lines of ``log`` go to stderr: the program's stdout may be what another reads.
 
     Returns:
@@ -41,22 +38,24 @@ def start_from_environment() -> MongoInstrumentManager:
         StoreError: the URI is none.
         ValueError: another setting is none.
     """
-    settings = os.environ
+    given = os.environ
     manager = MongoInstrumentManager(
         connect(
-            settings.get(URI_VARIABLE) or LOCAL_URI,
-            settings.get("DIAGNOSE_DATABASE") or "diagnose",
-            settings.get("DIAGNOSE_COLLECTION") or documents.COLLECTION,
+            given.get(settings.URI_VARIABLE) or settings.LOCAL_URI,
+            given.get(settings.DATABASE_VARIABLE) or settings.DATABASE,
+            given.get(settings.COLLECTION_VARIABLE) or documents.COLLECTION,
         ),
-        period=_seconds("DIAGNOSE_PERIOD", 10.0),
-        heartbeat=_seconds("DIAGNOSE_HEARTBEAT", HEARTBEAT_SECONDS),
+        period=_seconds(settings.PERIOD_VARIABLE, 10.0),
+        heartbeat=_seconds(settings.HEARTBEAT_VARIABLE, HEARTBEAT_SECONDS),
         gives_way=True,
     )
     manager.instrument_classes["log"] = _LogToStderr
-    if address := settings.get("DIAGNOSE_STATSD"):
+    if address := given.get(settings.STATSD_VARIABLE):
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():
-            raise ValueError(f"DIAGNOSE_STATSD must look like 127.0.0.1:8125, not {address!r}")
+            raise ValueError(
+                f"{settings.STATSD_VARIABLE} must look like 127.0.0.1:8125, not {address!r}"
+            )
         manager.sinks.append(StatsdSink(host, int(port)))
     manager.start()
     return manager

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from diagnose.errors import DiagnoseError, SpecError
-from diagnose_mongo import documents
-from diagnose_mongo.cli import words
-from diagnose_mongo.cli.output import Output, duration, shown
+from diagnose_mongo import documents, settings
+from diagnose_mongo.cli.options import (
+    COMMON,
+    DURATION,
+    INSTRUMENT,
+    Common,
+    Instrument,
+    Timeout,
+    UsageError,
+)
+from diagnose_mongo.cli.output import duration, shown
 
 __all__ = ["run_command"]
 
 _FAILED, _USAGE = 1, 2
-_LOCAL_URI = "mongodb://127.0.0.1:27017"
-_NEED_A_VALUE = frozenset({"log", "hist", "incr"})
-_CHECK_MINUTES = 5
 
 app = App(
     name="diagnose",
@@ -40,7 +43,7 @@ def run_command(arguments: Sequence[str]) -> int:
             app.help_print()
             return _USAGE
         result = app(arguments, exit_on_error=False, print_error=False)
-    except (CycloptsError, _UsageError) as exc:
+    except (CycloptsError, UsageError) as exc:
         command = f"diagnose {arguments[0]}" if arguments[0] in app else "diagnose"
         text = " ".join(str(exc).split()).partition(" Available commands")[0].rstrip(".")
         print(f"{command}: {text}; see `{command} --help`", file=sys.stderr)
@@ -51,167 +54,6 @@ def run_command(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-class _UsageError(Exception):
-    """The command was used in a wrong way."""
-
-
-# --- options of all verbs -----------------------------------------------------------------------
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every verb takes."""
-
-    uri: Annotated[str | None, Parameter(env_var="DIAGNOSE_MONGODB_URI")] = None
-    "of MongoDB; without it, port 27017 of this machine."
-
-    database: Annotated[str, Parameter(env_var="DIAGNOSE_DATABASE")] = "diagnose"
-    "the database with the specs."
-
-    collection: str = documents.COLLECTION
-    "the collection of specs."
-
-    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text"
-    "for people, or for programs."
-
-    @contextlib.contextmanager
-    def link(self) -> Iterator[Any]:
-        """A link to the specs, for as long as it is needed."""
-        from diagnose_mongo.store import connect
-
-        link = connect(self.uri or _LOCAL_URI, self.database, self.collection)
-        try:
-            yield link
-        finally:
-            link.close()
-
-    def out(self) -> Output:
-        """Where to write."""
-        return Output(is_json=self.output == "json")
-
-
-_COMMON = Common()
-
-
-def _seconds(_: object, tokens: Sequence[Any]) -> float:
-    return words.seconds(tokens[0].value)
-
-
-def _minutes(_: object, tokens: Sequence[Any]) -> float | None:
-    text = tokens[0].value
-    return None if text in {"none", "null", "forever"} else words.minutes(text)
-
-
-def _canary(_: object, tokens: Sequence[Any]) -> Any:
-    return words.canary(tokens[0].value)
-
-
-def _duration(converter: Callable[[object, Sequence[Any]], float | None]) -> Parameter:
-    return Parameter(converter=converter, n_tokens=1, accepts_keys=False, metavar="DURATION")
-
-
-_Timeout = Annotated[float, _duration(_seconds)]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Instrument:
-    """What is to be attached, to whom, for how long."""
-
-    value: str | None = None
-    "the expression to record, such as elapsed or 'len(items)'."
-
-    event: str = "return"
-    "when: call, return, end, line:N or line:+K."
-
-    type: str = "log"
-    "what becomes of the value: log, hist, incr, calltree, hunter, or one of the application's."
-
-    name: str | None = None
-    "what the values are called; without it, the spec's id."
-
-    when: str | None = None
-    "a condition: an expression that is checked first."
-
-    tags: str | None = None
-    "an expression whose value is a dict of tags."
-
-    lifespan: Annotated[float | None, _duration(_minutes)] = 10
-    "for how long: 90s, 10m, 2h, 1d; a plain number is minutes; forever."
-
-    rate: float | None = None
-    "so many hits a second at most, in each process."
-
-    sample: float | None = None
-    "the share of hits to take, such as 0.1."
-
-    hits: int | None = None
-    "so many hits in each process, then it is done."
-
-    fleet_hits: int | None = None
-    "so many hits in all processes together."
-
-    select: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    "which processes: service=web, env=prod, host='web1*', version=1.2, percent=10; repeatable."
-
-    canary: Annotated[
-        dict[str, Any] | None,
-        Parameter(converter=_canary, n_tokens=1, accepts_keys=False, metavar="PERCENT"),
-    ] = None
-    "begin on so many of them, such as 5%, or 5%:10m; it goes to all when all was well."
-
-    comment: str | None = None
-    "for people."
-
-    def document(self, target: str, spec_id: str) -> dict[str, Any]:
-        """The spec.
-
-        Raises:
-            _UsageError: an option does not fit.
-        """
-        if self.value is None and self.type in _NEED_A_VALUE:
-            raise _UsageError(
-                f"--value is missing: the expression that a {self.type} instrument records, such "
-                "as --value elapsed"
-            )
-        try:
-            chosen = words.select(self.select)
-        except ValueError as exc:
-            raise _UsageError(f"--select {exc}") from exc
-        given = {
-            "type": self.type,
-            "name": self.name or spec_id,
-            "value": self.value,
-            "event": self.event,
-            "custom": {"tags": self.tags} if self.tags else None,
-        }
-        limits = {
-            "rate": self.rate,
-            "sample": self.sample,
-            "hits": self.hits,
-            "fleet_hits": self.fleet_hits,
-        }
-        document = {
-            documents.ID: spec_id,
-            "target": target,
-            "instrument": _without_none(given),
-            "when": self.when,
-            "limits": _without_none(limits) or None,
-            "select": chosen or None,
-            "canary": self.canary,
-            "comment": self.comment,
-        }
-        return {**_without_none(document), "lifespan": self.lifespan}
-
-
-_INSTRUMENT = Instrument()
-
-
-def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 # --- specs --------------------------------------------------------------------------------------
 
 
@@ -220,12 +62,12 @@ def add(
     target: str,
     /,
     *,
-    instrument: Instrument = _INSTRUMENT,
+    instrument: Instrument = INSTRUMENT,
     id: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     wait: Annotated[bool, Parameter(show_default=False)] = True,
-    timeout: _Timeout = 60.0,
-    common: Common = _COMMON,
+    timeout: Timeout = 60.0,
+    common: Common = COMMON,
 ) -> int:
     """Put a probe on a function, and follow it over the fleet.
 
@@ -239,13 +81,14 @@ def add(
         timeout: how long to follow it: 90s, 10m; a plain number is seconds.
     """
     from diagnose_mongo import changes
-    from diagnose_mongo.cli import checking, progress
+    from diagnose_mongo.cli import progress
+    from diagnose_mongo.cli.dry_run import rehearse
 
     out = common.out()
     document = instrument.document(target, id or changes.new_id(target))
     with common.link() as link:
         if dry_run:
-            return checking.check(out, link, document, timeout)
+            return rehearse(out, link, document, timeout)
         made = changes.add(link, document, via="command")
         if not out.is_json:
             print(made.spec_id, flush=True)
@@ -278,7 +121,7 @@ def _say_if_late(code: int, spec_id: object, timeout: float) -> None:
 
 
 @app.command
-def ls(*, common: Common = _COMMON) -> int:
+def ls(*, common: Common = COMMON) -> int:
     """List all specs, the last changed first, with what became of them."""
     from diagnose_mongo.cli import tables
     from diagnose_mongo.store import ControlStore, Inspector
@@ -296,18 +139,18 @@ def ls(*, common: Common = _COMMON) -> int:
 
 
 @app.command
-def get(id: str, /, *, common: Common = _COMMON) -> int:
+def get(id: str, /, *, common: Common = COMMON) -> int:
     """Show a spec.
 
     Args:
         id: of the spec.
     """
     from diagnose_mongo.cli import tables
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
     out = common.out()
     with common.link() as link:
-        document = Inspector(link).document(_raw_id(link, id))
+        document = SpecDocuments(link).read(_raw_id(link, id), with_outcomes=True)
         if document is None:
             raise _no_spec(link, id)
         if out.is_json:
@@ -318,7 +161,7 @@ def get(id: str, /, *, common: Common = _COMMON) -> int:
 
 
 @app.command
-def rm(*ids: str, common: Common = _COMMON) -> int:
+def rm(*ids: str, common: Common = COMMON) -> int:
     """Remove specs: every process takes their probes off.
 
     Args:
@@ -327,7 +170,7 @@ def rm(*ids: str, common: Common = _COMMON) -> int:
     from diagnose_mongo import changes
 
     if not ids:
-        raise _UsageError("say which specs, by their ids; `diagnose ls` lists them")
+        raise UsageError("say which specs, by their ids; `diagnose ls` lists them")
     out, removed, missing = common.out(), [], None
     with common.link() as link:
         for each in dict.fromkeys(ids):
@@ -355,8 +198,8 @@ def status(
     watch: Annotated[
         bool, Parameter(name=["--watch", "-w"], negative="", show_default=False)
     ] = False,
-    timeout: Annotated[float | None, _duration(_seconds)] = None,
-    common: Common = _COMMON,
+    timeout: Annotated[float | None, DURATION] = None,
+    common: Common = COMMON,
 ) -> int:
     """Show how far a spec has come over the fleet.
 
@@ -386,9 +229,9 @@ def check(
     target: Annotated[str, Parameter(metavar="ID|TARGET")],
     /,
     *,
-    instrument: Instrument = _INSTRUMENT,
-    timeout: _Timeout = 60.0,
-    common: Common = _COMMON,
+    instrument: Instrument = INSTRUMENT,
+    timeout: Timeout = 60.0,
+    common: Common = COMMON,
 ) -> int:
     """Try a spec on every process it is meant for, without arming anything.
 
@@ -399,14 +242,14 @@ def check(
     from dataclasses import replace
 
     from diagnose_mongo import changes
-    from diagnose_mongo.cli import checking
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.cli.dry_run import rehearse
+    from diagnose_mongo.store import SpecDocuments
 
     out = common.out()
     with common.link() as link:
-        inspector = Inspector(link)
-        raw_id = inspector.raw_id(target)
-        document = None if raw_id is None else inspector.document(raw_id)
+        specs = SpecDocuments(link)
+        raw_id = specs.raw_id(target)
+        document = None if raw_id is None else specs.read(raw_id, with_outcomes=True)
         if document is None:
             if "." not in target:
                 raise _no_spec(link, target)
@@ -414,17 +257,17 @@ def check(
                 # Whether the function is there can be asked without knowing what to record.
                 instrument = replace(instrument, value="None")
             document = instrument.document(target, changes.new_id(target))
-        elif instrument != _INSTRUMENT:
-            raise _UsageError(
+        elif instrument != INSTRUMENT:
+            raise UsageError(
                 f"{target!r} is a spec, which is tried as it is; leave the other options out"
             )
-        return checking.check(out, link, document, timeout)
+        return rehearse(out, link, document, timeout)
 
 
 def _raw_id(link: Any, text: str) -> Any:
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
-    found = Inspector(link).raw_id(text)
+    found = SpecDocuments(link).raw_id(text)
     if found is None:
         raise _no_spec(link, text)
     return found
@@ -449,9 +292,9 @@ def history(
     /,
     *,
     limit: int = 20,
-    common: Common = _COMMON,
+    common: Common = COMMON,
 ) -> int:
-    """Show who changed what, the latest first.
+    """Show what was changed, by which user, the latest first.
 
     Args:
         id: of a spec, which may be gone; without it, of all.
@@ -461,13 +304,13 @@ def history(
 
     from diagnose_mongo import changes
     from diagnose_mongo.cli import tables
-    from diagnose_mongo.store import Inspector
+    from diagnose_mongo.store import SpecDocuments
 
     if limit < 1:
-        raise _UsageError(f"--limit must be a number above 0, not {limit}")
+        raise UsageError(f"--limit must be a number above 0, not {limit}")
     out = common.out()
     with common.link() as link:
-        raw_id = None if id is None else Inspector(link).raw_id(id)
+        raw_id = None if id is None else SpecDocuments(link).raw_id(id)
         entries = changes.history(link, id if raw_id is None else raw_id, limit)
     if out.is_json:
         out.json([{"id": e.pop("spec_id"), **e} for e in map(asdict, entries)])
@@ -480,7 +323,7 @@ def history(
 
 
 @app.command
-def ps(*, common: Common = _COMMON) -> int:
+def ps(*, common: Common = COMMON) -> int:
     """List the processes that live."""
     from diagnose_mongo.cli import tables
     from diagnose_mongo.store import ProcessStore
@@ -496,7 +339,7 @@ def ps(*, common: Common = _COMMON) -> int:
 
 
 @app.command
-def pause(*, reason: str | None = None, common: Common = _COMMON) -> int:
+def pause(*, reason: str | None = None, common: Common = COMMON) -> int:
     """Take all probes off, in every process, until `resume`.
 
     Args:
@@ -508,7 +351,7 @@ def pause(*, reason: str | None = None, common: Common = _COMMON) -> int:
 
 
 @app.command
-def resume(*, common: Common = _COMMON) -> int:
+def resume(*, common: Common = COMMON) -> int:
     """Put the probes back that `pause` took off."""
     return _steer(common, {"paused": None, "by": None, "reason": None})
 
@@ -538,7 +381,7 @@ def _steer(common: Common, fields: dict[str, Any]) -> int:
 def install(
     *,
     roles: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    common: Common = _COMMON,
+    common: Common = COMMON,
 ) -> int:
     """Set the database up: indexes, and a validator for specs. Doing it again does no harm.
 
@@ -561,13 +404,13 @@ def install(
 
 
 @app.command
-def doctor(*, common: Common = _COMMON) -> int:
+def doctor(*, common: Common = COMMON) -> int:
     """Look for what keeps probes from working; ends with 1 if something does."""
-    from diagnose_mongo.cli import examination
+    from diagnose_mongo.cli.doctor import examine
 
     out = common.out()
     with common.link() as link:
-        return examination.examine(out, link)
+        return examine(out, link)
 
 
 @app.command
@@ -576,8 +419,8 @@ def run(
     service: str | None = None,
     env: str | None = None,
     version: str | None = None,
-    period: Annotated[float | None, _duration(_seconds)] = None,
-    common: Common = _COMMON,
+    period: Annotated[float | None, DURATION] = None,
+    common: Common = COMMON,
 ) -> int:
     """Run a Python program with a manager in it, and in its children.
 
@@ -591,15 +434,15 @@ def run(
     from diagnose_mongo.autostart import run as become
 
     if not command:
-        raise _UsageError("say what to run, after --, such as `diagnose run -- python app.py`")
+        raise UsageError("say what to run, after --, such as `diagnose run -- python app.py`")
     given = {
-        "DIAGNOSE_MONGODB_URI": common.uri,
-        "DIAGNOSE_DATABASE": common.database,
-        "DIAGNOSE_COLLECTION": common.collection,
+        settings.URI_VARIABLE: common.uri,
+        settings.DATABASE_VARIABLE: common.database,
+        settings.COLLECTION_VARIABLE: common.collection,
         "DIAGNOSE_SERVICE": service,
         "DIAGNOSE_ENV": env,
         "DIAGNOSE_VERSION": version,
-        "DIAGNOSE_PERIOD": None if period is None else f"{period:g}",
+        settings.PERIOD_VARIABLE: None if period is None else f"{period:g}",
     }
     environment = {name: value for name, value in given.items() if value}
     return become(list(command), environment)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diagnose_mongo.demo.metrics import Row
-    from diagnose_mongo.demo.rollout import SpecStatus
+    from diagnose_mongo.rollouts import Rollout
 
-__all__ = ["COLUMNS", "Display", "Picture", "PlainDisplay", "cells"]
+__all__ = ["COLUMNS", "Display", "Picture", "PlainDisplay", "cells", "problems", "states"]
 
 COLUMNS = ("metric", "worker", "values", "per s", "p50", "p95", "max")
 
@@ -25,12 +25,12 @@ class Picture:
     """How things stand.
 
     Attributes:
-        specs: the rollout, as the documents tell it; None: it is not shown.
+        specs: how far each has come; None: it is not shown.
         rows: what was measured.
         log: lines of log instruments.
     """
 
-    specs: Sequence[SpecStatus] | None
+    specs: Sequence[Rollout] | None
     rows: Sequence[Row] = ()
     log: Sequence[str] = ()
 
@@ -91,16 +91,16 @@ class PlainDisplay:
         self._last = picture
         if picture.specs is None:
             return
-        for status in picture.specs:
-            summary = status.summary()
-            if self._said.get(status.spec_id) != summary:
-                self._said[status.spec_id] = summary
-                self._note(f"{status.spec_id:<18} {summary}")
-            for problem in status.problems:
-                if (status.spec_id, problem) not in self._problems:
-                    self._problems.add((status.spec_id, problem))
+        for found in picture.specs:
+            spec_id, stands = str(found.spec_id), states(found)
+            if self._said.get(spec_id) != stands:
+                self._said[spec_id] = stands
+                self._note(f"{spec_id:<18} {stands}")
+            for problem in problems(found):
+                if (spec_id, problem) not in self._problems:
+                    self._problems.add((spec_id, problem))
                     _print(_wrapped(problem, " " * 12))
-        for gone in sorted(self._said.keys() - {status.spec_id for status in picture.specs}):
+        for gone in sorted(self._said.keys() - {str(found.spec_id) for found in picture.specs}):
             del self._said[gone]
             self._note(f"{gone:<18} the document is gone")
 
@@ -116,6 +116,19 @@ class PlainDisplay:
                 _print(f"   {_aligned(line, widths)}")
         for text in last.log:
             _print(f"   {text}")
+
+
+def states(found: Rollout) -> str:
+    """In how many processes a spec is in which state: ``2 emitting, 1 waiting``."""
+    return ", ".join(f"{count} {state}" for state, count in found.counts.items())
+
+
+def problems(found: Rollout) -> dict[str, int]:
+    """What went wrong with a spec, by message, and in how many processes."""
+    return {
+        str(failure.examples[0]["err"] if failure.examples else failure.code): failure.count
+        for failure in found.failures
+    }
 
 
 def _wrapped(text: str, indent: str) -> str:

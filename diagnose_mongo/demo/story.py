@@ -6,14 +6,18 @@ Besides, it asks the workers whether their functions have their original code.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diagnose_mongo.demo import DemoError, rollout, specs
-from diagnose_mongo.demo.display import Picture
+from diagnose.errors import SpecError
+from diagnose_mongo.demo import DemoError, specs
+from diagnose_mongo.demo.display import Picture, problems, states
 from diagnose_mongo.demo.metrics import summarize
+from diagnose_mongo.rollouts import rollout
+from diagnose_mongo.store import Link, ProcessStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +27,10 @@ if TYPE_CHECKING:
     from diagnose_mongo.demo.display import Display
     from diagnose_mongo.demo.fleet import Fleet
     from diagnose_mongo.demo.metrics import MetricsServer, Row
-    from diagnose_mongo.demo.rollout import SpecStatus
     from diagnose_mongo.demo.signals import StopSignals
+    from diagnose_mongo.rollouts import Rollout
 
-    Found = Mapping[str, SpecStatus]
+    Found = Mapping[object, Rollout]
 
 __all__ = ["Story"]
 
@@ -93,7 +97,10 @@ class Story:
 
     def meet_the_workers(self) -> None:
         """Wait until every worker is at work and looks for specs."""
-        self.watch("the workers are at work", lambda _: self.fleet.have_answered)
+        self.watch(
+            "the workers are at work, and are listed as processes that live",
+            lambda _: self.fleet.have_answered and self.are_listed(),
+        )
         names = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in self.fleet.workers)
         files = self.fleet.workers[0].said["files"]
         self.display.say(
@@ -108,7 +115,7 @@ class Story:
         ids = self.insert(specs.THREE_KINDS)
         self.watch(
             "all processes emit values for the three specs",
-            lambda found: all(found[each].is_everywhere("emitting") for each in ids),
+            lambda found: all(self.is_everywhere("emitting", found[each]) for each in ids),
             share=0.18,
         )
 
@@ -119,8 +126,8 @@ class Story:
         self.watch(
             "all processes report the mistakes in two specs, and the others are as they were",
             lambda found: all(
-                status.is_everywhere("error" if status.spec_id in ids else "emitting")
-                for status in found.values()
+                self.is_everywhere("error" if each.spec_id in ids else "emitting", each)
+                for each in found.values()
             ),
             share=0.18,
         )
@@ -147,7 +154,9 @@ class Story:
         self.collection.update_one({"_id": spec_id}, specs.CORRECTION)
         self.watch(
             f"all processes emit values for the changed spec {spec_id!r}",
-            lambda found: found[spec_id].is_everywhere("emitting") and self.is_measured(metric),
+            lambda found: (
+                self.is_everywhere("emitting", found[spec_id]) and self.is_measured(metric)
+            ),
             share=0.2,
             picture=lambda found: Picture(found, self.rows(metric)),
         )
@@ -222,7 +231,7 @@ class Story:
         until: Callable[[Found], bool],
         *,
         share: float = 0.0,
-        picture: Callable[[Sequence[SpecStatus]], Picture] = Picture,
+        picture: Callable[[Sequence[Rollout]], Picture] = Picture,
     ) -> None:
         """Show how things stand until it is so, and for a share of the story's time at least.
 
@@ -238,15 +247,15 @@ class Story:
         """
         began = time.monotonic()
         while True:
-            found = rollout.read(self.collection.find(), len(self.fleet.workers))
+            found = self.rollouts()
             self.display.draw(picture(found))
             waited = time.monotonic() - began
-            if until({status.spec_id: status for status in found}):
+            if until({each.spec_id: each for each in found}):
                 if waited >= share * self.seconds:
                     return
             elif waited > _DEADLINE_SECONDS:
                 stands = [
-                    f"{each.spec_id}: {', '.join([each.summary(), *each.problems])}"
+                    f"{each.spec_id}: {', '.join([states(each), *problems(each)])}"
                     for each in found
                 ]
                 raise DemoError(
@@ -286,6 +295,22 @@ class Story:
                 f"{workers}: {functions - len(replaced)} of {functions} functions have their "
                 f"original code{others}"
             )
+
+    def rollouts(self) -> list[Rollout]:
+        """How far each spec has come."""
+        found = []
+        for document in self.collection.find({}, {"_id": 1}):
+            with contextlib.suppress(SpecError):  # it was removed just now
+                found.append(rollout(self.collection, document["_id"]))
+        return found
+
+    def is_everywhere(self, state: str, found: Rollout) -> bool:
+        """Whether a spec is in this state in every worker."""
+        return found.counts == {state: len(self.fleet.workers)}
+
+    def are_listed(self) -> bool:
+        """Whether every worker is among the processes that live."""
+        return ProcessStore(Link(self.collection)).count() >= len(self.fleet.workers)
 
     def rows(self, *metrics: str) -> list[Row]:
         """What was measured: of these metrics, or of all."""

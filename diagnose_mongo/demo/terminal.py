@@ -12,20 +12,20 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from diagnose_mongo.demo.display import COLUMNS, Picture, cells
-from diagnose_mongo.demo.rollout import WAITING
+from diagnose_mongo.demo.display import COLUMNS, Picture, cells, problems, states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diagnose_mongo.demo.metrics import Row
-    from diagnose_mongo.demo.rollout import SpecStatus
+    from diagnose_mongo.rollouts import Rollout
 
 __all__ = ["TerminalDisplay"]
 
 _BAR_CELLS = 24
 _STYLES = {
-    WAITING: "bright_black",
+    "waiting": "bright_black",
+    "behind": "bright_black",
     "pending": "yellow",
     "installed": "cyan",
     "emitting": "green",
@@ -96,27 +96,27 @@ def _render(picture: Picture) -> RenderableType:
     return Group(*parts)
 
 
-def _render_specs(specs: Sequence[SpecStatus]) -> RenderableType:
+def _render_specs(specs: Sequence[Rollout]) -> RenderableType:
     parts: list[RenderableType] = []
-    width = max(len(status.spec_id) for status in specs)
-    for status in specs:
-        line = Text(f"{status.spec_id:<{width}}  ", no_wrap=True, overflow="ellipsis")
-        line.append_text(_bar(status))
-        line.append(f"  {status.summary()}")
+    width = max(len(str(found.spec_id)) for found in specs)
+    for found in specs:
+        line = Text(f"{found.spec_id!s:<{width}}  ", no_wrap=True, overflow="ellipsis")
+        line.append_text(_bar(found))
+        line.append(f"  {states(found)}")
         parts.append(line)
-        for problem, processes in status.problems.items():
-            text = Text(f"{processes} of {status.processes}: {problem}", style=_style("error"))
+        for problem, processes in problems(found).items():
+            text = Text(f"{processes} of {found.processes}: {problem}", style=_style("error"))
             parts.append(Padding(text, (0, 0, 0, width + 2)))
     return Group(*parts)
 
 
-def _bar(status: SpecStatus) -> Text:
+def _bar(found: Rollout) -> Text:
     """The processes side by side, each as wide as the others, coloured by state."""
     bar = Text()
     drawn = processes = 0
-    for state, count in status.states.items():
+    for state, count in found.counts.items():
         processes += count
-        cells_so_far = round(_BAR_CELLS * processes / status.processes)
+        cells_so_far = round(_BAR_CELLS * processes / found.processes)
         bar.append("━" * (cells_so_far - drawn), style=_style(state))
         drawn = cells_so_far
     return bar

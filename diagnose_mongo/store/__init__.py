@@ -2,17 +2,17 @@
 
 Every failure of the driver comes out as a :class:`~diagnose.errors.StoreError`.
 
-Two kinds of collections work: pymongo's, and mongomock's for tests of a single thread, which
-has no bulk writes, no raw documents and no server clock, and of which only the specs are used;
-see :attr:`Link.is_real`.
+Two kinds of collections work: pymongo's, and mongomock's for tests of a single thread
+(:mod:`diagnose_mongo.store.mock` has all that is special about those).
 """
 
 from __future__ import annotations
 
-from diagnose_mongo.store.budgets import BudgetStore, budget_id
-from diagnose_mongo.store.changes import follow
+from diagnose_mongo.store.change_stream import follow
 from diagnose_mongo.store.control import Control, ControlStore
-from diagnose_mongo.store.history import HistoryStore, content_of, is_about_content, new_entry_id
+from diagnose_mongo.store.editing import SpecDocuments
+from diagnose_mongo.store.fleet_hits import FleetHitsStore, fleet_hits_id
+from diagnose_mongo.store.history import HistoryStore, digest_of, is_about_content, new_record_id
 from diagnose_mongo.store.inspection import Inspector, ServerFacts
 from diagnose_mongo.store.link import (
     Link,
@@ -22,15 +22,18 @@ from diagnose_mongo.store.link import (
     is_answer,
     is_refused,
 )
+from diagnose_mongo.store.opening import FleetStores, fleet_stores, link_to, spec_store
 from diagnose_mongo.store.processes import ProcessStore
 from diagnose_mongo.store.replica import initiate_replica_set
 from diagnose_mongo.store.rollouts import RolloutStore
 from diagnose_mongo.store.specs import SpecStore, Undecodable
+from diagnose_mongo.store.tidying import TidyingStore
 
 __all__ = [
-    "BudgetStore",
     "Control",
     "ControlStore",
+    "FleetHitsStore",
+    "FleetStores",
     "HistoryStore",
     "Inspector",
     "Link",
@@ -39,15 +42,20 @@ __all__ = [
     "ServerClock",
     "ServerFacts",
     "SpecCollection",
+    "SpecDocuments",
     "SpecStore",
+    "TidyingStore",
     "Undecodable",
-    "budget_id",
     "connect",
-    "content_of",
+    "digest_of",
+    "fleet_hits_id",
+    "fleet_stores",
     "follow",
     "initiate_replica_set",
     "is_about_content",
     "is_answer",
     "is_refused",
-    "new_entry_id",
+    "link_to",
+    "new_record_id",
+    "spec_store",
 ]

@@ -1,4 +1,4 @@
-"""The collection that steers a fleet: what holds for all, and who does the chores of all."""
+"""The collection that steers a fleet: what holds for all, and the lease of its chores."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Control:
         paused: why nothing is to be armed anywhere; None: it may be.
         period: seconds between two polls at least; 0: as each process was told.
         heartbeat: seconds between two heartbeats at least.
-        processes: how many live, as counted last by whoever does the chores; 0: not yet.
+        processes: how many live, as counted last by the holder of the lease; 0: not yet.
         is_bounded: there are so many that ``applied`` holds failures and a sample only.
         holder: the process that does the chores, or did.
         lease_ends: when somebody else may take them over; by the server's clock, naive.
         renewed: when it was taken or renewed last; by the server's clock, naive.
-        buried: when what dead processes left was removed last, and who lives was about to be
-            looked at; by the server's clock, naive.
+        buried: when what dead processes left was removed last, just before it was looked which
+            processes live; by the server's clock, naive.
     """
 
     paused: str | None = None

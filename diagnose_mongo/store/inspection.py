@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bson import ObjectId
-
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
 from diagnose_mongo.store.link import is_refused
@@ -107,35 +105,6 @@ class Inspector:
 
     def _collection(self, name: str) -> Any:
         return self._specs if name == documents.COLLECTION else self._link.beside(name)
-
-    # --- specs ---
-
-    def raw_id(self, text: str) -> Any:
-        """The ``_id`` of the spec that people mean by a text; None: there is none.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        queries: list[dict[str, Any]] = [{documents.ID: text}, {"id": text}]
-        if ObjectId.is_valid(text):
-            queries.append({documents.ID: ObjectId(text)})
-        if text.removeprefix("-").isdecimal() and abs(int(text)) < 2**63:
-            queries.append({documents.ID: int(text)})
-        with self._link.talking("reading a spec"):
-            for query in queries:
-                found = self._specs.find_one(query, {documents.ID: 1})
-                if found is not None:
-                    return found[documents.ID]
-        return None
-
-    def document(self, raw_id: Any) -> dict[str, Any] | None:
-        """The whole document, with all its entries; None: there is none.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        with self._link.talking("reading a spec"):
-            return self._specs.find_one({documents.ID: {"$eq": raw_id}})
 
     def specs(self) -> list[dict[str, Any]]:
         """All specs, the last changed first, with ``states`` and ``acts`` in place of ``applied``.

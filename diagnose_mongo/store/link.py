@@ -65,7 +65,7 @@ class Link:
     """The client of a collection of specs, and the collections beside it.
 
     Args:
-        collection: pymongo's or mongomock's, of specs.
+        collection: of specs.
         owned: close the client with the link.
         timeout: seconds for one call, finding a server included.
 
@@ -75,7 +75,7 @@ class Link:
     Attributes:
         collection: of specs.
         is_owned: whether the client goes with the link.
-        is_real: whether it is pymongo's, with all that a server can do.
+        timeout: as given.
     """
 
     def __init__(
@@ -83,15 +83,16 @@ class Link:
     ) -> None:
         self.is_owned = owned
         self.timeout = timeout
-        self.is_real = isinstance(collection, Collection)
-        if not self.is_real and not type(collection).__module__.startswith("mongomock"):
+        self.collection = self._prepared(collection)
+
+    @staticmethod
+    def _prepared(collection: SpecCollection) -> SpecCollection:
+        if not isinstance(collection, Collection):
             raise TypeError(
                 "collection must be a Collection of pymongo (not of its asynchronous half), such "
                 f"as client['diagnose']['specs'], not {type(collection).__name__}"
             )
-        self.collection = (
-            collection.with_options(codec_options=ANYTHING) if self.is_real else collection
-        )
+        return collection.with_options(codec_options=ANYTHING)
 
     def beside(self, name: str, *, is_for_good: bool = True) -> SpecCollection:
         """Another collection of this fleet, in the same database.
@@ -108,9 +109,11 @@ class Link:
         )
 
     def clock(self) -> ServerClock | None:
-        """The server's clock; None where there is no server to ask (mongomock)."""
-        if not self.is_real:
-            return None
+        """The server's clock; None where there is no server to ask (mongomock).
+
+        Raises:
+            StoreError: the server could not be asked.
+        """
         with self.talking("reading the server's clock"):
             before = time.monotonic()
             answer = self.collection.database.command("hello", codec_options=ANYTHING)
@@ -128,7 +131,7 @@ class Link:
         as it does for the rest of the application.
         """
         duplicate = getattr(self.collection.database.client, "_duplicate", None)
-        if not self.is_real or duplicate is None:
+        if duplicate is None:
             return self
         database = duplicate(connect=False).get_database(self.collection.database.name)
         collection = database.get_collection(

@@ -1,4 +1,4 @@
-"""The collection of processes: who lives, where, and what the probes there cost.
+"""The collection of processes: which ones live, where, and what their probes cost.
 
 Each process has a small document, which it renews now and then. What is not renewed in time
 counts as dead from the moment in ``expires`` on, by the server's clock; a TTL index removes it
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["IS_ALIVE", "Beat", "ProcessStore"]
 
-# `$ifNull` keeps it from the index on `expires`: heartbeats move documents ahead in that, and who
-# reads along it meets some of them twice. Nearly all documents are of processes that live.
+# `$ifNull` keeps it from the index on `expires`: heartbeats move documents ahead in that, and a
+# query that goes along it meets some of them twice. Nearly all documents are of processes that live.
 IS_ALIVE = {"$expr": {"$gt": [{"$ifNull": ["$expires", None]}, "$$NOW"]}}
 """What a query asks of a process's document, for those that live."""
 
@@ -55,7 +55,7 @@ class ProcessStore:
             process_id: its id.
             content: the rest of its document.
             ttl: seconds that this is good for.
-            run: tells apart those who use the same id.
+            run: tells apart processes that use the same id.
 
         Raises:
             StoreError: it could not be written.
@@ -107,7 +107,7 @@ class ProcessStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        with self._link.talking("reading who lives"):
+        with self._link.talking("reading which processes live"):
             found = [
                 each[documents.ID] for each in self._collection.find(IS_ALIVE, {documents.ID: 1})
             ]
@@ -119,7 +119,7 @@ class ProcessStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        with self._link.talking("counting who lives"):
+        with self._link.talking("counting the processes that live"):
             return self._collection.count_documents(IS_ALIVE)
 
     def all(self) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ class ProcessStore:
             StoreError: the server could not be asked.
         """
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
-        with self._link.talking("reading who lives"):
+        with self._link.talking("reading which processes live"):
             return list(
                 self._collection.aggregate(
                     [{"$match": IS_ALIVE}, {"$sort": {documents.ID: 1}}, {"$set": {"age": age}}]

@@ -2,8 +2,8 @@
 
 Two places say what became of a spec in a process: its entry in ``applied``, and the process's
 own document. The first is what counts, as long as the fleet is small enough for all of them to
-fit; then the second. Who should have the spec is reckoned there too: the processes that live,
-whose labels match, and who are among the ``percent``.
+fit; then the second. Which processes should have the spec is reckoned there too: those that
+live, whose labels match, and that are among the ``percent``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bson import Int64
-from bson.errors import BSONError
 
 from diagnose.specs import PERCENT_MODULUS, percent_factors
 from diagnose_mongo import documents
@@ -36,24 +35,6 @@ class RolloutStore:
         self._link = link
         self._specs = link.collection
         self._processes = link.beside("processes")
-
-    def spec(self, spec_id: object) -> dict[str, Any] | None:
-        """The document with this ``_id``, or with this ``id``, without ``applied``; None: none.
-
-        One that can't be decoded has its ``_id`` only.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        with self._link.talking("reading a spec"):
-            for query in ({documents.ID: spec_id}, {"id": spec_id}):
-                try:
-                    found = self._specs.find_one(query, {documents.APPLIED: 0})
-                except BSONError:
-                    found = self._specs.find_one(query, {documents.ID: 1})
-                if found is not None:
-                    return found
-        return None
 
     def count(
         self,

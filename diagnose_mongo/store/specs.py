@@ -21,13 +21,10 @@ from pymongo.write_concern import WriteConcern
 from diagnose.errors import StoreError
 from diagnose_mongo import documents
 from diagnose_mongo.store.control import IDS, Control
-from diagnose_mongo.store.history import mark
 from diagnose_mongo.store.link import ANYTHING, is_refused, short
-from diagnose_mongo.store.processes import IS_ALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
-    from datetime import datetime
 
     from diagnose_mongo.store.link import Link
 
@@ -47,11 +44,8 @@ _APPLIED_IS_NO_DOCUMENT = {
         {documents.APPLIED: {"$type": "array"}},
     ]
 }
-_APPLIED_IS_A_DOCUMENT = {documents.APPLIED: {"$type": "object", "$not": {"$type": "array"}}}
 _CONTROL = "control of the fleet"  # no field of that name is asked for in specs
 _IDS_PER_FETCH = 1_000
-_ENTRIES_PER_UPDATE = 500
-_CHORE_SECONDS = 30.0
 
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(
     document_class=RawBSONDocument,
@@ -96,14 +90,10 @@ class SpecStore:
         self._link = link
         self._collection = link.collection
         # For good, whatever the application is content with: no failover takes an entry back.
-        self._entries = (
-            self._collection.with_options(write_concern=WriteConcern("majority"))
-            if link.is_real
-            else self._collection
-        )
+        self._entries = self._collection.with_options(write_concern=WriteConcern("majority"))
         self._missed: set[Hashable] = set()
         self._left_out: set[Hashable] = set()
-        self._use_index = link.is_real
+        self._use_index = True
         self._is_index_missed = False
         self._looked: tuple[list[dict[str, Any]], list[tuple[Any, object]], Control] | None = None
         self._with_control = {
@@ -124,11 +114,7 @@ class SpecStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        if self._link.is_real:
-            found = self._look([])
-        else:
-            found = list(self._collection.find({}, {documents.ID: 1, documents.VERSION: 1}))
-        return self._pairs(found)
+        return self._pairs(self._look([]))
 
     def look(self) -> tuple[list[tuple[Any, object]], Control]:
         """The same and what holds for the whole fleet, in one query: all that a poll asks.
@@ -136,8 +122,6 @@ class SpecStore:
         Raises:
             StoreError: the server could not be asked.
         """
-        if not self._link.is_real:
-            return self.versions(), Control()
         found = self._look([self._with_control])
         # Nearly always it is what it was.
         if self._looked is None or self._looked[0] != found:
@@ -182,7 +166,7 @@ class SpecStore:
 
     def look_for_index(self) -> None:
         """Use the index of polls again, which somebody may have made meanwhile."""
-        self._use_index = self._link.is_real
+        self._use_index = True
 
     def _make_index(self) -> bool:
         """Make the index that polls use; whether it is there. Without the right, polls do without."""
@@ -247,8 +231,7 @@ class SpecStore:
             fields: only these; that is much cheaper for the server where ``applied`` is large.
         """
         wanted: dict[str, int] = {documents.APPLIED: 0, documents.COUNTS: 0}
-        # mongomock gives the fields in the order in which they are asked for.
-        if fields is not None and self._link.is_real and all(map(_can_be_projected, fields)):
+        if fields is not None and all(map(_can_be_projected, fields)):
             wanted = {documents.ID: 1, **dict.fromkeys(fields, 1)}
         read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
         for start in range(0, len(raw_ids), _IDS_PER_FETCH):
@@ -268,9 +251,6 @@ class SpecStore:
         self, raw_ids: list[Any], fields: Mapping[str, int]
     ) -> list[tuple[Any, dict[str, Any] | Undecodable]]:
         wanted = {documents.ID: {"$in": raw_ids}}
-        if not self._link.is_real:
-            found = self._collection.find(wanted, fields)
-            return [(document[documents.ID], document) for document in found]
         read: list[tuple[Any, dict[str, Any] | Undecodable]] = []
         reason = None
         raw = self._collection.with_options(codec_options=_RAW)
@@ -358,10 +338,6 @@ class SpecStore:
         """Update one document each; by index, code and text of those that were refused."""
         if not updates:
             return {}
-        if not self._link.is_real:
-            for query, update in updates:
-                self._collection.update_one(query, update)
-            return {}
         try:
             self._entries.bulk_write(
                 [UpdateOne(query, update) for query, update in updates], ordered=False
@@ -372,130 +348,3 @@ class SpecStore:
                 raise  # the writes were done, but not acknowledged as they should be
             return {each["index"]: (each.get("code"), short(each["errmsg"])) for each in errors}
         return {}
-
-    # --- what is done for the whole fleet ---
-
-    def remove_entries_of_dead(self) -> int:
-        """Remove entries of processes that do not live; how many there were.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        keys = {"$map": {"input": {"$objectToArray": f"${documents.APPLIED}"}, "in": "$$this.k"}}
-        pipeline: list[dict[str, Any]] = [
-            {"$match": _APPLIED_IS_A_DOCUMENT},
-            {"$project": {"keys": keys}},
-            {
-                "$lookup": {
-                    "from": self._link.beside("processes").name,
-                    "pipeline": [{"$match": IS_ALIVE}, {"$project": {documents.ID: 1}}],
-                    "as": "living",
-                }
-            },
-            {"$project": {"dead": {"$setDifference": ["$keys", f"$living.{documents.ID}"]}}},
-            {"$match": {"dead": {"$ne": []}}},
-        ]
-        removed = 0
-        with self._link.talking("removing entries of dead processes", _CHORE_SECONDS):
-            for each in list(self._collection.aggregate(pipeline)):
-                # Another name has been put there by hand.
-                dead = [name for name in each["dead"] if documents.is_process_id(name)]
-                removed += len(dead)
-                for start in range(0, len(dead), _ENTRIES_PER_UPDATE):
-                    some = dead[start : start + _ENTRIES_PER_UPDATE]
-                    paths = {documents.entry_path(process_id): "" for process_id in some}
-                    self._collection.update_one(
-                        {documents.ID: each[documents.ID]}, {"$unset": paths}
-                    )
-        return removed
-
-    def bound_entries(self, sample: Collection[str], failures: int) -> None:
-        """Leave in each spec the entries of some processes, and so many of those that failed.
-
-        Args:
-            sample: the processes.
-            failures: how many of the others.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        entries = {"$objectToArray": f"${documents.APPLIED}"}
-        is_sampled = {"$in": ["$$this.k", {"$literal": list(sample)}]}
-        failed = {
-            "$filter": {
-                "input": entries,
-                "cond": {
-                    "$and": [
-                        {"$not": [is_sampled]},
-                        {"$ne": [{"$ifNull": ["$$this.v.err", None]}, None]},
-                    ]
-                },
-            }
-        }
-        sampled = {"$filter": {"input": entries, "cond": is_sampled}}
-        kept = {"$concatArrays": [sampled, {"$slice": [failed, failures]}]}
-        too_many = {"$expr": {"$gt": [{"$size": entries}, len(sample) + failures]}}
-        with self._link.talking("leaving some entries only", _CHORE_SECONDS):
-            self._collection.update_many(
-                {"$and": [_APPLIED_IS_A_DOCUMENT, too_many]},
-                [{"$set": {documents.APPLIED: {"$arrayToObject": kept}}}],
-            )
-
-    def note_counts(self, counts: Sequence[tuple[Any, object, Mapping[str, int]]]) -> None:
-        """Write how many processes there are in each state into specs.
-
-        Args:
-            counts: of each the ``_id``, its ``lastmodified`` and the counts.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        if not counts:
-            return
-        with self._link.talking("writing counts into specs", _CHORE_SECONDS):
-            self._collection.bulk_write(
-                [
-                    UpdateOne(
-                        {documents.ID: raw_id, documents.VERSION: version},
-                        {"$set": {documents.COUNTS: dict(states)}},
-                    )
-                    for raw_id, version, states in counts
-                ],
-                ordered=False,
-            )
-
-    def set_stage(
-        self,
-        raw_id: Any,
-        version: object,
-        *,
-        name: str,
-        reason: str,
-        began: datetime,
-        percent: float | None,
-        by: str,
-    ) -> bool:
-        """Move a canary on, which makes a new version; whether that of ``version`` was there still.
-
-        Raises:
-            StoreError: the server could not be asked.
-        """
-        stage: dict[str, Any] = {
-            "name": name,
-            "reason": {"$literal": reason},
-            "began": began,
-            "version": f"${documents.VERSION}",
-        }
-        if percent is not None:
-            stage["percent"] = percent
-        # Anew: fields of the stage before must not stay.
-        update: list[dict[str, Any]] = [
-            *mark(by, "canary"),
-            {"$unset": "stage"},
-            {"$set": {"stage": stage}},
-        ]
-        with self._link.talking("moving a canary on"):
-            result = self._collection.update_one(
-                {documents.ID: raw_id, documents.VERSION: version}, update
-            )
-        return bool(result.modified_count)

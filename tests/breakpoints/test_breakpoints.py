@@ -17,9 +17,12 @@ from unittest.mock import Mock
 
 import pytest
 from modules import loaded
+from waiting import wait_until
 
 from diagnose import attach_to, breakpoints
 from diagnose.breakpoints import Breakpoint, Call, do
+from diagnose.breakpoints.blocked import Gate, Monitor
+from diagnose.breakpoints.workers import Workers
 from diagnose.errors import (
     BreakpointError,
     BreakpointTimeoutError,
@@ -141,14 +144,12 @@ def test_it_stops_where_the_function_has_returned(shop):
 
 
 def test_return_is_no_event_of_a_call_that_raises(shop):
-    with Breakpoint("bp_shop.fail", "return", timeout=0.05) as bp:
-        bp.start_thread(shop.forgiving, 4)
-        with pytest.raises(BreakpointTimeoutError):
-            bp.wait()
-        bp.join()
-        bp.start_thread(shop.double, 1)
-        bp.hits_at_most = 0
-        bp._conditions.met[:] = [True]
+    with pytest.raises(BreakpointError, match="expected any call; it was not called at all"):
+        with Breakpoint("bp_shop.fail", "return", timeout=0.05) as bp:
+            bp.start_thread(shop.forgiving, 4)
+            with pytest.raises(BreakpointTimeoutError):
+                bp.wait()
+            bp.join()
 
 
 def test_it_stops_where_the_function_has_raised(shop):
@@ -425,27 +426,23 @@ def test_a_release_before_the_hit_lets_that_pass(shop):
 
 
 class Crossing:
-    """Holds a breakpoint's lock at a place in a hit, so that a release comes before or after it.
+    """Holds a caller that is noted and told to all, before it waits at its gate."""
 
-    The hit, in its thread: noted, told to all, then it waits at its gate.
-    """
-
-    def __init__(self, monkeypatch, bp):
+    def __init__(self, monkeypatch):
         self.arrived, self.go_on = threading.Event(), threading.Event()
-        hold = bp._hold
+        wait = Gate.wait
 
-        def held(call, gate):
-            # Noted, and nobody waits at the gate yet.
+        def held(gate, seconds):
             self.arrived.set()
             assert self.go_on.wait(10)
-            hold(call, gate)
+            return wait(gate, seconds)
 
-        monkeypatch.setattr(bp, "_hold", held)
+        monkeypatch.setattr(Gate, "wait", held)
 
 
 def test_a_release_between_the_hit_and_its_waiting_is_not_lost(shop, monkeypatch):
     with Breakpoint("bp_shop.double") as bp:
-        crossing = Crossing(monkeypatch, bp)
+        crossing = Crossing(monkeypatch)
         thread = bp.start_thread(shop.double, 1)
         assert crossing.arrived.wait(10)
         bp.wait()
@@ -456,35 +453,35 @@ def test_a_release_between_the_hit_and_its_waiting_is_not_lost(shop, monkeypatch
 
 
 def test_a_hit_between_looking_and_waiting_is_not_lost(shop, monkeypatch):
-    with Breakpoint("bp_shop.double") as bp:
-        is_reached = bp._is_reached
+    with Breakpoint("bp_shop.double", timeout=10_000) as bp:
+        wait = Monitor.wait
         looks = []
 
-        def slow(goal):
-            found = is_reached(goal)
-            looks.append(found)
+        def late(monitor, version, seconds):
+            looks.append(bp.hits)
             if len(looks) == 1:
                 # It was looked, in vain; before it is waited the hit comes.
                 bp.start_thread(shop.double, 1)
-                with bp._changed:
-                    assert bp._changed.wait_for(lambda: bp.hits, 10)
-            return found
+                wait_until(lambda: bp.standing)
+            wait(monitor, version, seconds)
 
-        monkeypatch.setattr(bp, "_is_reached", slow)
+        monkeypatch.setattr(Monitor, "wait", late)
         bp.wait()
-        assert looks == [False, True]
+        assert looks == [0]
         bp.release()
 
 
 def test_a_release_in_the_moment_in_which_the_caller_gives_up_is_not_lost(shop, monkeypatch):
     with Breakpoint("bp_shop.double", timeout=0.01) as bp:
-        give_up = bp._give_up
+        wait = Gate.wait
 
-        def late(call, gate):
+        def late(gate, seconds):
+            is_opened = wait(gate, seconds)
+            assert not is_opened
             bp.release()
-            give_up(call, gate)
+            return is_opened
 
-        monkeypatch.setattr(bp, "_give_up", late)
+        monkeypatch.setattr(Gate, "wait", late)
         assert shop.double(1) == 2
 
 
@@ -853,7 +850,7 @@ def test_an_interrupt_while_it_is_waited_undoes_everything(shop, monkeypatch):
         with Breakpoint("bp_shop.double") as bp:
             thread = bp.start_thread(shop.double, 1)
             bp.wait()
-            monkeypatch.setattr(bp, "_is_reached", interrupted)
+            monkeypatch.setattr(Monitor, "wait", interrupted)
             bp.wait(hits=2)
     assert shop.double.__code__ is code
     assert thread.result == 2
@@ -861,7 +858,7 @@ def test_an_interrupt_while_it_is_waited_undoes_everything(shop, monkeypatch):
 
 def test_an_interrupt_while_the_caller_stands_lets_it_leave(shop, monkeypatch):
     with Breakpoint("bp_shop.double") as bp:
-        monkeypatch.setattr("diagnose.breakpoints.stops.Gate.wait", interrupted)
+        monkeypatch.setattr(Gate, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             shop.double(1)
         assert bp.standing == []
@@ -873,7 +870,7 @@ def test_an_interrupt_while_threads_are_joined_undoes_everything(shop, monkeypat
         with Breakpoint("bp_shop.double") as bp:
             thread = bp.start_thread(shop.double, 1)
             bp.wait()
-            monkeypatch.setattr(bp, "_join", interrupted)
+            monkeypatch.setattr(Workers, "join", interrupted)
     assert shop.double.__code__ is code
     thread.join(10)
     assert thread.result == 2
@@ -915,8 +912,22 @@ def test_an_interrupt_at_any_line_of_entering_or_leaving_undoes_everything(shop,
             sys.settrace(old)
         assert (shop.double, shop.double.__code__) == (before, its_code)
         assert threading.get_ident() not in BUSY
-        bp._take_off()
+        bp.disarm()
     assert interrupts > 50
+
+
+def test_a_disarmed_breakpoint_lets_all_go_and_stops_nobody(shop):
+    code = shop.double.__code__
+    with Breakpoint("bp_shop.double") as bp:
+        thread = bp.start_thread(shop.double, 1)
+        bp.wait()
+        bp.disarm()
+        assert shop.double.__code__ is code
+        assert shop.double(2) == 4
+        bp.join()
+        assert bp.hits == 1
+        bp.disarm()
+    assert thread.result == 2
 
 
 def test_breakpoints_on_one_attribute_may_be_left_in_any_order(shop):

@@ -47,8 +47,8 @@ def nothing_of_forks_is_left():
     yield
     assert open_descriptors() == descriptors
     assert not set(threading.enumerate()) - threads
-    assert not forks._children
-    assert not forks._entered
+    assert not forks.children
+    assert not forks.watched
 
 
 def open_descriptors():
@@ -426,7 +426,7 @@ def test_a_child_may_have_breakpoints_of_its_own(shop):
     with Breakpoint("stopped_shop.double", condition=lambda x: x == 99, timeout=SECONDS) as bp:
         assert Child(work).end() == 18
         assert [call.args for call in bp.seen] == [(4,), (5,)]
-        shop.double(99) if bp._is_open else bp.release()
+        bp.release()
         shop.double(99)
 
 
@@ -440,7 +440,7 @@ def test_a_child_may_leave_the_block_and_waits_for_nobody(shop):
             started = time.monotonic()
             stack.close()
             assert time.monotonic() - started < SECONDS / 3
-            assert not forks._entered
+            assert not forks.watched
             return shop.double(1)
 
         assert Child(leave).end() == 2
@@ -456,7 +456,7 @@ def test_a_fork_is_possible_while_another_thread_has_the_lock(shop):
     with at_double() as bp:
 
         def hold():
-            with bp._lock:
+            with bp._session.stop.monitor.lock:
                 has_it.set()
                 enough.wait()
 
@@ -568,7 +568,7 @@ print(before == (len(os.listdir("/proc/self/fd")), threading.active_count()))
 def test_a_child_that_becomes_another_program_is_gone(shop):
     with at_double() as bp:
         subprocess.run(["/bin/true"], preexec_fn=lambda: None, check=True)
-        wait_until(lambda: not forks._children)
+        wait_until(lambda: not forks.children)
         bp.release()
         shop.double(1)
 

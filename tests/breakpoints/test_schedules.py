@@ -16,7 +16,7 @@ import pytest
 from waiting import wait_until
 
 from diagnose.breakpoints import explore
-from diagnose.breakpoints.locks import MAKERS, RUNNERS
+from diagnose.breakpoints.schedules.locks import MAKERS, RUNNERS
 from diagnose.errors import BreakpointError, DiagnoseError, ScheduleError, TargetNotFoundError
 
 # As the messages have it: relative to where pytest runs.

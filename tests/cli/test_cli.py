@@ -23,12 +23,11 @@ from waiting import wait_for_documents, wait_until
 
 from diagnose.instruments import ProbeTestInstrument, Result
 from diagnose_mongo.changes import history
-from diagnose_mongo.cli import examination, words
+from diagnose_mongo.cli import arguments as texts
+from diagnose_mongo.cli import doctor
 from diagnose_mongo.cli.output import Output, duration, shown
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link, ProcessStore, ServerFacts
-
-pytestmark = pytest.mark.programs
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "diagnose_mongo.cli"]
@@ -539,7 +538,7 @@ def test_the_doctor_says_what_is_missing(run, specs, database):
 )
 def test_the_doctor_says_which_mongodb_is_too_old(version, grade):
     facts = ServerFacts(version=version, replica_set="rs", round_trip=0.001, ahead=0.0)
-    looks = examination._server(SimpleNamespace(server=lambda: facts))
+    looks = doctor._server(SimpleNamespace(server=lambda: facts))
     (finding,) = [each for each in looks if each.what == "version"]
     assert (finding.grade, finding.text) == (grade, f"MongoDB {version}")
     assert finding.advice.endswith("MongoDB 5.0 and newer: upgrade") == (grade == "fail")
@@ -631,7 +630,7 @@ def test_help_says_what_there_is(run):
 def test_help_needs_neither_driver_nor_manager():
     code = (
         "import sys; from diagnose_mongo.cli import main; main(['--help'])\n"
-        "late = {'pymongo', 'bson', 'apscheduler', 'diagnose_mongo.manager'}\n"
+        "late = {'pymongo', 'bson', 'apscheduler', 'diagnose_mongo.worker.manager'}\n"
         "sys.exit(' '.join(late & sys.modules.keys()) or 0)"
     )
     done = subprocess.run(
@@ -717,17 +716,17 @@ def test_what_can_not_be_printed_does_not_end_it(run, specs):
     [("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400), ("1.5", 1.5), (".5m", 30)],
 )
 def test_durations_are_read(text, found):
-    assert words.seconds(text) == found
+    assert texts.seconds(text) == found
 
 
 def test_a_plain_number_is_minutes_in_a_lifespan():
-    assert (words.minutes("10"), words.minutes("90s"), words.minutes("1d")) == (10, 1.5, 1440)
+    assert (texts.minutes("10"), texts.minutes("90s"), texts.minutes("1d")) == (10, 1.5, 1440)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1s", "1w", "1e3", "inf", "nan", "1 0m"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="is no duration"):
-        words.seconds(text)
+        texts.seconds(text)
 
 
 def test_durations_are_short():

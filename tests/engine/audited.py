@@ -11,7 +11,7 @@ import sys
 import threading
 import types
 
-from diagnose import HistogramInstrument, probes, sites
+from diagnose import HistogramInstrument, probes, registry, sites
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.instruments.calltree import CallTreeInstrument
@@ -105,10 +105,10 @@ def run(make, event, phase, refusal, wrong):
     if shop.target.__code__ is not original:
         wrong.append("its code is left")
         shop.target.__code__ = original
-    if sites._sites or probes._on_site or probes.active_probes:
+    if sites._sites or registry._on_site or probes.active_probes:
         wrong.append("something is left")
         sites._sites.clear()
-        probes._on_site.clear()
+        registry._on_site.clear()
         probes.active_probes.clear()
 
 

@@ -11,7 +11,7 @@ import pytest
 from stage import DEADLINE_SECONDS, attached, in_thread, timers_ran
 from waiting import in_child, wait_until
 
-from diagnose import LogInstrument, attach_to, probes
+from diagnose import LogInstrument, attach_to, attachments, probes
 from diagnose import cpu_budget as budgets
 from diagnose.cpu_budget import (
     FIRST_PAUSE_SECONDS,
@@ -444,7 +444,7 @@ def end_pause(monkeypatch):
         pauses.clear()
         ended(late)
 
-    monkeypatch.setattr(probes, "Pause", Never)
+    monkeypatch.setattr(attachments, "Pause", Never)
     yield end
     assert pauses == []
 

@@ -24,7 +24,7 @@ from combined import SUBJECTS
 from combining import SPACE, run
 from stage import Stage, timers_ran
 
-from diagnose import probes
+from diagnose import attachments
 
 # More of them find more: DIAGNOSE_TEST_EXAMPLES=1000. In CI the same ones come each time.
 EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
@@ -166,10 +166,10 @@ def test_what_is_wrong_is_seen(module, monkeypatch):
     raising = {"hook": "emit", "does": "raises Exception"}
     assert wrong(module, raising) == []
     with monkeypatch.context() as patch:
-        patch.setattr(probes, "belongs_to_program", lambda error: True)
+        patch.setattr(attachments, "belongs_to_program", lambda error: True)
         assert any("x=0: " in each for each in wrong(module, raising))
     with monkeypatch.context() as patch:
-        patch.setattr(probes._Attachment, "fail", lambda self, error: True)
+        patch.setattr(attachments.Attachment, "fail", lambda self, error: True)
         assert any("in place of error" in each for each in wrong(module, raising))
 
 

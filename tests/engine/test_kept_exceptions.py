@@ -10,7 +10,7 @@ import threading
 import pytest
 from stage import attached
 
-from diagnose import HistogramInstrument, probes
+from diagnose import HistogramInstrument, registry
 from diagnose.instruments import ProbeTestInstrument
 
 SOURCE = """\
@@ -189,7 +189,7 @@ def fail_at_hit(shop, make, event, name="target", call=None):
     with attached(f"{shop.__name__}.{name}", instrument):
         result = (call or getattr(shop, name))(1)
         # What the timers' thread does is done in order.
-        probes.timers.after(0, told.set)
+        registry.timers.after(0, told.set)
         assert told.wait(30)
         assert instrument.status.state == "error"
     return result
@@ -285,7 +285,7 @@ def test_what_the_program_raises_meanwhile_has_its_whole_traceback(shop):
         except shop.Kept:
             go_on.set()
             told = threading.Event()
-            probes.timers.after(0, told.set)
+            registry.timers.after(0, told.set)
             assert told.wait(30)
     names = [entry[1] for entry in state(error)[0]]
     assert (

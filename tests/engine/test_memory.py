@@ -14,7 +14,7 @@ import leftovers
 import pytest
 from stage import Stage, attached, events, frees_code, probed, timers_ran
 
-from diagnose import attach_to, probes, sites
+from diagnose import attach_to, registry, sites
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 
@@ -117,7 +117,7 @@ def test_starting_and_stopping_leaves_nothing_behind(stage, kind):
     blocks, objects = growth(cycle, times, warm=20)
     assert objects < min(times, 100)
     assert blocks < min(5 * times, 500)
-    assert probes._on_site == {}
+    assert registry._on_site == {}
     assert sites._sites == {}
 
 

@@ -24,7 +24,7 @@ from stage import (
 from waiting import in_child, wait_until
 
 import diagnose
-from diagnose import attach_to, probes, reentrancy, sensor
+from diagnose import attach_to, reentrancy, registry, sensor
 from diagnose.errors import (
     DiagnoseError,
     InstrumentError,
@@ -654,7 +654,7 @@ def test_an_exception_that_the_program_raises_meanwhile_keeps_its_traceback(stag
     module = stage.script("def work(x):\n    return x")
     module.fail = fail
     with attached(f"{module.__name__}.work", recorder("fail()", mgr=Told())):
-        probes.timers.after(0, lambda: gate.wait(DEADLINE_SECONDS))
+        registry.timers.after(0, lambda: gate.wait(DEADLINE_SECONDS))
         assert module.work(1) == 1
         assert own.__traceback__ is None
         try:
@@ -693,19 +693,19 @@ def test_threads_that_fail_at_once_report_once(shop):
 def test_a_failing_hit_waits_for_nobody(shop):
     # Whoever changes probes may be waiting for a lock that the program's thread holds.
     with attached(shop.path, Failing("value", mgr=Noted())):
-        with probes._lock:
+        with registry.lock:
             assert in_thread(shop.double, 2) == 4
 
 
 def test_what_the_first_hit_says_is_not_lost(shop, monkeypatch):
-    update = probes._update
+    update = registry.update
 
     def update_and_call(site, news=()):
         update(site, news)
         if news:  # it is armed: another thread may be there at once
             in_thread(shop.double, 1)
 
-    monkeypatch.setattr(probes, "_update", update_and_call)
+    monkeypatch.setattr(registry, "update", update_and_call)
     failing = Failing("value", mgr=Noted())
     with attached(shop.path, failing):
         assert (failing.status.state, failing.status.code) == ("error", "runtime-error")

@@ -412,7 +412,7 @@ def test_an_apply_that_finds_nothing_new_does_not_search(shop, manager, monkeypa
         arm(manager, f"shop_rt.{key}", key=key)
     made = []
     monkeypatch.setattr(targets, "resolve", lambda *a, **k: made.append(a))
-    monkeypatch.setattr(managers.InstrumentManager, "_make", lambda *a, **k: made.append(a))
+    monkeypatch.setattr(managers.InstrumentManager, "make", lambda *a, **k: made.append(a))
     before = [shop.total.__code__, shop.Cart.checkout.__code__]
     for _ in range(3):
         manager.apply()

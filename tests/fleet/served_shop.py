@@ -1,6 +1,6 @@
 """What test_prefork_servers.py serves: one function, reached through WSGI, ASGI, Celery or a pool.
 
-With ``SHOP_STARTS_ITS_MANAGER`` set it starts a manager itself, where README says to for each
+With ``SHOP_STARTS_ITS_MANAGER`` set it starts a manager itself, where docs/prefork.md says to for each
 server; without it nothing here knows of diagnose.
 """
 

@@ -18,8 +18,6 @@ from waiting import wait_for_documents
 
 from diagnose_mongo import autostart
 
-pytestmark = pytest.mark.programs
-
 ROOT = Path(__file__).parents[2]
 RUN = (sys.executable, "-m", "diagnose_mongo.autostart", "--")
 
@@ -363,10 +361,10 @@ import diagnose_mongo, threading
 from diagnose_mongo.autostart.start import start_from_environment
 manager = diagnose_mongo.start(process_id="own")
 before = threading.active_count()
-assert start_from_environment()._poller is None
+assert not start_from_environment().is_running
 assert threading.active_count() <= before
 manager.stop()
-assert start_from_environment()._poller is None
+assert not start_from_environment().is_running
 """
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
@@ -406,7 +404,7 @@ assert not importlib.util.find_spec("diagnose_mongo")
 sys.stdin.readline()
 for name in ("rich", "pytest", "waiting"):
     assert not importlib.util.find_spec(name), name
-import diagnose_mongo.manager
+import diagnose_mongo.worker.manager
 print(diagnose_mongo.__file__, flush=True)
 """
     environment["PYTHONPATH"] = ""

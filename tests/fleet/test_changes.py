@@ -14,10 +14,10 @@ from waiting import wait_until
 
 from diagnose.errors import SpecError, StoreError
 from diagnose.instruments import ProbeTestInstrument
-from diagnose_mongo import changes
+from diagnose_mongo import history as records
 from diagnose_mongo.changes import add, change, difference, history, new_id, remove
-from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.store import HistoryStore, Link
+from diagnose_mongo.store import HistoryStore, Link, SpecDocuments
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 
 @pytest.fixture
@@ -57,13 +57,14 @@ def told(specs, spec_id=None):
 
 def fails_once(monkeypatch, name):
     """As if the process were killed just before it does that."""
-    whole = getattr(HistoryStore, name)
+    store = HistoryStore if name.startswith("note") else SpecDocuments
+    whole = getattr(store, name)
 
     def fail(self, *arguments):
-        monkeypatch.setattr(HistoryStore, name, whole)
+        monkeypatch.setattr(store, name, whole)
         raise StoreError("killed")
 
-    monkeypatch.setattr(HistoryStore, name, fail)
+    monkeypatch.setattr(store, name, fail)
 
 
 # --- through the library ------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def test_entries_of_processes_stay_out_of_it(specs):
 
 def test_every_change_is_a_version_of_its_own_however_soon_it_comes(specs):
     add(specs, spec())
-    store = HistoryStore(Link(specs))
+    store = SpecDocuments(Link(specs))
     seen, version = set(), specs.find_one()["lastmodified"]
     for i in range(100):
         version = store.change("a", version, {"comment": str(i)}, (), by="ann", via="library")[
@@ -301,9 +302,9 @@ def test_two_that_notice_the_same_record_it_once(specs):
     go = threading.Barrier(2)
 
     def look():
-        store = HistoryStore(Link(specs))
+        recorder = records.Recorder(Link(specs))
         go.wait()
-        changes._notice(store, "a")
+        recorder.notice("a")
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:
@@ -380,17 +381,17 @@ def test_specs_of_any_kind_are_noticed(process, specs):
     assert len(history(specs)) == 5
     specs.update_one({"_id": "big"}, {"$set": {"x": "z" * 2_000_000}})
     change_count = specs.update_many({}, {"$set": {"comment": "x"}}).modified_count
-    web._polls = 60
+    web._session._polls = 60
     web.apply()
     assert len(history(specs)) == 5 + change_count
     specs.delete_many({})
     web.apply()
     assert len(history(specs)) == 15
-    assert web._down_since is None
+    assert not web._session.outage.is_on
 
 
 def test_many_changes_do_not_hold_up_polls(process, specs, monkeypatch):
-    monkeypatch.setattr(changes, "_NOTICED_AT_ONCE", 5)
+    monkeypatch.setattr(records, "_NOTICED_AT_ONCE", 5)
     web = process("web")
     specs.insert_many([by_hand(str(i), target=5) for i in range(12)])
     counts = []
@@ -481,7 +482,7 @@ def test_a_removal_that_is_refused_says_so(specs, monkeypatch):
     def refuse(self, raw_id, version):
         raise StoreError("not allowed") from OperationFailure("not authorized", 13)
 
-    monkeypatch.setattr(HistoryStore, "remove", refuse)
+    monkeypatch.setattr(SpecDocuments, "remove", refuse)
     with pytest.raises(StoreError, match="not allowed"):
         remove(specs, "a")
     assert history(specs)[0].failed == "not allowed"

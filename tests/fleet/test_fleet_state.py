@@ -19,22 +19,23 @@ from waiting import in_child, wait_until
 from diagnose.errors import SpecError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.specs import Select, Stage, parse
-from diagnose_mongo import chores, presence
-from diagnose_mongo.canary import decide
+from diagnose_mongo import bounds
 from diagnose_mongo.installation import install
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.janitor import chores
+from diagnose_mongo.janitor.canaries import decide
 from diagnose_mongo.rollouts import rollout, wait_for_rollout
 from diagnose_mongo.store import (
-    BudgetStore,
     ControlStore,
+    FleetHitsStore,
     Link,
     ProcessStore,
     RolloutStore,
+    SpecDocuments,
     SpecStore,
-    budget_id,
+    fleet_hits_id,
 )
-
-pytestmark = pytest.mark.programs
+from diagnose_mongo.worker import heartbeats
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 
 @pytest.fixture
@@ -62,13 +63,13 @@ def change(specs, spec_id="a", **changes):
 
 def vanish(manager):
     """As if the process were killed: nothing is said any more."""
-    manager._has_beaten = False
-    manager._down_since = 0.0
+    manager._session.heart.has_beaten = False
+    manager._session.outage.note(1.0)
     manager.stop()
 
 
 def beat(manager):
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 
@@ -131,7 +132,7 @@ def test_a_forked_child_is_listed_as_itself(process, database):
 
     def child():
         web.apply()
-        ids = {each["_id"] for each in ProcessStore(web._link).all()}
+        ids = {each["_id"] for each in ProcessStore(web._session.connection.link()).all()}
         assert ids == {"web", web.process_id}
         assert web.process_id.startswith("web-")
         web.stop()
@@ -286,7 +287,7 @@ def test_the_server_selects_as_the_processes_do(process, specs, select):
 def test_the_server_reckons_percents_as_python_does(specs):
     processes = ProcessStore(Link(specs))
     for i in range(300):
-        processes.beat(f"p{i}", presence.content(f"p{i}", {}, 1.0, []), 60)
+        processes.beat(f"p{i}", heartbeats.content(f"p{i}", {}, 1.0, []), 60)
     store = RolloutStore(Link(specs))
     for name in ("a", "cart-latency", 7):
         for percent in (0, 1, 33.3, 50, 99.9, 100):
@@ -497,7 +498,7 @@ def test_without_a_lease_there_is_no_hit(process, specs, shop, database):
     specs.insert_one(spec(limits={"fleet_hits": 5}))
     web = process("web")
     web.apply()
-    web._allotments.after_fork_in_child()
+    web._session.hits.after_fork_in_child()
     shop.double(1)
     assert hits(web) == 0
     assert web._records["a"].status.suppressed["fleet"] == 1
@@ -521,11 +522,11 @@ def test_what_the_dead_held_is_lost_and_never_used_twice(process, specs, shop, d
     specs.insert_one(spec(limits={"fleet_hits": 40}))
     one, two = process("one"), process("two", heartbeat=0.01, period=0.01)
     one.apply()
-    one._allotments._holdings["a"].block = 2
+    one._session.hits._shares["a"].block = 2
     for _ in range(4):
         one.apply()
         shop.double(1)
-    used, held = hits(one), len(one._allotments._holdings["a"].allotment)
+    used, held = hits(one), len(one._session.hits._shares["a"].allotment)
     vanish(one)
     database["processes"].delete_one({"_id": "one"})
     two.apply()
@@ -545,7 +546,7 @@ def test_a_forked_child_has_no_hits_of_its_parents(process, specs, shop):
     web.apply()
 
     def child():
-        assert not web._allotments._holdings["a"].allotment
+        assert not web._session.hits._shares["a"].allotment
         shop.double(1)
         assert web._records["a"].status.suppressed["fleet"] == 1
         return "fine"
@@ -554,10 +555,10 @@ def test_a_forked_child_has_no_hits_of_its_parents(process, specs, shop):
 
 
 def test_hits_are_taken_once_however_many_take_them(specs):
-    budget, taken = budget_id("a", None), []
+    budget, taken = fleet_hits_id("a", None), []
 
     def take(name):
-        store = BudgetStore(Link(specs))
+        store = FleetHitsStore(Link(specs))
         taken.extend(
             store.take(budget, 100, name, unused=0, wanted=3, is_first=True).hits for _ in range(30)
         )
@@ -673,7 +674,7 @@ def test_a_canary_begins_on_a_few_and_goes_everywhere_when_all_is_well(process, 
     # Found without a new version by the next look at everything.
     specs.update_one({"_id": "a"}, {"$set": {"canary.for": 0.0001}})
     for manager in managers:
-        manager._polls = 60
+        manager._session._polls = 60
     run_until(managers, specs, lambda d: d.get("stage", {}).get("name") == "everywhere")
     for manager in managers:
         manager.apply()
@@ -730,7 +731,7 @@ def test_a_canary_goes_everywhere_when_all_who_have_it_have_said_so():
 
 def test_a_step_is_made_only_on_the_version_that_was_looked_at(specs):
     specs.insert_one(spec(canary=canary()))
-    store, version = SpecStore(Link(specs)), specs.find_one()["lastmodified"]
+    store, version = SpecDocuments(Link(specs)), specs.find_one()["lastmodified"]
     words = {"reason": "x", "began": version, "by": "web"}
     assert store.set_stage("a", version, name="canary", percent=8.0, **words)
     assert not store.set_stage("a", version, name="everywhere", percent=None, **words)
@@ -775,14 +776,14 @@ def test_who_changes_a_canary_begins_it_anew(process, specs):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(presence, "SAMPLE", 3)
-    monkeypatch.setattr(presence, "FAILURES", 2)
+    monkeypatch.setattr(bounds, "SAMPLE", 3)
+    monkeypatch.setattr(bounds, "FAILURES", 2)
 
 
 def turn(managers):
     """Each process says that it lives and polls; the first one does the chores."""
     for manager in managers:
-        manager._chores._turn_at = 0.0
+        manager._session._chores._turn_at = 0.0
         beat(manager)
 
 
@@ -796,7 +797,7 @@ def test_in_a_large_fleet_a_sample_and_failures_have_entries_and_all_are_counted
     for _ in range(3):
         turn(managers)
     document = specs.find_one({"_id": "a"})
-    sample = {f"web{i}" for i in range(30) if presence.is_sampled(f"web{i}", 30)}
+    sample = {f"web{i}" for i in range(30) if bounds.is_sampled(f"web{i}", 30)}
     assert set(document["applied"]) == sample
     assert document["counts"] == {"installed": 30}
     assert rollout(specs, "a").counts == {"installed": 30}
@@ -826,7 +827,7 @@ def test_when_it_becomes_small_again_all_have_entries_again(process, specs, data
     for _ in range(2):
         turn(managers[:4])
     for manager in managers[:4]:
-        manager._retell_in = 0
+        manager._session._retell_in = 0
     for _ in range(2):
         turn(managers[:4])
     assert set(specs.find_one()["applied"]) == {f"web{i}" for i in range(4)}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagnose_mongo import identity
-from diagnose_mongo.identity import Identity, new_process_id, sanitize
+from diagnose_mongo.worker import identity
+from diagnose_mongo.worker.identity import Identity, new_process_id, sanitize
 
 FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 

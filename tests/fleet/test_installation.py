@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+from datetime import datetime
 
 import pymongo
 import pytest
@@ -12,18 +13,18 @@ from modules import spec
 from pymongo.errors import OperationFailure, WriteError
 from waiting import wait_until
 
-from diagnose.errors import StoreError
+from diagnose.errors import SpecError, StoreError
+from diagnose.fields import FIELDS
 from diagnose.instruments import ProbeTestInstrument
+from diagnose.specs import parse
 from diagnose_mongo import changes, documents
-from diagnose_mongo.cli.examination import examine
+from diagnose_mongo.cli.doctor import examine
 from diagnose_mongo.cli.output import Output
 from diagnose_mongo.installation import install, install_roles
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.server import LocalServer, find_mongod
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
-
-pytestmark = pytest.mark.programs
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 
 def test_installing_twice_is_installing_once(database):
@@ -58,6 +59,50 @@ def test_specs_that_are_none_are_refused_and_others_are_not(database):
     # What was there before can take entries still.
     database["specs"].update_one({"_id": "old"}, {"$set": {"applied.web": {"err": "x"}}})
     assert database["specs"].find_one({"_id": "old"})["applied"]
+
+
+_FAILED_VALIDATION = 121
+VALUES = [
+    *(None, "", "x", "3.11-0f3a9c52d7be-42", ["x", "y"], [], [1], True, False, {}, {"type": "log"}),
+    *(-1, 0, 1, 2, 0.5, 1.0, 1.5, 43_200, 43_201, 100, 101, 5_270_400, 5_270_401),
+    *(10**9, 10**9 + 1, 1e-9, float("inf"), datetime(2026, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if not field.is_ours])
+def test_the_validator_takes_what_processes_take_and_nothing_else(database, path):
+    link = Link(database.specs)
+    install(link)
+    differ = []
+    for number, value in enumerate(VALUES):
+        document = spec(f"a{number}", canary={"percent": 5} if path.startswith("canary.") else None)
+        place, names = document, path.split(".")
+        for name in names[:-1]:
+            if place.get(name) is None:
+                place[name] = {}
+            place = place[name]
+        if path == "_id" and value is None:
+            continue
+        place[names[-1]] = value
+        try:
+            parse("a", document, instrument_types=None)
+        except SpecError as error:
+            if error.code == "bad-fingerprint":  # the validator does not know how one is written
+                continue
+            says = error.code
+        else:
+            says = "fine"
+        try:
+            database.specs.insert_one(document)
+        except WriteError as error:
+            if path == "_id" and error.code != _FAILED_VALIDATION:  # 1.0 is there, or it is a list
+                continue
+            is_taken = False
+        else:
+            is_taken = True
+        if is_taken != (says == "fine"):
+            differ.append(f"{path}: {value!r}: {says}, and the validator takes it: {is_taken}")
+    assert differ == []
 
 
 def test_the_dead_are_removed_by_the_server(database):
@@ -135,7 +180,7 @@ def test_a_worker_needs_no_more_than_its_role(guarded, shop, caplog):
         wait_until(lambda: rollout(operator, "a").counts == {"emitting": 1})
         ControlStore(operator).set({"paused": True})
         wait_until(lambda: rollout(operator, "a").counts == {"disabled": 1})
-        wait_until(lambda: manager._chores._turns > 2)
+        wait_until(lambda: manager._session._chores._turns > 2)
     finally:
         manager.stop()
     assert ProcessStore(operator).count() == 0
@@ -168,7 +213,7 @@ def test_an_operator_changes_specs_and_workers_notice_what_is_done_by_hand(guard
     changes.add(operator, document, by="ann")
     changes.change(operator, "a", {"lifespan": 5}, by="ann")
     operator.collection.update_one({"_id": "a"}, {"$set": {"lifespan": 6}})
-    manager._polls = 60
+    manager._session._polls = 60
     manager.apply()
     changes.remove(operator, "a", by="ann")
     manager.stop()
@@ -230,13 +275,15 @@ def test_changes_come_at_once_when_they_are_watched(database, shop):
     manager = MongoInstrumentManager(database["specs"], process_id="web", period=3600, watch=True)
     manager.instrument_classes["seen"] = ProbeTestInstrument
     polled = threading.Event()
-    read = manager._read
+    read = manager._session.read
 
-    def reads(stopping):
-        read(stopping)
-        polled.set()
+    def reads(poll):
+        try:
+            return read(poll)
+        finally:
+            polled.set()
 
-    manager._read = reads
+    manager._session.read = reads
     manager.start()
     try:
         assert polled.wait(30)

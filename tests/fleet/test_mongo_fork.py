@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 import modules
 import pymongo
 import pytest
-from waiting import in_child, wait_for_documents
+from waiting import in_child, wait_for_documents, wait_until
 
 import diagnose_mongo
 from diagnose import probes
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 PERIOD = 0.05
 
@@ -112,19 +112,19 @@ def test_a_child_keeps_what_is_armed_without_a_gap(specs, manager, shop):
 def test_a_child_uses_a_client_of_its_own_and_nothing_warns(specs, manager):
     specs.insert_one(spec("a"))
     wait_for_documents(specs, has_entry("parent"))
-    seen = manager._store
+    seen = manager._session.connection.specs
 
     def check():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             manager.apply()
-        assert manager._store is not seen
-        assert manager._link.is_owned
+        assert manager._session.connection.specs is not seen
+        assert manager._session.connection.link().is_owned
         assert not [w for w in caught if "fork" in str(w.message)]
         return "fine"
 
     assert in_child(check) == "fine"
-    assert manager._store is seen
+    assert manager._session.connection.specs is seen
 
 
 def test_a_manager_with_a_client_of_its_own_is_followed_too(specs, shop, mongo_server):
@@ -207,13 +207,26 @@ def test_children_of_multiprocessing_are_followed(specs, manager):
     assert process.exitcode == 0
 
 
+def test_a_child_watches_with_a_client_of_its_own(specs, shop, caplog):
+    with MongoInstrumentManager(specs, process_id="parent", period=PERIOD, watch=True) as manager:
+        wait_until(lambda: manager._watcher.is_following)
+
+        def child():
+            warnings.simplefilter("error")
+            wait_until(lambda: manager._watcher.is_following)
+            assert not [r for r in caplog.records if "following changes failed" in r.message]
+            return "fine"
+
+        assert in_child(child) == "fine"
+
+
 def test_a_manager_that_was_not_started_is_not_started_in_a_child(specs, shop):
     manager = MongoInstrumentManager(specs)
     before = threading.active_count()
 
     def child():
         assert threading.active_count() <= before
-        assert manager._poller is None
+        assert not manager.is_running
         return manager.process_id
 
     assert in_child(child) != manager.process_id
@@ -223,7 +236,7 @@ def test_a_stopped_manager_stays_stopped_in_a_child(specs, manager):
     manager.stop()
 
     def child():
-        assert manager._poller is None
+        assert not manager.is_running
         assert manager._stopping.is_set()
 
     in_child(child)

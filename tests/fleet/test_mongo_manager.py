@@ -25,8 +25,8 @@ from diagnose import probes
 from diagnose.errors import StoreError
 from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo import documents, store
-from diagnose_mongo.manager import MongoInstrumentManager
-from diagnose_mongo.polling import Poller, phase_of
+from diagnose_mongo.worker.manager import MongoInstrumentManager
+from diagnose_mongo.worker.polling import Poller, phase_of
 
 
 class Seen(ProbeTestInstrument):
@@ -122,7 +122,7 @@ def test_nothing_is_read_or_written_where_nothing_changed(specs, manage, monkeyp
     specs.insert_many([spec(str(i)) for i in range(3)])
     manager.apply()
     fetched, written = [], []
-    inner = manager._store
+    inner = manager._session.connection.specs
     fetch, write = inner.fetch, inner._update
     monkeypatch.setattr(inner, "fetch", lambda ids: fetched.append(ids) or fetch(ids))
     monkeypatch.setattr(inner, "_update", lambda ups: written.append(ups) or write(ups))
@@ -749,10 +749,10 @@ def test_polls_go_on_when_the_clock_is_set_back(monkeypatch):
             return super().now(tz) + shift
 
     monkeypatch.setattr(base, "datetime", Clock)
-    monkeypatch.setattr("diagnose_mongo.polling.datetime", Clock)
+    monkeypatch.setattr("diagnose_mongo.worker.polling.datetime", Clock)
     real_time = time.time
     monkeypatch.setattr(
-        "diagnose_mongo.polling.time",
+        "diagnose_mongo.worker.polling.time",
         types.SimpleNamespace(
             time=lambda: real_time() + shift.total_seconds(), monotonic=time.monotonic
         ),

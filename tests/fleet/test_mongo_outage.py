@@ -16,10 +16,9 @@ from waiting import wait_for_documents, wait_until
 import diagnose_mongo
 from diagnose import probes
 from diagnose.errors import StoreError
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
-
-pytestmark = pytest.mark.programs
+from diagnose_mongo.worker import outages
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 NOWHERE = "mongodb://127.0.0.1:1"
 
@@ -83,7 +82,7 @@ def test_an_outage_leaves_all_as_it_is_and_everything_is_told_after_it(
     wait_until(lambda: lines(caplog))
     assert shop.double.__code__ is armed
     assert shop.double(5) == 10  # and with it b fails, which nobody can be told now
-    wait_until(lambda: "emitting" in str(manager._entries.due))
+    wait_until(lambda: "emitting" in str(manager._session.entries.due))
 
     mongo_server.restart()
     found = wait_for_documents(specs, has_entry("b", state="error"))
@@ -157,7 +156,7 @@ def test_a_mongodb_that_hangs_keeps_neither_polls_nor_stop(specs, shop, frozen, 
         manager.start()
         wait_for_documents(specs, has_entry())
         frozen()
-        wait_until(lambda: manager._down_since is not None)
+        wait_until(lambda: manager._session.outage.is_on)
         assert shop.double(3) == 6
         began = time.monotonic()
         manager.stop()
@@ -165,9 +164,34 @@ def test_a_mongodb_that_hangs_keeps_neither_polls_nor_stop(specs, shop, frozen, 
         assert not probes.active_probes
 
 
+def test_what_is_written_at_stop_has_the_time_limit_of_stop(specs, shop, mongo_server):
+    slow = {"blockConnection": True, "blockTimeMS": 600, "appName": "leaver"}
+    with (
+        pymongo.MongoClient(mongo_server.uri) as admin,
+        pymongo.MongoClient(mongo_server.uri, appname="leaver") as client,
+    ):
+        # A poll would rather be made again than wait; at the end there is no other time.
+        link = Link(client[specs.database.name]["specs"], timeout=0.3)
+        manager = MongoInstrumentManager(link, process_id="me")
+        specs.insert_one(spec())
+        wait_until(lambda: manager.apply() or "applied" in specs.find_one())
+        admin.admin.command(
+            "configureFailPoint",
+            "failCommand",
+            mode={"times": 1},
+            data={"failCommands": ["update"], **slow},
+        )
+        try:
+            manager.stop()
+        finally:
+            admin.admin.command("configureFailPoint", "failCommand", mode="off")
+    assert specs.find_one()["applied"] == {}
+
+
 def test_a_write_that_fails_is_made_again(specs, manager, shop, monkeypatch, caplog):
     specs.insert_one(spec())
-    write, fails = manager._store.write, [1]
+    store, fails = manager._session.connection.specs, [1]
+    write = store.write
 
     def failing(*args, **kwargs):
         if fails:
@@ -175,7 +199,7 @@ def test_a_write_that_fails_is_made_again(specs, manager, shop, monkeypatch, cap
             raise StoreError("the primary stepped down")
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(manager._store, "write", failing)
+    monkeypatch.setattr(store, "write", failing)
     manager.apply()
     assert "applied" not in specs.find_one()
     manager.apply()
@@ -192,7 +216,7 @@ def test_a_defect_in_a_poll_is_logged_once_and_polls_go_on(specs, manager, monke
         raise KeyError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manager._store, "look", broken)
+        patch.setattr(manager._session.connection.specs, "look", broken)
         manager.start()
         for _ in range(5):
             assert calls.acquire(timeout=30)
@@ -227,18 +251,18 @@ def test_a_user_without_the_right_to_write_is_told_once(specs, shop, mongo_serve
     assert all("may read and update the collection" in line for line in lines(caplog))
 
 
-def test_attempts_come_ever_more_rarely_and_at_random(manager, monkeypatch):
+def test_attempts_come_ever_more_rarely_and_at_random(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("diagnose_mongo.manager.time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(outages, "time", types.SimpleNamespace(monotonic=lambda: now))
     longest = []
     monkeypatch.setattr(random, "uniform", lambda low, high: longest.append((low, high)) or high)
-    manager.period = 10.0
+    outage = outages.Outage()
     for _ in range(50):
-        manager._note_outage()
-        now = manager._retry_at
+        outage.note(10.0)
+        now += outage.retry_in()
     assert longest[0] == (0, 10.0)
     assert all(low == 0 for low, _ in longest)
     assert [high for _, high in longest] == sorted(high for _, high in longest)
     assert longest[-1] == (0, 60.0)
     # What the issue asks for: after an outage of ten seconds all is well within two periods.
-    assert max(high for _, high in longest[:2]) < 2 * manager.period
+    assert max(high for _, high in longest[:2]) < 20.0

@@ -22,16 +22,13 @@ import pytest
 from waiting import wait_for_documents, wait_until
 
 from diagnose_mongo.installation import install
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 FOLDER = Path(__file__).parent
 PERIOD, HEARTBEAT = 0.1, 0.2
 
-pytestmark = [
-    pytest.mark.programs,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork")
 
 
 def needs(library):

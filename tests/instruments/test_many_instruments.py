@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from stage import Stage, in_thread
 from waiting import wait_until
 
-from diagnose import attach_to, probes, sites
+from diagnose import attach_to, probes, registry, sites
 from diagnose.errors import ProbeError
 from diagnose.instruments import Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
+from diagnose.records import Record
 from diagnose_mongo import MongoInstrumentManager
 
 SOURCE = """
@@ -174,7 +175,7 @@ def test_the_budget_makes_the_code_once_for_all_that_it_suspends(shop, woven):
     accounts = list(manager.budget._accounts.values())
     # All that was to be done in the timers' thread waits until all are told.
     begun, all_told = threading.Event(), threading.Event()
-    probes.timers.soon(lambda: (begun.set(), all_told.wait(30)))
+    registry.timers.soon(lambda: (begun.set(), all_told.wait(30)))
     assert begun.wait(30)
     for account in accounts[:3]:
         account.item.suspend("why")
@@ -220,7 +221,7 @@ def test_what_can_not_be_woven_is_an_error_of_its_own(bad):
             assert serving(shop.work) == sorted(set("abcdefgh") - bad)
         finally:
             manager.stop()
-        assert probes._on_site == {}
+        assert registry._on_site == {}
 
 
 def test_to_find_one_among_many_takes_few_tries(shop, refusing):
@@ -382,7 +383,7 @@ def test_an_interrupt_amid_the_exchange_leaves_what_was_there(shop, monkeypatch,
     assert serving(shop.work) == ["a", "b", "c", *(["held"] if held else [])]
     probe.stop()
     assert shop.work.__code__ is code
-    assert probes._on_site == {}
+    assert registry._on_site == {}
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -411,7 +412,7 @@ def test_an_interrupted_apply_is_made_good_by_the_next(shop, manager, monkeypatc
     assert serving(shop.other) == list("xyz")
     manager.stop()
     assert shop.work.__code__ is code
-    assert probes._on_site == {}
+    assert registry._on_site == {}
 
 
 def test_what_an_interrupt_kept_from_being_armed_is_not_said_to_be(shop, manager, monkeypatch):
@@ -433,7 +434,7 @@ def test_what_an_interrupt_kept_from_being_armed_is_not_said_to_be(shop, manager
 
 def test_a_version_that_an_interrupt_left_behind_goes_with_the_next(shop, manager, monkeypatch):
     put(manager, shop, "a")
-    monkeypatch.setattr(manager, "_welcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Record, "welcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         manager.apply()
     monkeypatch.undo()

@@ -16,7 +16,6 @@ import pymongo
 import pytest
 
 from diagnose.errors import ServerError
-from diagnose_mongo import server as server_module
 from diagnose_mongo.server import (
     URI_VARIABLE,
     ExternalServer,
@@ -24,17 +23,15 @@ from diagnose_mongo.server import (
     find_mongod,
     server,
 )
+from diagnose_mongo.server import local as server_module
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 
-pytestmark = [
-    pytest.mark.programs,
-    pytest.mark.skipif(
-        not hasattr(os, "pidfd_open"),
-        reason="these tests wait for processes through pidfds (Linux)",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"),
+    reason="these tests wait for processes through pidfds (Linux)",
+)
 
 
 class Watch:
@@ -63,8 +60,8 @@ import json, os, signal, sys, threading
 from diagnose_mongo.server import LocalServer
 
 def say(local):
-    pids = [local.pid, local._guardian.pid]
-    print(json.dumps({"pids": pids, "directory": str(local._directory), "uri": local.uri}))
+    pids = [local.pid, local._keeper.pid]
+    print(json.dumps({"pids": pids, "directory": str(local._keeper.directory), "uri": local.uri}))
     sys.stdout.flush()
 
 """
@@ -169,8 +166,8 @@ def test_a_killed_server_comes_back_on_the_same_port_with_its_data():
 def test_a_stopped_server_leaves_no_process_and_no_directory_and_stops_twice():
     local = LocalServer()
     local.start()
-    watches = [Watch(local.pid), Watch(local._guardian.pid)]
-    directory = local._directory
+    watches = [Watch(local.pid), Watch(local._keeper.pid)]
+    directory = local._keeper.directory
     assert directory.is_dir()
     local.start()
     assert not watches[0].ended(), "starting what runs does nothing"
@@ -297,15 +294,15 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(script, monkeypatch):
     left = []
 
     def ctrl_c(_log, _port):
-        left.extend([Watch(local.pid), Watch(local._guardian.pid), local._directory])
+        left.extend([Watch(local.pid), Watch(local._keeper.pid), local._keeper.directory])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "_check_running", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         local.start()
-    mongod, guardian, directory = left
+    mongod, keeper, directory = left
     assert mongod.ended()
-    assert guardian.ended()
+    assert keeper.ended()
     assert not directory.exists()
     assert local.pid is None
 
@@ -333,12 +330,12 @@ sys.stdin.read()
         assert program.nothing_is_left()
 
 
-def test_when_the_guardian_is_killed_the_server_ends_too_and_stop_removes_the_directory():
+def test_when_the_keeper_is_killed_the_server_ends_too_and_stop_removes_the_directory():
     local = LocalServer()
     local.start()
     try:
-        watch, directory = Watch(local.pid), local._directory
-        local._guardian.kill()
+        watch, directory = Watch(local.pid), local._keeper.directory
+        os.kill(local._keeper.pid, signal.SIGKILL)
         watch.wait()
         with pytest.raises(ServerError, match=r"is gone.*call stop\(\) and start again"):
             local.restart()

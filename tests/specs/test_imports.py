@@ -26,11 +26,11 @@ import wrapt
 from modules import document as spec
 from waiting import in_child, wait_for_documents, wait_until
 
-from diagnose import imports, probes, readers, targets
+from diagnose import imports, probes, readers, registry, targets
 from diagnose.imports import FINDER, Watch
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.managers import InstrumentManager
-from diagnose_mongo.manager import MongoInstrumentManager
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 DEADLINE_SECONDS = 30
 ROOT = Path(__file__).resolve().parents[2]
@@ -1107,7 +1107,7 @@ def test_whatever_lock_is_held_by_whoever_waits_for_the_import_it_ends(
     write(late_lt="stage.executing.set()\nassert stage.go.wait(30)\ndef f(): return 1")
     stage.executing, stage.go = threading.Event(), threading.Event()
     handler = logging.StreamHandler()
-    held = {"manager": manager._lock, "probes": probes._lock, "logging": handler.lock}[lock]
+    held = {"manager": manager._lock, "probes": registry.lock, "logging": handler.lock}[lock]
     logger = logging.getLogger("test_imports")
     logger.addHandler(handler)
 
@@ -1147,7 +1147,7 @@ def test_a_stop_while_the_import_waits_leaves_nothing_armed(write, manager, monk
     write(late_lt="def f(): return 1")
     await_(manager, "late_lt.f")
     monkeypatch.setattr(imports, "HOLD_SECONDS", 0.05)
-    with probes._lock:
+    with registry.lock:
         # The worker waits for the lock, the import no longer waits for the worker.
         joined(started(importlib.import_module, "late_lt"))
         manager.stop()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diagnose.errors import SpecError
 from diagnose.limits import Limits
-from diagnose.specs import DEFAULT_LIFESPAN, Select, State, fingerprint, parse
+from diagnose.specs import DEFAULT_LIFESPAN, Select, State, content_of, parse
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 TYPES = {"log": frozenset(), "hist": frozenset({"buckets"})}
@@ -294,12 +294,12 @@ def test_percent_is_the_same_on_every_machine():
 
 
 def test_a_fingerprint_changes_with_the_content_but_not_with_applied():
-    before = fingerprint(document())
-    assert fingerprint(document(applied={"p": 1})) == before
-    assert fingerprint(document(lifespan=10.0)) != before
-    assert fingerprint(document(lifespan=True)) != fingerprint(document(lifespan=1))
-    assert fingerprint(instrument(value="a")) != fingerprint(instrument(value="b"))
-    assert fingerprint(document(lifespan=float("nan"))) == fingerprint(
+    before = content_of(document())
+    assert content_of(document(applied={"p": 1})) == before
+    assert content_of(document(lifespan=10.0)) != before
+    assert content_of(document(lifespan=True)) != content_of(document(lifespan=1))
+    assert content_of(instrument(value="a")) != content_of(instrument(value="b"))
+    assert content_of(document(lifespan=float("nan"))) == content_of(
         document(lifespan=float("nan"))
     )
 
@@ -323,7 +323,7 @@ def test_a_fingerprint_of_something_endless_or_hostile_is_taken_all_the_same():
 
     hostile = Hostile()
     for value in (loop, {"a": hostile}, HostileDict(a=1)):
-        assert fingerprint(value) == fingerprint(value)
+        assert content_of(value) == content_of(value)
 
 
 junk = st.recursive(
@@ -354,11 +354,13 @@ def test_anything_at_all_is_a_spec_or_a_spec_error(changes, inner):
         assert spec.lastmodified.tzinfo is UTC
         spec.remaining(NOW)
         spec.warnings_at(NOW)
-    assert fingerprint(changes) == fingerprint(changes)
+    assert content_of(changes) == content_of(changes)
 
 
 def test_states_are_plain_words():
     assert [str(state) for state in State] == [
+        "new",
+        "stopped",
         "pending",
         "installed",
         "emitting",

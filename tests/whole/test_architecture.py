@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,74 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
 
-# Each module imports only from modules that stand above it here, also for types alone. A package
-# is one unit: inside it any order is fine, as long as nothing imports in a circle at run time.
-ORDER = """
-    diagnose.errors
-    diagnose.interrupts
-    diagnose.threads
-    diagnose.source_lines
-    diagnose.originals
-    diagnose.clockwork
-    diagnose.reentrancy
-    diagnose.exchange
-    diagnose.imports
-    diagnose.targets
-    diagnose.expressions
-    diagnose.limits
-    diagnose.guards
-    diagnose.tokens
-    diagnose.cpu_budget
-    diagnose.bytecode
-    diagnose.hotspots
-    diagnose.calltrees
-    diagnose.handlers
-    diagnose.readers
-    diagnose.stepping
-    diagnose.standins
-    diagnose.muffling
-    diagnose.sites
-    diagnose.sinks
-    diagnose.instruments
-    diagnose.probes
-    diagnose.specs
-    diagnose.arming
-    diagnose.outcomes
-    diagnose.managers
-    diagnose.breakpoints
-    diagnose
-    diagnose_mongo.documents
-    diagnose_mongo.store
-    diagnose_mongo.polling
-    diagnose_mongo.identity
-    diagnose_mongo.presence
-    diagnose_mongo.entries
-    diagnose_mongo.allotments
-    diagnose_mongo.canary
-    diagnose_mongo.changes
-    diagnose_mongo.chores
-    diagnose_mongo.watching
-    diagnose_mongo.manager
-    diagnose_mongo.upgrading
-    diagnose_mongo.rollouts
-    diagnose_mongo.installation
-    diagnose_mongo.guardian
-    diagnose_mongo.server
-    diagnose_mongo.autostart
-    diagnose_mongo
-    diagnose_mongo.cli
-    diagnose_mongo.demo
-    diagnose_pytest
-""".split()
-
-# Who may import what comes with an extra. The demo plays the user, who has a pymongo of his own.
+# The places that may import what comes with an extra. The demo plays a user with a pymongo of its own.
 ONLY_IN = {
     "pymongo": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "bson": {"diagnose_mongo.store", "diagnose_mongo.demo"},
     "gridfs": set(),
-    "apscheduler": {"diagnose_mongo.polling"},
-    "rich": {"diagnose_mongo.cli", "diagnose_mongo.dashboard", "diagnose_mongo.demo"},
+    "apscheduler": {"diagnose_mongo.worker.polling"},
+    "rich": {"diagnose_mongo.cli", "diagnose_mongo.demo"},
     "cyclopts": {"diagnose_mongo.cli"},
     "mongomock": set(),
     "pytest": {"diagnose_pytest"},
@@ -112,37 +55,27 @@ MODULES = {
 PACKAGES = {name: path for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def unit(module: str) -> str:
-    """The entry of ORDER that a module belongs to."""
-    for entry in sorted(ORDER, key=len, reverse=True):
-        if module == entry:
-            return entry
-        # The two top packages are units of their own, not homes of whatever is in them.
-        if "." in entry and module.startswith(entry + "."):
-            return entry
-    raise AssertionError(f"{module} has no place in ORDER: give it one (design.md, section 2)")
+def listed() -> Iterator[str]:
+    """The modules that the page's tables of units name, in their order."""
+    text = PAGE.read_text().partition("\n## Units\n")[2]
+    for unit, cell in re.findall(r"^\| `([\w/.]+)` \|([^|]*)\|", text, re.MULTILINE):
+        assert (ROOT / unit).exists(), f"{unit} is on the page and not in the tree"
+        name = unit.removesuffix(".py").strip("/").replace("/", ".")
+        inside = [each.replace("/", ".") for each in re.findall(r"`([\w/]+)`", cell)]
+        yield from (name if each == "__init__" else f"{name}.{each}" for each in inside)
+        if "__init__" not in inside:
+            yield name
 
 
-def is_for_types(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    )
+ORDER = list(listed())
+PLACES = {module: place for place, module in enumerate(ORDER)}
 
 
-def nodes(tree: ast.AST, *, types: bool) -> Iterator[ast.AST]:
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if types or not is_for_types(child):
-            yield from nodes(child, types=types)
-
-
-def imports(module: str, *, types: bool) -> set[str]:
+def imports(module: str) -> set[str]:
     """The full names of all that a module imports: at its top, in functions, for types."""
     path = MODULES[module]
     found = set()
-    for node in nodes(ast.parse(path.read_text(), str(path)), types=types):
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -157,30 +90,24 @@ def imports(module: str, *, types: bool) -> set[str]:
     return found
 
 
-def own_imports(module: str, *, types: bool) -> set[str]:
-    return {name for name in imports(module, types=types) if name in MODULES and name != module}
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if name in MODULES and name != module}
 
 
-def test_every_module_has_a_place_in_the_order():
+def test_the_page_names_each_unit_once_and_each_that_it_names_exists():
     assert MODULES
-    for module in MODULES:
-        unit(module)
+    missing, gone = sorted(MODULES.keys() - set(ORDER)), sorted(set(ORDER) - MODULES.keys())
+    assert not missing, "not on the page: give them a row, or a place in one"
+    assert not gone, "on the page, and not in the tree"
+    assert len(ORDER) == len(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
-    place = ORDER.index(unit(module))
-    wrong = {name for name in own_imports(module, types=True) if ORDER.index(unit(name)) > place}
-    assert not wrong, f"{module} imports {sorted(wrong)}, which must import it, if anything"
-
-
-def test_no_imports_go_in_a_circle():
-    graph = {module: own_imports(module, types=False) for module in MODULES}
-    while leaves := {module for module, needs in graph.items() if not needs & graph.keys()}:
-        for module in leaves:
-            del graph[module]
-    circle = {module: sorted(needs & graph.keys()) for module, needs in graph.items()}
-    assert not circle
+    # Modules without a place are a failure of the test of the page, and of no other.
+    place = PLACES.get(module, len(ORDER))
+    wrong = {name for name in own_imports(module) if PLACES.get(name, -1) > place}
+    assert not wrong, f"{module} imports {sorted(wrong)}, which stand below it in {PAGE.name}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
@@ -188,13 +115,12 @@ def test_only_one_place_imports(library):
     wrong = {
         module
         for module in MODULES
-        if any(name.partition(".")[0] == library for name in imports(module, types=True))
-        and unit(module) not in ONLY_IN[library]
+        if any(name.partition(".")[0] == library for name in imports(module))
+        and not any(f"{module}.".startswith(f"{place}.") for place in ONLY_IN[library])
     }
     assert not wrong, f"{sorted(wrong)} import {library}; only {sorted(ONLY_IN[library])} may"
 
 
-@pytest.mark.skipif("diagnose" not in PACKAGES, reason="diagnose/__init__.py is still to come")
 def test_diagnose_is_imported_without_any_extra_and_imports_none():
     code = f"""
 import json, sys
@@ -202,7 +128,7 @@ blocked = {EXTRAS}
 for name in blocked:
     sys.modules[name] = None  # what an import of it then raises is what its absence does
 import diagnose
-for module in {sorted(name for name in MODULES if unit(name).partition(".")[0] == "diagnose")}:
+for module in {sorted(name for name in MODULES if name.partition(".")[0] == "diagnose")}:
     __import__(module)
 print(json.dumps(sorted(
     name for name in sys.modules
@@ -233,8 +159,6 @@ def all_of(path: Path) -> list[str] | None:
     "package", ["diagnose", "diagnose_mongo", "diagnose_pytest", "diagnose.instruments"]
 )
 def test_packages_list_what_is_public(package):
-    if package not in PACKAGES:
-        pytest.skip(f"{package}/__init__.py is still to come")
     listed = all_of(PACKAGES[package])
     assert listed is not None, f"{package} has no __all__"
     assert len(listed) == len(set(listed))
@@ -246,3 +170,31 @@ def test_packages_list_what_is_public(package):
 def test_no_module_is_named_for_what_does_not_belong_anywhere():
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [name for name in MODULES if vague & set(name.split("."))]
+
+
+OURS = re.compile(r"diagnose(_mongo|_pytest)?(\.\w+)+")
+
+
+def named_in_strings(module: str) -> Iterator[str]:
+    """Dotted names of ours in a module's strings; those of loggers are no names of modules."""
+    loggers = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger"):
+            loggers.update(node.args)
+        if isinstance(node, ast.Constant) and node not in loggers:
+            if isinstance(node.value, str) and OURS.fullmatch(node.value):
+                yield node.value
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_string_names_is_there(module):
+    """A string that names a module is an import that nothing else notices when it breaks."""
+    for name in named_in_strings(module):
+        home, names = name, []
+        while home not in MODULES:
+            home, _, last = home.rpartition(".")
+            names.insert(0, last)
+        found = importlib.import_module(home)
+        for each in names:
+            found = getattr(found, each, None)
+        assert found is not None, f"{module} names {name}, and there is no such thing"

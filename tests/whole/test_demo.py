@@ -13,24 +13,22 @@ import textwrap
 import threading
 import time
 import uuid
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pymongo
 import pytest
 
-from diagnose_mongo.demo import rollout, specs, workload
+from diagnose_mongo.demo import specs, workload
 from diagnose_mongo.demo.display import Picture, PlainDisplay
 from diagnose_mongo.demo.metrics import MetricsServer, parse, summarize
 from diagnose_mongo.demo.signals import Interrupted, StopSignals
 from diagnose_mongo.demo.worker import service_functions
+from diagnose_mongo.rollouts import Failure, Rollout
 from diagnose_mongo.server import URI_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-pytestmark = pytest.mark.programs
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
@@ -175,7 +173,9 @@ def test_every_process_installs_the_specs_and_emits(told, spec_id):
     assert states[-1] == "3 emitting"
     # What a state was before depends on when the picture was taken.
     assert len(states) > 1
-    assert all(re.fullmatch(r"(\d (emitting|installed|waiting)(, )?)+", each) for each in states)
+    assert all(
+        re.fullmatch(r"(\d (emitting|installed|waiting|behind)(, )?)+", each) for each in states
+    )
 
 
 def test_a_typo_in_a_target_is_an_error_with_the_right_name(told):
@@ -334,7 +334,7 @@ def test_a_demo_that_is_killed_takes_its_workers_and_its_mongodb_with_it(start):
     demo = start("--live")
     demo.wait_for(" waiting")
     watches = [os.pidfd_open(pid) for pid in demo.processes()]
-    assert len(watches) == 6  # itself, three workers, mongod and its guardian
+    assert len(watches) == 6  # itself, three workers, mongod and its keeper
     demo.process.kill()
     for watch in watches:
         assert select.select([watch], [], [], SECONDS)[0]
@@ -388,32 +388,6 @@ def test_what_is_shown_as_typed_is_the_call_that_was_made(document):
     assert all(len(line) <= 96 for line in typed.splitlines())
 
 
-def test_a_rollout_counts_entries_of_the_current_version_only():
-    old, new = datetime(2026, 1, 1), datetime(2026, 1, 2)
-    document = {
-        "_id": "a",
-        "target": "t",
-        "lastmodified": new,
-        "applied": {
-            "p1": {"lm": new, "state": "emitting", "err": None},
-            "p2": {"lm": old, "state": "error", "err": "old news"},
-            "p3": {"lm": new, "state": "error", "err": "bad", "warnings": ["odd"]},
-        },
-    }
-    [status] = rollout.read([document], 4)
-    assert status.states == {"emitting": 1, "error": 1, "waiting": 2}
-    assert status.problems == {"bad": 1, "warning: odd": 1}
-    assert status.summary() == "1 emitting, 1 error, 2 waiting"
-
-
-@pytest.mark.parametrize(
-    "document", [{"_id": 1}, {"_id": 2, "applied": 3}, {"_id": 4, "applied": {"p": None, "q": {}}}]
-)
-def test_a_rollout_takes_any_document(document):
-    [status] = rollout.read([document], 2)
-    assert status.processes >= 2
-
-
 def test_a_line_of_statsd_is_taken_apart():
     assert parse("files:3|c|#worker:w1,size:small") == (
         "files",
@@ -448,14 +422,16 @@ def test_what_comes_in_over_udp_is_summed_up_by_metric_and_worker():
     assert rows[1].quantiles == {"p50": 2.0, "p95": 3.0, "max": 3.0}
 
 
+def spec_in(*, failures=(), **counts):
+    return Rollout("a", None, None, counts, 0, failures)
+
+
 def test_the_plain_display_prints_changes_only(capsys):
-    waiting = rollout.read([{"_id": "a", "target": "t", "lastmodified": 1}], 2)
-    document = {"_id": "a", "lastmodified": 1, "applied": {"p": {"lm": 1, "state": "emitting"}}}
     with PlainDisplay() as display:
         for _ in range(3):
-            display.draw(Picture(waiting))
+            display.draw(Picture([spec_in(waiting=2)]))
         for _ in range(3):
-            display.draw(Picture(rollout.read([document], 2)))
+            display.draw(Picture([spec_in(emitting=1, waiting=1)]))
         display.draw(Picture([]))
     lines = [line.split("s  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert [" ".join(line.split()) for line in lines] == [
@@ -472,16 +448,13 @@ def test_the_terminal_display_draws_a_bar_with_a_part_for_each_state():
 
     from diagnose_mongo.demo.terminal import TerminalDisplay
 
-    entries = {
-        "p": {"lm": 1, "state": "emitting"},
-        "q": {"lm": 1, "state": "error", "err": "it [failed]"},
-    }
-    document = {"_id": "a", "lastmodified": 1, "applied": entries}
+    failure = Failure("odd", 1, ({"process": "q", "err": "it [failed]"},))
+    found = spec_in(emitting=1, error=1, waiting=1, failures=(failure,))
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system="standard", width=100)
     with TerminalDisplay(console) as display:
         display.heading("1. [Title]")
-        display.draw(Picture(rollout.read([document], 3), (), ["w1: a line"]))
+        display.draw(Picture([found], (), ["w1: a line"]))
     text = out.getvalue()
     bars = re.findall("\x1b\\[(\\d+)m(━+)\x1b\\[0m", text)
     assert [(colour, len(bar)) for colour, bar in bars[:3]] == [("32", 8), ("31", 8), ("90", 8)]

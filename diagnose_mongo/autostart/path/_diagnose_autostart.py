@@ -134,8 +134,8 @@ def _is_ending() -> bool:
 
 def _keep_out() -> None:
     """Do nothing, for ever: threads are greenlets now, which run in the program's own ones only."""
-    manager = sys.modules.get("diagnose_mongo.manager")
-    if not getattr(manager, "has_one_of_its_own", False):
+    program = sys.modules.get("diagnose_mongo.worker.program")
+    if program is None or not program.has_one_of_its_own():
         _say(
             "its threads are patched (gevent, eventlet): call diagnose_mongo.start() in the "
             "program, after that"

@@ -15,7 +15,7 @@ import types
 import warnings
 from dataclasses import dataclass
 
-from diagnose import probes
+from diagnose import probes, registry
 from diagnose.errors import DiagnoseError
 from random_programs import instruments, world
 from random_programs.parts import text
@@ -169,7 +169,7 @@ class Run:
             return
         stop_all()
         done = threading.Event()
-        probes.timers.after(0, done.set)
+        registry.timers.after(0, done.set)
         if not done.wait(DEADLINE_SECONDS):
             self.faults.append("the timers' thread does not come to an end")
         for function, code in self.codes:

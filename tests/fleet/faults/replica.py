@@ -14,21 +14,20 @@ import pymongo
 from pymongo.errors import PyMongoError
 from waiting import wait_until
 
-from diagnose_mongo import guardian
-from diagnose_mongo.server import find_mongod
+from diagnose_mongo.server import find_mongod, keeper
 
 _SETTINGS = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200}
 
 
 class Node:
-    """One mongod and the process that keeps it; see :mod:`diagnose_mongo.guardian`."""
+    """One mongod and the process that keeps it; see :mod:`diagnose_mongo.server.keeper`."""
 
     def __init__(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid())],
+            [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

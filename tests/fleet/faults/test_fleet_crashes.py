@@ -22,8 +22,6 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
 
-pytestmark = pytest.mark.programs
-
 WRITES = {"update", "insert", "delete", "findAndModify", "createIndexes"}
 FLEET_HITS = 60
 
@@ -74,8 +72,8 @@ def live(uri, database, shop, last):
     for _ in range(5):
         poll(manager)
         # The lease has been held for long: the dead had time to say that they live.
-        manager._chores._held_since = manager._chores._turn_at = -1000.0
-        manager._chores._turns = 0
+        manager._session._chores._held_since = manager._session._chores._turn_at = -1000.0
+        manager._session._chores._turns = 0
         shop.double(1)
         shop.double(1)
     manager.stop()
@@ -131,12 +129,12 @@ def test_a_process_that_is_killed_between_any_two_writes_leaves_nothing_that_sta
         poll(survivor)
         return (
             all(set(each["applied"]) <= {"survivor"} for each in specs.find())
-            and ProcessStore(survivor._link).living() == {"survivor"}
+            and ProcessStore(survivor._session.connection.link()).living() == {"survivor"}
             and all(set(each["held"]) <= {"survivor"} for each in database["budgets"].find())
         )
 
     wait_until(is_tidy)
-    assert ControlStore(survivor._link).read().holder == "survivor"
+    assert ControlStore(survivor._session.connection.link()).read().holder == "survivor"
     for _ in range(2 * FLEET_HITS):
         shop.double(1)
         poll(survivor)
@@ -161,7 +159,7 @@ def test_dead_processes_are_not_listed_after_two_ttls_and_their_documents_go(
     os.waitpid(pid, 0)
     died = time.monotonic()
     here = worker("here", heartbeat=TTL_SECONDS / 3)
-    processes = ProcessStore(here._link)
+    processes = ProcessStore(here._session.connection.link())
     assert "dead" in processes.living()
     wait_until(lambda: poll(here) or processes.living() == {"here"})
     assert time.monotonic() - died < 30
@@ -232,7 +230,7 @@ def test_a_clock_that_is_an_hour_off_changes_no_lifespan(specs, shop, mongo_serv
         assert abs(found["applied"]["me"]["at"] - found["lastmodified"]) < datetime.timedelta(
             minutes=1
         )
-        assert ProcessStore(manager._link).living() == {"me"}
+        assert ProcessStore(manager._session.connection.link()).living() == {"me"}
         manager.stop()
         return "fine"
 
@@ -271,15 +269,15 @@ def test_two_managers_under_one_id_say_so_and_the_one_that_stays_has_its_entries
     poll(two)
     two.apply()
     assert state(specs, "a", "same") == "installed"
-    assert ProcessStore(two._link).living() == {"same"}
+    assert ProcessStore(two._session.connection.link()).living() == {"same"}
 
 
 def test_a_restart_under_the_same_id_is_nothing_to_speak_of(worker, specs, shop, caplog):
     specs.insert_one(spec())
     one = worker("same")
     poll(one)
-    one._has_beaten = False  # killed: it says nothing any more
-    one._down_since = 0.0
+    one._session.heart.has_beaten = False  # killed: it says nothing any more
+    one._session.outage.note(1.0)
     one.stop()
     two = worker("same")
     for _ in range(3):
@@ -292,15 +290,15 @@ def test_what_stops_during_a_poll_is_not_listed_again_by_it(worker, specs, shop,
     manager = worker()
     poll(manager)
     reached, go_on = threading.Event(), threading.Event()
-    beat = manager._processes.beat
+    beat = manager._session.connection.fleet.processes.beat
 
     def slow(*args):
         reached.set()
         go_on.wait(30)
         return beat(*args)
 
-    monkeypatch.setattr(manager._processes, "beat", slow)
-    manager._beat_at = 0.0
+    monkeypatch.setattr(manager._session.connection.fleet.processes, "beat", slow)
+    manager._session.heart.hurry()
     manager.start()
     assert reached.wait(30)
     stopping = threading.Thread(target=manager.stop)

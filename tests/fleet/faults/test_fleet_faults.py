@@ -21,8 +21,6 @@ from workers import Application, make_worker, spec, state
 from diagnose_mongo.server import LocalServer
 from diagnose_mongo.store import ProcessStore
 
-pytestmark = pytest.mark.programs
-
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +73,7 @@ def fail(mongo_server):
 
 
 def poll(manager):
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 
@@ -132,14 +130,14 @@ def test_an_outage_of_any_kind_loses_nothing_and_keeps_no_probe(
         began = time.monotonic()
         begin()
         assert shop.double(5) == 10  # and nobody can be told that it failed
-        wait_until(lambda: manager._down_since is not None)
+        wait_until(lambda: manager._session.outage.is_on)
         assert armed is not originals[1]
         wait_until(lambda: shop.halve.__code__ is originals[1])
         assert time.monotonic() - began < 10
         end()
         wait_until(lambda: state(specs, "fails") == "error" and state(specs, "short") == "expired")
         assert state(specs, "a") == "emitting"
-        wait_until(lambda: ProcessStore(manager._link).living() == {"me"})
+        wait_until(lambda: ProcessStore(manager._session.connection.link()).living() == {"me"})
         stopped = time.monotonic()
         manager.stop()
         assert time.monotonic() - stopped < 5
@@ -152,7 +150,7 @@ def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_i
     worker, specs, shop, proxy, mongo_server, monkeypatch
 ):
     # Those would find it too, minutes later.
-    monkeypatch.setattr("diagnose_mongo.manager._POLLS_PER_FULL_POLL", 10**6)
+    monkeypatch.setattr("diagnose_mongo.worker.session._POLLS_PER_FULL_POLL", 10**6)
     specs.insert_one(spec())
     away, here = worker("away"), worker("here", mongo_server.uri)
     away.start()
@@ -161,7 +159,7 @@ def test_who_was_away_for_long_is_dead_meanwhile_and_has_all_its_entries_after_i
     proxy.stall()
     # Its document stays: without an index nobody removes it.
     wait_until(lambda: state(specs, "a", "away") is None)
-    assert ProcessStore(here._link).living() == {"here"}
+    assert ProcessStore(here._session.connection.link()).living() == {"here"}
     proxy.heal()
     wait_until(lambda: state(specs, "a", "away") == "installed")
 
@@ -174,7 +172,7 @@ def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop,
         for i in range(2):
             manager.apply()
             proxy.cut_after(size)
-            manager._beat_at = 0.0
+            manager._session.heart.hurry()
             specs.insert_one(spec(f"more-{i}", target="probed_shop.halve"))
             manager.apply()
             proxy.heal()
@@ -286,7 +284,7 @@ def test_what_a_full_disk_takes_no_more_is_told_when_there_is_room(shop, small_d
         filler.unlink()
         told = {"applied.me.state": "error"}
         wait_until(lambda: poll(manager) or specs.count_documents(told) == len(names))
-        assert ProcessStore(manager._link).living() == {"me"}
+        assert ProcessStore(manager._session.connection.link()).living() == {"me"}
         manager.stop()
 
 
@@ -337,12 +335,12 @@ def test_a_failover_takes_nothing_back(replica_set, worker, shop, how):
             else:
                 manager.apply()
                 primary.kill()
-            acknowledged = dict(manager._entries.written)
+            acknowledged = dict(manager._session.entries.written)
             wait_until(lambda: replica_set.primary() not in {None, primary})
             found = {each["_id"]: each["applied"]["me"] for each in specs.find()}
             for key, entry in acknowledged.items():
                 assert {name: found[key][name] for name in entry} == entry
-            wait_until(lambda: manager.apply() or manager._down_since is None)
+            wait_until(lambda: manager.apply() or not manager._session.outage.is_on)
             wait_until(
                 lambda: (
                     manager.apply()
@@ -401,7 +399,7 @@ def test_a_database_that_is_dropped_and_restored_to_what_it_was_is_right_again(w
     put_back(database, before)
     shop.double(1)
     for manager in (one, two):
-        manager._polls = 0  # the next one is a full poll
+        manager._session._polls = 0  # the next one is a full poll
         manager.apply()
         manager.apply()
     found = {each["_id"]: each for each in specs.find()}
@@ -425,14 +423,14 @@ def test_specs_that_are_put_back_under_a_running_fleet_are_right_after_a_full_po
     manager.apply()
     assert state(specs, "a") == state(specs, "b") == "installed" or state(specs, "b") == "emitting"
     put_back(database, before)
-    manager._polls = 0
-    manager._beat_at = 0.0
+    manager._session._polls = 0
+    manager._session.heart.hurry()
     manager.apply()
     manager.apply()
     for each in specs.find():
         assert each["applied"]["me"]["lm"] == each["lastmodified"]
     assert state(specs, "b") == "emitting"
-    assert ProcessStore(manager._link).living() == {"me"}
+    assert ProcessStore(manager._session.connection.link()).living() == {"me"}
 
 
 def test_a_budget_that_was_dropped_under_a_process_gives_it_no_more(worker, specs, shop):

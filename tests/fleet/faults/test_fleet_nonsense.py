@@ -18,10 +18,14 @@ from waiting import wait_until
 from workers import make_worker, poll, spec, state
 
 from diagnose_mongo.rollouts import rollout
-from diagnose_mongo.store import ControlStore, Link, ProcessStore, budget_id
+from diagnose_mongo.store import (
+    ControlStore,
+    Link,
+    ProcessStore,
+    TidyingStore,
+    fleet_hits_id,
+)
 from diagnose_mongo.store.link import ANYTHING
-
-pytestmark = pytest.mark.programs
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +138,7 @@ def test_a_poll_costs_the_same_beside_a_document_of_15_mb(specs, shop, mongo_ser
             assert state(specs, GOOD[0]) == "installed"
             assert rollout(specs, GOOD[0]).gone == 15_000
             began = time.perf_counter()
-            removed = manager._store.remove_entries_of_dead()
+            removed = TidyingStore(manager._session.connection.link()).remove_entries_of_dead()
             log.info("%d entries removed in %.1f s", removed, time.perf_counter() - began)
             assert set(specs.find_one({"_id": GOOD[0]})["applied"]) == {"me"}
         finally:
@@ -146,10 +150,10 @@ def test_entries_under_names_that_no_process_has_do_not_stop_the_janitor(worker,
     specs.insert_one(spec(canary={"percent": 100, "for": 10}, applied=odd))
     manager = worker()
     poll(manager)
-    assert manager._store.remove_entries_of_dead() == 1
+    assert TidyingStore(manager._session.connection.link()).remove_entries_of_dead() == 1
     assert "dead" not in specs.find_one()["applied"]
     assert "?" in rollout(specs, "a").counts or rollout(specs, "a").counts == {"installed": 1}
-    assert not manager._failing
+    assert not manager._session.side_tasks.failing
 
 
 @pytest.mark.parametrize(
@@ -201,10 +205,10 @@ def test_nonsense_in_a_budget_gives_no_hits_away_and_harms_no_other(
 ):
     specs.insert_many([spec(limits={"fleet_hits": 10}), spec("b", limits={"fleet_hits": 10})])
     version = specs.find_one({"_id": "a"})["lastmodified"]
-    specs.database["budgets"].insert_one({"_id": budget_id("a", version), **budget})
+    specs.database["budgets"].insert_one({"_id": fleet_hits_id("a", version), **budget})
     specs.database["budgets"].insert_one({"_id": 5, "held": 3})
     manager = worker()
-    manager._chores._held_since = -1000.0
+    manager._session._chores._held_since = -1000.0
     for _ in range(40):
         poll(manager)
         shop.double(1)
@@ -218,8 +222,8 @@ def test_nonsense_among_the_processes_harms_nobody(worker, specs, shop, caplog):
     specs.database["processes"].insert_many([*odd, {"_id": "x", "specs": 5, "labels": 3}])
     specs.insert_one(spec(canary={"percent": 100, "for": 10}, select={"service": ["*"]}))
     manager = worker(service="web")
-    manager._chores._held_since = -1000.0
+    manager._session._chores._held_since = -1000.0
     for _ in range(3):
         poll(manager)
     assert state(specs) == "installed"
-    assert not manager._failing, caplog.text
+    assert not manager._session.side_tasks.failing, caplog.text

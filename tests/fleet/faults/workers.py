@@ -11,8 +11,8 @@ import modules
 import pymongo
 
 from diagnose.instruments import ProbeTestInstrument
-from diagnose_mongo.manager import MongoInstrumentManager
 from diagnose_mongo.store import Link
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def make_worker(collection, process_id="me", *, timeout=1.0, **options):
 
 def poll(manager):
     """Let it say that it lives, and poll."""
-    manager._beat_at = 0.0
+    manager._session.heart.hurry()
     manager.apply()
 
 
