@@ -218,7 +218,7 @@ class Appointment:
 
     All that may run the program's code or take long is done before: the instrument is made.
     What is left is done in a thread of :mod:`diagnose.imports` while the import waits for it.
-    It takes `registry.lock` and no other of ours: not that of the manager, who may hold it
+    It takes `registry.lock` and no other of ours: not the manager's, which may be held
     while it waits for anything. So the manager may wait for that thread, but not the other
     way round.
 

@@ -280,7 +280,7 @@ class Attachment:
         """Do nothing from now on; false if so it was already.
 
         Without the lock: the program's thread may hold locks of its own (a logging
-        handler's), and whoever holds ours may be waiting for one of those.
+        handler's), and the holder of ours may be waiting for one of those.
         """
         if not self.armed or self._claim() > 0:
             return False

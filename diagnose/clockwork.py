@@ -266,7 +266,7 @@ class Clockwork:
         self._lock = threading.RLock()
         self._wake = SimpleQueue()
         self._thread, self._stands = None, False
-        # Whoever was running it is not here. It begins anew: at worst, a callback sees that
+        # The thread that ran it is not here. It begins anew: at worst, a callback sees that
         # its work is done already.
         running, self._running = self._running, None
         if running is not None and running.pending:

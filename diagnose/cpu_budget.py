@@ -128,7 +128,7 @@ def blame(seconds: float, passed: Reading, interval: float) -> tuple[float, bool
 
     It is for what its thread computed, and for what it waited, in a system call or for a lock;
     but not where it waited for a processor, or for the interpreter while other threads computed.
-    Whoever waits for the interpreter wakes up at each switch interval, so that the number of
+    A thread that waits for the interpreter wakes up at each switch interval, so that the number of
     waits says how much of the others' time can have been in the way.
 
     Args:
@@ -155,7 +155,7 @@ def _may_have_served_signals() -> bool:
 
 
 class LongHit(NamedTuple):
-    """One that held up the program for too long.
+    """A hit that held up the program for too long.
 
     Attributes:
         seconds: for how long it is itself to blame; all of its time if nothing is known.

@@ -41,7 +41,9 @@ def describe(error: BaseException, value: object) -> str:
     except BaseException as later:  # its own __str__
         if is_theirs(later):
             raise
-    return f"{value!r:.200} raised {text:.1000}{_where(error)}"
+    # Half of a surrogate pair can't be written to a file or sent anywhere.
+    text = text[:1000].encode(errors="backslashreplace").decode()
+    return f"{value!r:.200} raised {text}{_where(error)}"
 
 
 _get_traceback = BaseException.__dict__["__traceback__"].__get__

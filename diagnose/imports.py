@@ -11,13 +11,13 @@ same from 3.11 to 3.14). So an awaited spec is given a class of its own, in whic
 attribute is a property. Loader, ``__spec__``, ``__loader__`` and traceback are those of any
 import, also while the module is executed; when it is over, or nobody waits any more, the spec
 has its own class back. If some other tool makes a spec of its own instead, nothing happens:
-whoever waits should look into ``sys.modules`` now and then, too.
+a waiting caller should look into ``sys.modules`` now and then, too.
 
 **Locks.** The thread that imports holds the module's import lock, and perhaps locks of the
 program. It runs nothing but this module, and takes no lock but those of the worker's queue,
 whose holders wait for nobody: the callbacks run in another thread, and the import waits for
-them at most :data:`HOLD_SECONDS`. So whatever the callbacks wait for, and whoever holds it (a
-manager that waits for this very import, a log handler that imports): no deadlock is possible;
+them at most :data:`HOLD_SECONDS`. So no deadlock is possible, whatever the callbacks wait for (a
+manager that waits for this very import, a log handler that imports);
 at worst an import takes that much longer, and its first caller is not seen. Callbacks are to
 be quick (arming an instrument takes one to four milliseconds), and import nothing.
 
@@ -90,7 +90,7 @@ class Watch:
             for name in ref.names:
                 _watches[name] = (*_watches.get(name, ()), ref)
             stand_first()
-            # Under the lock: who closes this at once finds all that there is to take back.
+            # Under the lock, so that a close() right after finds everything to undo.
             for name in ref.names:
                 _quietly(_watch_loaded, name)
 

@@ -205,7 +205,7 @@ class InstrumentManager:
         self._apply(thread.stopping if isinstance(thread, Background) else None)
 
     def apply_in_background(self, period: float = 60) -> None:
-        """Call :meth:`apply` now and then every ``period`` seconds, in a daemon thread.
+        """Call :meth:`apply` at once, and then every ``period`` seconds, in a daemon thread.
 
         Returns at once. Called again, it goes on with the new period.
         """

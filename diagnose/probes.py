@@ -243,7 +243,7 @@ class Arrival:
 
 
 class _Newcomer(Arrival):
-    """One that does not serve hits yet."""
+    """An attachment that does not serve hits yet."""
 
     __slots__ = ("attachment", "before", "probe", "seconds", "target")
 

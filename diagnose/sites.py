@@ -66,7 +66,7 @@ class Site(Protocol):
         """Make exactly these hooks be called; none of them: put everything back.
 
         Returns:
-            What an operator should know about it. It is not logged here: whoever calls holds a
+            What an operator should know about it. It is not logged here: the caller holds a
             lock that a thread inside of a log handler may be waiting for.
 
         Raises:

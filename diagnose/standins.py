@@ -207,7 +207,7 @@ _kept: list[object] = []
 def keep_for_weakrefs(standin: object) -> None:
     """Keep what weak references point at, once nobody else does.
 
-    What it stands for lives on, and whoever has a weak reference must not be told otherwise.
+    What it stands for lives on, and the holder of a weak reference must not be told otherwise.
     """
     if weakref.getweakrefcount(standin):
         _kept.append(standin)

@@ -129,7 +129,7 @@ _MADE = pytest.StashKey[_Made]()
 _WHERE = pytest.StashKey[str]()
 
 
-# Whoever has a fixture of the same name gets that one, so the name is nobody's.
+# A test suite with a fixture of the same name gets its own.
 @pytest.fixture(name="_diagnose_made")
 def _fixture_made(request: pytest.FixtureRequest) -> Iterator[_Made]:
     made = request.node.stash[_MADE] = _Made()

@@ -144,9 +144,9 @@ class Breakpoint(BaseBreakpoint):
         seen: a :class:`Call` for each, the first thousand, with its arguments.
 
     Args:
-        target: a dotted path: whoever calls the function stops, on whatever reference. Or an
+        target: a dotted path: callers of the function stop, by whatever reference they call it. Or an
             object and an attribute's name, as a pair or as the first two arguments
-            (``Breakpoint(S3Archive, "unarchive")``): whoever calls it through that attribute.
+            (``Breakpoint(S3Archive, "unarchive")``): callers of that attribute stop.
             Or the function itself (``Breakpoint(S3Archive.unarchive)``), as with its path.
         event: ``"call"``: before the body. ``"return"``: it has returned. ``"error"``: it has
             raised. ``"end"``: just before either, with the variables that it has then.

@@ -193,7 +193,7 @@ class _Writer:
         return self.scope.parameters or weaving.Parameters(star="args", double_star="kwargs")
 
     def span_hook(self, span: Span) -> weaving.Hook:
-        """One that decides at the begin of a call, and is served at its end."""
+        """A hook that decides at the begin of a call, and is served at its end."""
         plan = self.plan
         if not self.scope.has_frame:
             message = (

@@ -2,7 +2,7 @@
 
 A hit appends to a deque and is done. One thread empties the deques ten times a second,
 groups what it finds by tags and hands it to the manager's sinks; a sink can be slow or
-broken, or hang, without any probed call noticing, nor whoever takes an instrument off. When
+broken, or hang, without any probed call noticing, nor a thread that takes an instrument off. When
 more comes than a buffer holds between two drains, the oldest values are lost, and a warning on
 the status says so.
 """
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 0.1
 BUFFERED_VALUES = 1 << 18
 SETTLE_SECONDS = 1.0
-"""How long who takes instruments off waits for sinks, at most. One that does not come to an end
-by then is not waited for again before it did."""
+"""How long a thread that takes instruments off waits for sinks, at most. A sink that takes longer is
+not waited for again until it has come to an end."""
 HANGS_AFTER_SECONDS = 5.0
 
 _clockwork = Clockwork("diagnose-metrics", Quiet)
@@ -115,7 +115,7 @@ class _Drain:
 
     def settle(self) -> None:
         """Wait until what was handed over is sent, for a short time at most."""
-        # Who waited in vain has said so, and until that is over nobody else waits.
+        # A thread that waited in vain has said so; until that is over no other one waits.
         if not self._left or self._is_stuck:
             return
 

@@ -200,7 +200,7 @@ def _fits(label: str, pattern: str) -> bool:
 
 
 def percent_factors(spec_id: object) -> tuple[int, int]:
-    """A factor and a shift, which spread processes evenly, for each spec in another way.
+    """A spec's universal hash: spreads processes evenly, independently of other specs.
 
     ``(factor * process_share(process_id) + shift) % PERCENT_MODULUS`` is where the process
     stands for the spec. It is no more than arithmetic, so that a database can reckon it too.

@@ -38,7 +38,7 @@ def parse(
         spec_id: what the spec is called.
         document: the mapping; anything else is an error of this spec.
         instrument_types: for each type that ``instrument.type`` may name, the fields of
-            ``instrument`` that its class accepts beyond the usual ones. None: who asks applies
+            ``instrument`` that its class accepts beyond the usual ones. None: the caller applies
             no specs, and takes every type and field of ``instrument``.
         default_values: for some of them, the expression that is taken if there is no ``value``.
 
@@ -224,7 +224,7 @@ def _canary(
 ) -> tuple[Canary | None, Stage | None, datetime, str | None]:
     """The canary; how far it has come; since when the spec is there; why it is at that stage.
 
-    What ``stage`` says about another version holds no more: whoever changes a spec begins anew.
+    What ``stage`` says about another version holds no more: a changed spec begins anew.
     """
     section = whole.section("canary")
     if whole.document.get("canary") is None:

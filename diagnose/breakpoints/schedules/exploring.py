@@ -85,7 +85,7 @@ def explore(
 
     Locks that ``make`` and the threads make by :mod:`threading` (by name, or by a name imported
     into the module of a point, a thread, ``make`` or ``check``), and what is made of such locks
-    (conditions, events, queues), are known: who waits for one gives its turn away, a deadlock is
+    (conditions, events, queues), are known: a thread that waits for one gives its turn away, a deadlock is
     seen at once, and its threads are ended. Of whatever else blocks a thread (locks that are older,
     sockets) it is only seen that the thread stands still, for 30 ms; of such threads two may run at
     once for a moment, and in a deadlock they are left behind, as daemons.
