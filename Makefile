@@ -35,8 +35,10 @@ demo-live: $(VENV)/.has-demo
 	@$(BIN)/python -m diagnose_mongo.demo --live
 
 # The search runs before the first tests, so that what will be tested is said at the start. All
-# runs at once, since much of it is waiting for servers to come and go: the tests that are about
-# Python on both, those about programs and servers on one (`make test-one` has them too).
+# runs at once, since much of it is waiting for servers to come and go: the folders that are about
+# Python on both, those about documents, servers and commands on one (`make test-one` has all).
+ABOUT_PYTHON := tests/engine tests/instruments tests/breakpoints
+ABOUT_SERVERS := tests/specs tests/fleet tests/cli tests/server tests/whole
 test: $(VENV)/.has-test
 	@other="$$($(BIN)/python tools/pythons.py)" || exit 1; \
 	mine="$$($(BIN)/python --version)"; \
@@ -53,15 +55,15 @@ test: $(VENV)/.has-test
 		PYTHON="$$other" || exit 1; \
 	output="$$(mktemp -d)"; \
 	$(MAKE) --no-print-directory test-one VENV="$(VENV)-$$minor" PYTHON="$$other" \
-		TESTS='-m "not programs"' >"$$output/theirs" 2>&1 & \
+		TESTS='$(ABOUT_PYTHON)' >"$$output/theirs" 2>&1 & \
 	theirs_job=$$!; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS="-m programs -n 2 --dist loadfile" \
-		>"$$output/programs" 2>&1 & \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" \
+		TESTS="$(ABOUT_SERVERS) -n 2 --dist loadfile" >"$$output/programs" 2>&1 & \
 	programs_job=$$!; \
 	trap 'kill $$theirs_job $$programs_job 2>/dev/null; rm -rf "$$output"' EXIT; \
 	failed=""; \
-	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS='-m "not programs"' || failed="$$mine"; \
-	wait $$programs_job || failed="$$failed $$mine (programs)"; \
+	$(MAKE) --no-print-directory test-one VENV="$(VENV)" TESTS='$(ABOUT_PYTHON)' || failed="$$mine"; \
+	wait $$programs_job || failed="$$failed $$mine (documents, servers, commands)"; \
 	cat "$$output/programs"; \
 	wait $$theirs_job || failed="$$failed $$theirs"; \
 	cat "$$output/theirs"; \

@@ -24,10 +24,10 @@ from diagnose.hit_errors import (
     without_objects,
 )
 from diagnose.instruments import metrics
-from diagnose.instruments.status import State
 from diagnose.interrupts import belongs_to_program
 from diagnose.reentrancy import Quiet, leave_behind, quietly
 from diagnose.registry import lock, timers, update
+from diagnose.status import State
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

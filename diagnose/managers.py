@@ -34,8 +34,8 @@ from diagnose.instruments import (
 )
 from diagnose.instruments.base import doing_nothing
 from diagnose.instruments.signatures import USUAL_ARGUMENTS, accepted_arguments, default_value
-from diagnose.instruments.status import State
 from diagnose.records import UNTOLD, Outcome, Record, Turn, describe
+from diagnose.status import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping

@@ -11,11 +11,11 @@ from diagnose.attachments import Attachment, finish, retire
 from diagnose.errors import DiagnoseError
 from diagnose.instruments import base
 from diagnose.instruments.recording import ProbeTestInstrument
-from diagnose.instruments.status import State
 from diagnose.reentrancy import Quiet
 from diagnose.registry import lock, place, timers, update
 from diagnose.sinks.standard import STANDARD_OUTPUT
 from diagnose.sites import happens_inside, site_of
+from diagnose.status import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -22,9 +22,9 @@ from diagnose.errors import (
     TargetError,
     TargetNotImportedError,
 )
-from diagnose.instruments.status import State
 from diagnose.limits import ACTS
 from diagnose.specs import Stage
+from diagnose.status import State
 from diagnose.wording import described
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from diagnose.arming import Appointment, Armed, Places
     from diagnose.instruments import Instrument
-    from diagnose.instruments.status import Status
     from diagnose.probes import Changes, FunctionProbe
     from diagnose.specs import Spec
+    from diagnose.status import Status
     from diagnose.targets import Target
 
 __all__ = ["UNTOLD", "Outcome", "Process", "Record", "Turn", "describe"]

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import leftovers
 import pytest
+from modules import SHOP, loaded
+from stage import EVENTS, Stage
 
 from diagnose_mongo.server import LocalServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
+    from types import ModuleType
 
+    from pymongo.collection import Collection
     from pymongo.database import Database
 
 # --- hypothesis -------------------------------------------------------------------------------
@@ -72,6 +76,49 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         assert not names, f"these functions do not have their original code: {names}"
 
 
+# --- what is probed ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Puts functions and modules where a path leads to them, as long as the test runs."""
+    with Stage() as made:
+        yield made
+
+
+@pytest.fixture
+def place(stage: Stage) -> Callable[..., str]:
+    """Puts things into a new module, and gives the path of the first one."""
+    return stage.place
+
+
+@pytest.fixture(params=EVENTS, ids="-".join)
+def names(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Events: each one alone, and all together."""
+    found: tuple[str, ...] = request.param
+    return found
+
+
+@pytest.fixture
+def shop(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The module that specs lead to: of the test file's ``SOURCE``, or the usual one."""
+    with loaded("probed_shop", getattr(request.module, "SOURCE", SHOP)) as module:
+        yield module
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep out what is no UTF-8: a worker of pytest-xdist can't send it, and would end."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 # --- MongoDB ----------------------------------------------------------------------------------
 
 
@@ -99,3 +146,9 @@ def database(mongo_server: LocalServer) -> Iterator[Database[dict[str, Any]]]:
         if mongo_server.pid is None:
             mongo_server.restart()
         client.drop_database(name)
+
+
+@pytest.fixture
+def specs(database: Database[dict[str, Any]]) -> Collection[dict[str, Any]]:
+    """The collection of specs in it."""
+    return database["specs"]

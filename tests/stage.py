@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from diagnose import attach_to, registry
+from diagnose import attach_to, probes, registry
 from diagnose.instruments import ProbeTestInstrument
 
 DEADLINE_SECONDS = 30.0
@@ -81,17 +81,21 @@ def probed(path, value="result", event="return", **options):
 
 @contextmanager
 def attached(path, *instruments):
-    """Attach instruments, and take them off at the end."""
+    """Attach instruments, all at once, and take them off at the end."""
     probe = attach_to(path)
-    keys = []
+    keys = [f"stage {id(instrument)}" for instrument in instruments]
     try:
-        for instrument in instruments:
-            probe.attach(f"stage {id(instrument)}", instrument)
-            keys.append(f"stage {id(instrument)}")
+        with probes.Changes() as changes:
+            arrivals = [
+                changes.attach(probe, *each) for each in zip(keys, instruments, strict=True)
+            ]
+        for arrival in arrivals:
+            arrival.check()
         yield probe
     finally:
-        for key in keys:
-            probe.detach(key)
+        with probes.Changes() as changes:
+            for key in keys:
+                changes.detach(probe, key)
         if not probe.instruments:
             probe.stop()
 

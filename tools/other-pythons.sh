@@ -59,7 +59,7 @@ for version in "${versions[@]}"; do
         touch "$HOME_OF_SID/$version/.has-test"
     fi
 done
-if [ $# = 0 ]; then set -- -m "not programs"; fi
+if [ $# = 0 ]; then set -- tests/engine tests/instruments tests/breakpoints; fi
 for version in "${versions[@]}"; do
     python=$HOME_OF_SID/$version/bin/python
     echo "== $(inside "$python" --version)"

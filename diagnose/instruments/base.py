@@ -19,8 +19,8 @@ from diagnose.errors import ExpressionError, InstrumentError
 from diagnose.expressions import parsing
 from diagnose.handlers import Act, Emit, Fire, Plan
 from diagnose.handlers.names import Names
-from diagnose.instruments.status import Status
 from diagnose.limits import ACTS, Limits
+from diagnose.status import Status
 from diagnose.wording import shown, suggest
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ is named in :attr:`Spec.warnings`: nothing in a document is ignored in silence.
 
 from __future__ import annotations
 
-from diagnose.instruments.status import State
 from diagnose.specs.content import content_of
 from diagnose.specs.model import (
     DEFAULT_LIFESPAN,
@@ -22,6 +21,7 @@ from diagnose.specs.model import (
     process_share,
 )
 from diagnose.specs.parsing import parse
+from diagnose.status import State
 
 __all__ = [
     "DEFAULT_LIFESPAN",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnose.errors import SpecError
 from diagnose.fields import FIELDS, LABELS
-from diagnose.instruments.status import State
+from diagnose.status import State
 from diagnose.wording import suggest
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["examine"]
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
-_OLDEST = 6
+_OLDEST = (5, 0)
 _CLOCKS_DIFFER_SECONDS = 10.0
 _SLOW_SECONDS = 0.5
 _BESIDE = ("processes", "control", "budgets", "history")
@@ -97,12 +97,13 @@ def _server(inspector: Inspector) -> Iterator[Finding]:
         f"answers in {facts.round_trip * 1000:.1f} ms",
         "polls are as slow: is it far away, or overloaded?" if is_slow else "",
     )
-    is_old = int(facts.version.partition(".")[0]) < _OLDEST
+    is_old = tuple(map(int, facts.version.split(".")[:2])) < _OLDEST
+    oldest = ".".join(map(str, _OLDEST))
     yield Finding(
         "fail" if is_old else "ok",
         "version",
         f"MongoDB {facts.version}",
-        f"rollouts are counted with what MongoDB {_OLDEST}.0 brought: upgrade" if is_old else "",
+        f"diagnose is tested with MongoDB {oldest} and newer: upgrade" if is_old else "",
     )
     if facts.replica_set is None:
         yield Finding(

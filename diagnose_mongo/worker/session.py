@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnose.errors import StoreError
-from diagnose.instruments.status import State
 from diagnose.records import UNTOLD
+from diagnose.status import State
 from diagnose_mongo.janitor.chores import Chores
 from diagnose_mongo.store import fleet_hits_id
 from diagnose_mongo.worker import heartbeats

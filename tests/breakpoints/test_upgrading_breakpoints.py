@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-from modules import loaded
 
 from diagnose.breakpoints import Breakpoint, do
 
@@ -31,19 +30,13 @@ class Cart:
 """
 
 
-@pytest.fixture
-def shop():
-    with loaded("upgraded_shop", SOURCE) as module:
-        yield module
-
-
 # --- what goes on as it is --------------------------------------------------------------------
 
 
 def test_a_function_itself_is_a_target(shop):
     """Targets of breakpoints."""
     alias, add = shop.double, shop.Cart().add
-    for target in ("upgraded_shop.double", (shop, "double"), shop.double):
+    for target in ("probed_shop.double", (shop, "double"), shop.double):
         with Breakpoint.block(target) as bp:
             bp.start_thread(lambda: shop.double(1))
             bp.wait()
@@ -88,14 +81,14 @@ def test_conditions_count_from_0_alone_and_in_lists(shop):
         with Breakpoint(shop.double, condition=1, fire=lambda: None):
             shop.double(0)
     for condition, argument in ((0, 3), (1, 6), ([1], 6)):
-        with do(shop.quadruple, 3).until("upgraded_shop.double").where(condition) as doing:
+        with do(shop.quadruple, 3).until("probed_shop.double").where(condition) as doing:
             assert doing.breakpoint.standing[0].args == (argument,)
 
 
 def test_what_is_done_at_a_hit_may_take_no_argument(shop):
     """What is done at a hit."""
     done = []
-    with Breakpoint("upgraded_shop.double", "call", None, 10.0, lambda: done.append(1)):
+    with Breakpoint("probed_shop.double", "call", None, 10.0, lambda: done.append(1)):
         shop.double(1)
     assert done == [1]
 
@@ -104,18 +97,18 @@ def test_a_do_fills_its_own_results_and_needs_no_function(shop):
     """`do`."""
     doing = do(shop.double, 1)
     for number in (1, 2, 3):
-        with doing.until("upgraded_shop.double", 20):
+        with doing.until("probed_shop.double", 20):
             assert doing.breakpoint.timeout == 20
             doing.release()
         assert doing.results == [2] * number
-    with do().until("upgraded_shop.double", timeout=20).once as nobody:
+    with do().until("probed_shop.double", timeout=20).once as nobody:
         thread = threading.Thread(target=shop.quadruple, args=(1,))
         thread.start()
         nobody.breakpoint.wait()
         nobody.release()
         thread.join()
     assert (nobody.results, nobody.breakpoint.hits) == ([], 1)
-    with do().error_on("upgraded_shop.double", OSError("no disk")):
+    with do().error_on("probed_shop.double", OSError("no disk")):
         with pytest.raises(OSError, match="no disk"):
             shop.double(1)
     with do():
@@ -125,7 +118,7 @@ def test_a_do_fills_its_own_results_and_needs_no_function(shop):
 def test_a_wait_that_runs_out_is_a_runtime_error(shop):
     """Waits that run out."""
     with pytest.raises(RuntimeError, match="it was not called at all") as found:
-        with Breakpoint("upgraded_shop.double", timeout=0.01) as bp:
+        with Breakpoint("probed_shop.double", timeout=0.01) as bp:
             bp.wait()
     assert isinstance(found.value, AssertionError)
 
@@ -172,7 +165,7 @@ def test_waiting_waits_for_news(shop):
 def test_a_do_stays_as_it_was(shop):
     """A `do` stays as it was."""
     doing = do(shop.double, 1)
-    doing.until("upgraded_shop.double")
+    doing.until("probed_shop.double")
     with doing:
         doing.breakpoint.join()
         assert doing.breakpoint.hits == 0

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bson import ObjectId
@@ -23,11 +24,10 @@ from waiting import wait_for_documents, wait_until
 from diagnose.instruments import ProbeTestInstrument, Result
 from diagnose_mongo.changes import history
 from diagnose_mongo.cli import arguments as texts
+from diagnose_mongo.cli import doctor
 from diagnose_mongo.cli.output import Output, duration, shown
-from diagnose_mongo.store import Link, ProcessStore
+from diagnose_mongo.store import Link, ProcessStore, ServerFacts
 from diagnose_mongo.worker.manager import MongoInstrumentManager
-
-pytestmark = pytest.mark.programs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "diagnose_mongo.cli"]
@@ -44,11 +44,6 @@ NOBODY = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200"
 def shop():
     with loaded("cli_shop", SOURCE) as module:
         yield module
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
 
 
 @pytest.fixture
@@ -535,6 +530,18 @@ def test_the_doctor_says_what_is_missing(run, specs, database):
     assert "`diagnose status cart` says why" in answer.out
     findings = run("doctor", "-o", "json").json["findings"]
     assert {each["grade"] for each in findings} == {"ok", "warn"}
+
+
+@pytest.mark.parametrize(
+    ("version", "grade"),
+    [("4.4.29", "fail"), ("5.0.0", "ok"), ("5.2.0-rc1", "ok"), ("10.1.0", "ok")],
+)
+def test_the_doctor_says_which_mongodb_is_too_old(version, grade):
+    facts = ServerFacts(version=version, replica_set="rs", round_trip=0.001, ahead=0.0)
+    looks = doctor._server(SimpleNamespace(server=lambda: facts))
+    (finding,) = [each for each in looks if each.what == "version"]
+    assert (finding.grade, finding.text) == (grade, f"MongoDB {version}")
+    assert finding.advice.endswith("MongoDB 5.0 and newer: upgrade") == (grade == "fail")
 
 
 def test_the_doctor_fails_where_nobody_answers(run):

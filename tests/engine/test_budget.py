@@ -8,7 +8,7 @@ import time
 import types
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
+from stage import DEADLINE_SECONDS, attached, in_thread, timers_ran
 from waiting import in_child, wait_until
 
 from diagnose import LogInstrument, attach_to, attachments, probes
@@ -29,12 +29,6 @@ from diagnose.cpu_budget import (
 )
 from diagnose.instruments import Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 class Timers:

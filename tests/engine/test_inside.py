@@ -13,24 +13,12 @@ from pathlib import Path
 from types import CodeType
 
 import pytest
-from stage import Stage, attached, outcome, probed
+from stage import attached, outcome, probed
 
 from diagnose import attach_to
 from diagnose.bytecode import assembly, weaving
 from diagnose.errors import UnknownNameError
 from diagnose.instruments import ProbeTestInstrument
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def place(stage):
-    return stage.place
-
 
 # --- what is seen -----------------------------------------------------------------------------
 

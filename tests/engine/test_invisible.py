@@ -23,7 +23,7 @@ import warnings
 from decimal import Decimal
 
 import pytest
-from stage import EVENTS, Stage, attached, events, in_thread, outcome, probed
+from stage import attached, events, in_thread, outcome, probed
 from waiting import wait_until
 
 from diagnose import reentrancy
@@ -31,22 +31,6 @@ from diagnose.instruments import HistogramInstrument, ProbeTestInstrument
 
 # The subjects look around in every way that a wrapper's frame would show in. What they see
 # without a probe is what they have to see with one, on whatever events.
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def place(stage):
-    return stage.place
-
-
-@pytest.fixture(params=EVENTS, ids="-".join)
-def names(request):
-    return request.param
 
 
 def same_with_probes(place, subject, names, look=None):

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from stage import Stage, attached
+from stage import attached
 
 from diagnose import HistogramInstrument, registry
 from diagnose.instruments import ProbeTestInstrument
@@ -136,9 +136,8 @@ COMBINED = [
 
 
 @pytest.fixture
-def shop():
-    with Stage() as stage:
-        yield stage.script(SOURCE)
+def shop(stage):
+    return stage.script(SOURCE)
 
 
 def fresh(shop):

@@ -5,19 +5,12 @@ import contextlib
 import sys
 
 import pytest
-from stage import Interrupt, Stage, attached, interrupts, outcome, probed
+from stage import Interrupt, attached, interrupts, outcome, probed
 
 from diagnose import HistogramInstrument
 from diagnose.bytecode import assembly, flow
 from diagnose.errors import InstrumentError, ProbeError, UnknownNameError
 from diagnose.instruments import ProbeTestInstrument
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
 
 SHOP = """\
 import functools

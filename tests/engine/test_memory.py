@@ -12,7 +12,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from stage import EVENTS, Stage, attached, events, frees_code, probed, timers_ran
+from stage import Stage, attached, events, frees_code, probed, timers_ran
 
 from diagnose import attach_to, registry, sites
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
@@ -20,17 +20,6 @@ from diagnose.managers import InstrumentManager
 
 # `make proof`: more than a million hits, and more than ten thousand cycles of start and stop.
 REPEATS = int(os.environ.get("DIAGNOSE_TEST_REPEATS", "1"))
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture(params=EVENTS, ids="-".join)
-def names(request):
-    return request.param
 
 
 class Thing:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import wrapt
-from stage import Stage, attached, events, probed
+from stage import attached, events, probed
 
 from diagnose import HistogramInstrument
 from diagnose.instruments import ProbeTestInstrument
@@ -20,12 +20,6 @@ from diagnose.instruments import ProbeTestInstrument
 by_monitoring = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12"
 )
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 SUBJECT = """\

@@ -15,7 +15,6 @@ import pytest
 from stage import (
     DEADLINE_SECONDS,
     Interrupt,
-    Stage,
     attached,
     in_thread,
     interrupts,
@@ -37,17 +36,6 @@ from diagnose.errors import (
 from diagnose.instruments import HistogramInstrument, Instrument, ProbeTestInstrument
 from diagnose.managers import InstrumentManager
 from diagnose.probes import FunctionProbe, active_probes, start_all
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def place(stage):
-    return stage.place
 
 
 @pytest.fixture

@@ -9,18 +9,12 @@ import random
 import sys
 
 import pytest
-from stage import Stage, attached, outcome, probed
+from stage import attached, outcome, probed
 
 from diagnose import HistogramInstrument
 from diagnose.bytecode import assembly, flow
 from diagnose.instruments import ProbeTestInstrument
 from diagnose.limits import Limits
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 def test_a_line_in_a_comprehension_over_the_name_of_a_cell_harms_nobody(stage):

@@ -36,9 +36,8 @@ INSTRUMENTS = [
 
 
 @pytest.fixture
-def shop():
-    with Stage() as stage:
-        yield stage.script(SOURCE)
+def shop(stage):
+    return stage.script(SOURCE)
 
 
 @pytest.fixture

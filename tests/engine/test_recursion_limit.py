@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from stage import Stage, attached, outcome, probed
+from stage import attached, outcome, probed
 
 from diagnose import reentrancy
 from diagnose.bytecode import assembly, flow
@@ -16,12 +16,6 @@ from diagnose.instruments import ProbeTestInstrument
 
 ROOM = 40
 """How many calls fit. All that a probe may need fits several times."""
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 @pytest.fixture(autouse=True)

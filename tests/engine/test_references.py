@@ -15,24 +15,13 @@ import types
 import warnings
 
 import pytest
-from stage import Stage, attached, events, in_thread, probed, timers_ran
+from stage import attached, events, in_thread, probed, timers_ran
 
 from diagnose import attach_to
 from diagnose.errors import ProbeError, TargetKindError
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
 
 # What has no Python code is probed by replacing references to it.
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def place(stage):
-    return stage.place
 
 
 def test_a_builtin_is_seen_through_every_module_and_class_that_refers_to_it(stage):

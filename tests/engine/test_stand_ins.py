@@ -27,7 +27,7 @@ import warnings
 import weakref
 
 import pytest
-from stage import Stage, probed, timers_ran
+from stage import probed, timers_ran
 
 from diagnose import attach_to, standins
 from diagnose.errors import TargetKindError
@@ -592,12 +592,6 @@ def test_every_operation_gives_what_it_gives_without_a_probe(name):
 
 
 # --- while it is probed, and after ------------------------------------------------------------
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 @pytest.mark.parametrize(

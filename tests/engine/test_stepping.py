@@ -83,9 +83,8 @@ COMBINED = [
 
 
 @pytest.fixture
-def shop():
-    with Stage() as stage:
-        yield stage.script(SOURCE)
+def shop(stage):
+    return stage.script(SOURCE)
 
 
 def session(commands, function):

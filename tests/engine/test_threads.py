@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, timers_ran
+from stage import DEADLINE_SECONDS, timers_ran
 from waiting import wait_until
 
 from diagnose import attach_to, expressions, reentrancy, sites, tokens
@@ -21,12 +21,6 @@ from diagnose.managers import InstrumentManager
 
 # How long each test hammers; `make proof` does it for longer.
 SECONDS = float(os.environ.get("DIAGNOSE_TEST_SECONDS", "1.2"))
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 @pytest.fixture

@@ -144,7 +144,6 @@ def worker(tmp_path):
     print((tmp_path / "log").read_text())  # pytest shows it with a failure
 
 
-@pytest.mark.programs
 @pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="no celery")
 def test_each_soft_limit_of_celery_reaches_its_task(worker, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMITED_BROKER_FOLDER", str(tmp_path / "broker"))

@@ -16,7 +16,6 @@ import pytest
 from stage import (
     DEADLINE_SECONDS,
     EVENTS,
-    Stage,
     events,
     outcome,
     picture,
@@ -30,17 +29,6 @@ from diagnose.bytecode import assembly, flow, weaving
 from diagnose.errors import ProbeError, UnknownNameError
 
 # ``place(function)`` puts it into a module of its own and returns the path.
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def place(stage):
-    return stage.place
 
 
 def test_this_interpreter_hides_the_frames_of_stand_ins():

@@ -18,8 +18,6 @@ from waiting import wait_for_documents
 
 from diagnose_mongo import autostart
 
-pytestmark = pytest.mark.programs
-
 ROOT = Path(__file__).parents[2]
 RUN = (sys.executable, "-m", "diagnose_mongo.autostart", "--")
 

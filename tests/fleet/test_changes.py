@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bson import ObjectId
-from modules import loaded
 from pymongo.errors import OperationFailure
 from waiting import wait_until
 
@@ -19,17 +18,6 @@ from diagnose_mongo import history as records
 from diagnose_mongo.changes import add, change, difference, history, new_id, remove
 from diagnose_mongo.store import HistoryStore, Link, SpecDocuments
 from diagnose_mongo.worker.manager import MongoInstrumentManager
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
-
-
-@pytest.fixture
-def shop():
-    with loaded("changed_shop", "def double(x):\n    return x * 2\n") as module:
-        yield module
 
 
 @pytest.fixture
@@ -51,7 +39,7 @@ def process(specs, shop):
 def spec(spec_id="a", **fields):
     return {
         "_id": spec_id,
-        "target": "changed_shop.double",
+        "target": "probed_shop.double",
         "instrument": {"type": "seen", "name": "n", "value": "result"},
         "lifespan": 10,
     } | fields

@@ -9,8 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import fleet_rollout
 
-pytestmark = pytest.mark.programs
-
 
 @pytest.mark.timeout(180)
 def test_a_fleet_follows_inserts_changes_an_outage_and_the_death_of_a_worker():

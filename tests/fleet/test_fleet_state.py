@@ -13,7 +13,7 @@ import types
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from modules import loaded
+from modules import spec
 from waiting import in_child, wait_until
 
 from diagnose.errors import SpecError
@@ -37,27 +37,6 @@ from diagnose_mongo.store import (
 from diagnose_mongo.worker import heartbeats
 from diagnose_mongo.worker.manager import MongoInstrumentManager
 
-pytestmark = pytest.mark.programs
-
-SOURCE = """
-def double(x):
-    return x * 2
-
-def halve(x):
-    return x / 2
-"""
-
-
-@pytest.fixture
-def shop():
-    with loaded("fleet_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
-
 
 @pytest.fixture
 def process(specs, shop):
@@ -75,16 +54,6 @@ def process(specs, shop):
     yield make
     for manager in made:
         manager.stop()
-
-
-def spec(spec_id="a", target="fleet_shop.double", **changes):
-    return {
-        "_id": spec_id,
-        "target": target,
-        "instrument": {"type": "seen", "name": "n", "value": "result"},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC).replace(microsecond=0),
-    } | changes
 
 
 def change(specs, spec_id="a", **changes):
@@ -254,7 +223,7 @@ def test_who_has_not_said_anything_yet_is_waited_for(process, specs):
 
 
 def test_failures_are_grouped_by_code_with_examples(process, specs):
-    specs.insert_one(spec(target="fleet_shop.duoble"))
+    specs.insert_one(spec(target="probed_shop.duoble"))
     for i in range(5):
         process(f"web{i}").apply()
     found = rollout(specs, "a")
@@ -361,7 +330,7 @@ def test_one_can_wait_for_a_rollout(process, specs):
 
 
 def test_entries_of_the_dead_are_removed_and_those_of_the_living_stay(process, specs, database):
-    specs.insert_many([spec("a"), spec("b", target="fleet_shop.halve")])
+    specs.insert_many([spec("a"), spec("b", target="probed_shop.halve")])
     dead, web = process("dead"), process("web", heartbeat=0.01, period=0.01)
     dead.apply()
     web.apply()
@@ -654,7 +623,7 @@ def test_a_dry_run_says_what_is_there_and_arms_nothing(process, specs, shop):
     assert entry["state"] == "validated"
     assert shop.double.__code__ is original
     found = entry["found"]
-    assert (found["file"], found["line"], found["kind"]) == ("fleet_shop.py", 2, "function")
+    assert (found["file"], found["line"], found["kind"]) == ("probed_shop.py", 2, "function")
     assert found["lines"] == [3]
     assert found["fingerprint"].endswith("-2")
     assert rollout(specs, "a").is_complete
@@ -663,7 +632,7 @@ def test_a_dry_run_says_what_is_there_and_arms_nothing(process, specs, shop):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"target": "fleet_shop.duoble"}, "target-not-found"),
+        ({"target": "probed_shop.duoble"}, "target-not-found"),
         ({"when": "y > 3"}, "expression-name"),
         (
             {"instrument": {"type": "seen", "name": "n", "value": "x", "event": "line:9"}},
@@ -720,7 +689,7 @@ def test_a_canary_begins_on_a_few_and_goes_everywhere_when_all_is_well(process, 
 def test_a_canary_that_fails_is_taken_back_everywhere(process, specs, shop):
     original = shop.double.__code__
     managers = [process(f"web{i}", heartbeat=60) for i in range(10)]
-    specs.insert_one(spec(canary=canary(**{"for": 10}), target="fleet_shop.duoble"))
+    specs.insert_one(spec(canary=canary(**{"for": 10}), target="probed_shop.duoble"))
     run_until(managers, specs, lambda d: d.get("stage", {}).get("name") == "taken back")
     for manager in managers:
         manager.apply()
@@ -820,7 +789,7 @@ def turn(managers):
 
 @pytest.mark.usefixtures("small")
 def test_in_a_large_fleet_a_sample_and_failures_have_entries_and_all_are_counted(process, specs):
-    specs.insert_many([spec(), spec("bad", target="fleet_shop.duoble")])
+    specs.insert_many([spec(), spec("bad", target="probed_shop.duoble")])
     managers = [process(f"web{i}", bounded_above=5, heartbeat=60) for i in range(5)]
     turn(managers)
     assert len(specs.find_one({"_id": "a"})["applied"]) == 5
@@ -839,7 +808,7 @@ def test_in_a_large_fleet_a_sample_and_failures_have_entries_and_all_are_counted
     found = rollout(specs, "bad")
     assert (found.counts, found.is_settled) == ({"error": 30}, True)
     # What changes from now on is told in the same way.
-    change(specs, "bad", target="fleet_shop.halve")
+    change(specs, "bad", target="probed_shop.halve")
     for _ in range(3):
         turn(managers)
     assert rollout(specs, "bad").counts == {"installed": 30}

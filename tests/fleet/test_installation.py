@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pymongo
 import pytest
-from modules import loaded
+from modules import spec
 from pymongo.errors import OperationFailure, WriteError
 from waiting import wait_until
 
@@ -25,24 +25,6 @@ from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.server import LocalServer, find_mongod
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
 from diagnose_mongo.worker.manager import MongoInstrumentManager
-
-pytestmark = pytest.mark.programs
-
-
-def spec(spec_id="a", **changes):
-    return {
-        "_id": spec_id,
-        "target": "installed_shop.double",
-        "instrument": {"type": "seen", "name": "n", "value": "result"},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    } | changes
-
-
-@pytest.fixture
-def shop():
-    with loaded("installed_shop", "def double(x):\n    return x * 2\n") as module:
-        yield module
 
 
 def test_installing_twice_is_installing_once(database):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -9,31 +10,16 @@ import threading
 import warnings
 from datetime import UTC, datetime
 
+import modules
 import pymongo
 import pytest
-from modules import loaded
 from waiting import in_child, wait_for_documents, wait_until
 
 import diagnose_mongo
 from diagnose import probes
 from diagnose_mongo.worker.manager import MongoInstrumentManager
 
-SOURCE = """
-def double(x):
-    return x * 2
-"""
 PERIOD = 0.05
-
-
-@pytest.fixture
-def shop():
-    with loaded("probed_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
 
 
 @pytest.fixture
@@ -42,14 +28,7 @@ def manager(specs, shop):
         yield made
 
 
-def spec(spec_id="a", value="result", **changes):
-    return {
-        "_id": spec_id,
-        "target": "probed_shop.double",
-        "instrument": {"type": "log", "name": "n", "value": value},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    } | changes
+spec = functools.partial(modules.spec, kind="log")
 
 
 def has_entry(process_id, spec_id="a"):

@@ -17,7 +17,7 @@ import mongomock
 import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
-from modules import loaded
+from modules import spec
 from waiting import wait_for_documents, wait_until
 
 import diagnose_mongo
@@ -27,14 +27,6 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo import documents, store
 from diagnose_mongo.worker.manager import MongoInstrumentManager
 from diagnose_mongo.worker.polling import Poller, phase_of
-
-SOURCE = """
-def double(x):
-    return x * 2
-
-def halve(x):
-    return x / 2
-"""
 
 
 class Seen(ProbeTestInstrument):
@@ -48,11 +40,9 @@ def seen(name="n"):
     return Seen.results_by_name.get(name, [])
 
 
-@pytest.fixture
-def shop():
-    with loaded("probed_shop", SOURCE) as module:
-        Seen.results_by_name = {}
-        yield module
+@pytest.fixture(autouse=True)
+def nothing_is_seen():
+    Seen.results_by_name = {}
 
 
 @pytest.fixture(params=["mongomock", "mongod"])
@@ -81,16 +71,6 @@ def manage(shop):
     yield make
     for manager in made:
         manager.stop()
-
-
-def spec(spec_id="a", value="result", **changes):
-    return {
-        "_id": spec_id,
-        "target": "probed_shop.double",
-        "instrument": {"type": "seen", "name": "n", "value": value},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    } | changes
 
 
 def entry(collection, spec_id="a", process_id="me"):

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import threading
 import time
 import types
-from datetime import UTC, datetime
 
+import modules
 import pymongo
 import pytest
-from modules import loaded
 from waiting import wait_for_documents, wait_until
 
 import diagnose_mongo
@@ -20,24 +20,7 @@ from diagnose_mongo.store import Link
 from diagnose_mongo.worker import outages
 from diagnose_mongo.worker.manager import MongoInstrumentManager
 
-pytestmark = pytest.mark.programs
-
-SOURCE = """
-def double(x):
-    return x * 2
-"""
 NOWHERE = "mongodb://127.0.0.1:1"
-
-
-@pytest.fixture
-def shop():
-    with loaded("probed_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
 
 
 @pytest.fixture
@@ -54,14 +37,7 @@ def manager(impatient, shop):
     made.stop()
 
 
-def spec(spec_id="a", value="result", **changes):
-    return {
-        "_id": spec_id,
-        "target": "probed_shop.double",
-        "instrument": {"type": "log", "name": "n", "value": value},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    } | changes
+spec = functools.partial(modules.spec, kind="log")
 
 
 def has_entry(spec_id="a", **parts):

@@ -28,10 +28,7 @@ from diagnose_mongo.worker.manager import MongoInstrumentManager
 FOLDER = Path(__file__).parent
 PERIOD, HEARTBEAT = 0.1, 0.2
 
-pytestmark = [
-    pytest.mark.programs,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="prefork servers fork")
 
 
 def needs(library):

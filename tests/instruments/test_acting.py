@@ -40,12 +40,6 @@ class Odd(BaseException):
     pass
 
 
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
-
 # --- every kind of function, every end, every choice, beside others -------------------------------
 
 HEADS = {

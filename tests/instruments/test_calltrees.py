@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, attached, in_thread, outcome, timers_ran
+from stage import DEADLINE_SECONDS, attached, in_thread, outcome, timers_ran
 
 from diagnose import attach_to
 from diagnose.errors import (
@@ -38,12 +38,6 @@ def recorder(seen, limits=FAST):
             seen.append(value)
 
     return Recorder("n", limits=limits)
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,10 @@ import time
 import weakref
 
 import pytest
-from stage import Interrupt, Stage, attached, in_thread, interrupts, outcome, probed
+from stage import Interrupt, attached, in_thread, interrupts, outcome, probed
 
 from diagnose.bytecode import timing
 from diagnose.instruments import HistogramInstrument, LogInstrument, ProbeTestInstrument
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
-
 
 WORK = """\
 import time

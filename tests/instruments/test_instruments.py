@@ -14,7 +14,7 @@ from fractions import Fraction
 from types import FunctionType
 
 import pytest
-from stage import DEADLINE_SECONDS, Stage, attached, in_thread, timers_ran
+from stage import DEADLINE_SECONDS, attached, in_thread, timers_ran
 from waiting import in_child, wait_until
 
 from diagnose import attach_to, handlers, targets
@@ -53,12 +53,6 @@ class ListSink:
 
     def close(self):
         pass
-
-
-@pytest.fixture
-def stage():
-    with Stage() as stage:
-        yield stage
 
 
 @pytest.fixture

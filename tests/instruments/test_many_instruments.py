@@ -32,9 +32,8 @@ def other(x):
 
 
 @pytest.fixture
-def shop():
-    with Stage() as stage:
-        yield stage.script(SOURCE)
+def shop(stage):
+    return stage.script(SOURCE)
 
 
 class Seen(Instrument):

@@ -28,13 +28,10 @@ from diagnose_mongo.server import local as server_module
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 
-pytestmark = [
-    pytest.mark.programs,
-    pytest.mark.skipif(
-        not hasattr(os, "pidfd_open"),
-        reason="these tests wait for processes through pidfds (Linux)",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"),
+    reason="these tests wait for processes through pidfds (Linux)",
+)
 
 
 class Watch:

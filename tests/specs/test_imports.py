@@ -17,13 +17,13 @@ import threading
 import traceback
 import types
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import wrapt
+from modules import document as spec
 from waiting import in_child, wait_for_documents, wait_until
 
 from diagnose import imports, probes, readers, registry, targets
@@ -89,15 +89,6 @@ def manager():
     made.instrument_classes["seen"] = Seen
     yield made
     made.stop()
-
-
-def spec(target, value="result", **changes):
-    return {
-        "target": target,
-        "instrument": {"type": "seen", "name": "n", "value": value},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    } | changes
 
 
 def entry(manager, key="a"):

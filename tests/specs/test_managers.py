@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modules import document as spec
 from modules import loaded
 from stage import timers_ran
 from waiting import in_child
@@ -33,12 +34,6 @@ class Cart:
         return n
 """
 DEADLINE_SECONDS = 20
-
-
-@pytest.fixture
-def shop():
-    with loaded("probed_shop", SOURCE) as module:
-        yield module
 
 
 class Seen(ProbeTestInstrument):
@@ -64,16 +59,6 @@ def manager(shop):
     made.instrument_classes["seen"] = Seen
     yield made
     made.stop()
-
-
-def spec(target="probed_shop.double", value="result", **changes):
-    made = {
-        "target": target,
-        "instrument": {"type": "seen", "name": "n", "value": value},
-        "lifespan": 10,
-        "lastmodified": datetime.now(UTC),
-    }
-    return made | changes
 
 
 def entry(manager, key="a"):

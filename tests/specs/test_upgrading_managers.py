@@ -30,12 +30,6 @@ def double(x):
 
 
 @pytest.fixture
-def shop():
-    with loaded("upgraded_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
 def manager(shop):
     made = InstrumentManager("me")
     yield made
@@ -44,7 +38,7 @@ def manager(shop):
 
 def spec(**changes):
     return {
-        "target": "upgraded_shop.double",
+        "target": "probed_shop.double",
         "instrument": {
             "type": "log",
             "name": "n",
@@ -92,7 +86,7 @@ def test_a_manager_and_what_is_overridden_in_it_are_used(shop):
         manager.global_namespace["ten"] = lambda x: 10 // x
         instrument = {"type": "keeps", "name": "n", "value": "ten(x)"}
         manager.specs["s"] = spec(instrument=instrument)
-        manager.specs["bad"] = spec(target="upgraded_shop.nothing")
+        manager.specs["bad"] = spec(target="probed_shop.nothing")
         manager.apply()
         assert told == [("mark", "s", False), ("mark", "bad", True)]
         shop.double(2)
@@ -100,7 +94,7 @@ def test_a_manager_and_what_is_overridden_in_it_are_used(shop):
         assert manager.check_call(None, Keeps.made[0], 1) is True
         shop.double(0)
         wait_until(lambda: len(told) > 2)
-        assert told[2] == ("error", "upgraded_shop.double", "n", ZeroDivisionError)
+        assert told[2] == ("error", "probed_shop.double", "n", ZeroDivisionError)
     finally:
         manager.stop()
 
@@ -208,7 +202,7 @@ def test_mag_is_the_magnitude_of_a_number_or_of_a_length(shop):
     for base in (1, 0, -1):
         with pytest.raises((ValueError, ArithmeticError)):
             mag(5, base)
-    with diagnose.sensor("upgraded_shop.double", "(mag('x' * 100), mag(8, base=2))") as seen:
+    with diagnose.sensor("probed_shop.double", "(mag('x' * 100), mag(8, base=2))") as seen:
         shop.double(1)
     assert seen.results == [(2, 3)]
 
@@ -218,7 +212,7 @@ def test_mag_is_the_magnitude_of_a_number_or_of_a_length(shop):
 
 def test_applying_does_not_raise_for_a_path_that_leads_nowhere(shop, manager):
     """`apply()` does not raise."""
-    bad = manager.specs["bad"] = spec(target="upgraded_shop.nothing")
+    bad = manager.specs["bad"] = spec(target="probed_shop.nothing")
     good = manager.specs["good"] = spec()
     manager.apply()
     assert "has no 'nothing'" in bad["applied"]["me"]["err"]
@@ -292,6 +286,6 @@ def test_statsd_is_a_sink(manager):
 def test_names_from_the_functions_module_are_known(shop, manager):
     """Names from the function's module."""
     manager.global_namespace["two"] = 2
-    with diagnose.sensor("upgraded_shop.double", "RATE + two + x", mgr=manager) as seen:
+    with diagnose.sensor("probed_shop.double", "RATE + two + x", mgr=manager) as seen:
         shop.double(1)
     assert seen.results == [6]

@@ -30,8 +30,6 @@ from diagnose_mongo.server import URI_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.programs
-
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 

@@ -78,6 +78,6 @@ def test_the_verbs_of_operators_work(python, mongo_server, database):
     diagnose("add", "shutil.copy", "--value", "elapsed", "--id", "copies", "--no-wait")
     assert "copies" in diagnose("ls")
     # There is no process that it is meant for.
-    assert "shutil.copy" in diagnose("status", "copies", "--timeout", "0.1", status=124)
+    assert "copies:" in diagnose("status", "copies", "--timeout", "0.1", status=124)
     diagnose("rm", "copies")
     assert "copies" not in diagnose("ls")

@@ -32,7 +32,7 @@ def test_the_source_distribution_names_only_what_there_is():
 
 def test_the_library_alone_needs_nothing_and_all_brings_every_extra_for_users():
     assert PROJECT["project"]["dependencies"] == []
-    assert set(brought("all")) == {*EXTRAS} - {"all", "test", "lint"}
+    assert set(brought("all")) == {*EXTRAS} - {"all", "test", "docs", "lint"}
     assert "hunter" in {*brought("demo")} & {*brought("test")}
 
 

@@ -74,9 +74,7 @@ def pages_with_examples():
     for page in PAGES:
         languages = {each.language for each in blocks(page)}
         if languages & RUNS.keys() and page.name not in RUN_ELSEWHERE:
-            # Those about Python run on each Python; those about the command on one.
-            marks = [pytest.mark.programs] if "console" in languages else []
-            yield pytest.param(page, marks=marks, id=page.stem)
+            yield pytest.param(page, id=page.stem)
 
 
 # --- a page's namespace -------------------------------------------------------------------------

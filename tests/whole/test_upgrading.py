@@ -74,14 +74,8 @@ def test_each_claim_of_the_page_has_a_test_and_each_test_a_claim():
 
 
 @pytest.fixture
-def shop():
-    with loaded("upgraded_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
 def probe(shop):
-    made = probes.attach_to("upgraded_shop.double")
+    made = probes.attach_to("probed_shop.double")
     yield made
     made.stop()
     made.instruments.clear()
@@ -129,7 +123,7 @@ class Fires(Instrument):
         self.said.append((probe.target, sys.exc_info()[0]))
 
 
-def values_of(*expressions, target="upgraded_shop.double", call):
+def values_of(*expressions, target="probed_shop.double", call):
     """What each of them is at a call."""
     found = []
     for expression in expressions:
@@ -144,20 +138,20 @@ def values_of(*expressions, target="upgraded_shop.double", call):
 
 def test_probes_are_attached_started_listed_and_stopped(shop):
     """Probes."""
-    probe = diagnose.probes.attach_to("upgraded_shop.double")
-    assert probes.attach_to("upgraded_shop.double") is probe is diagnose.attach_to(probe.target)
+    probe = diagnose.probes.attach_to("probed_shop.double")
+    assert probes.attach_to("probed_shop.double") is probe is diagnose.attach_to(probe.target)
     seen = probe.instruments["k"] = ProbeTestInstrument("n", "result")
     shop.double(1)
     probe.start()
-    assert probes.active_probes == {"upgraded_shop.double": probe}
+    assert probes.active_probes == {"probed_shop.double": probe}
     shop.double(2)
     probe.stop()
     shop.double(3)
     assert seen.results == [4]
     other = ProbeTestInstrument("n", "x")
-    made = probes.FunctionProbe("upgraded_shop.quadruple", {"k": other})
-    assert (made.target, dict(made.instruments)) == ("upgraded_shop.quadruple", {"k": other})
-    waiting = probes.attach_to("upgraded_shop.quadruple")
+    made = probes.FunctionProbe("probed_shop.quadruple", {"k": other})
+    assert (made.target, dict(made.instruments)) == ("probed_shop.quadruple", {"k": other})
+    waiting = probes.attach_to("probed_shop.quadruple")
     waiting.instruments["k"] = other
     probes.start_all()
     shop.quadruple(1)
@@ -241,10 +235,10 @@ def test_check_call_says_which_calls_count_and_handle_error_is_told(shop, probe,
     seen = probe.instruments["k"] = kind("n", "10 // x", event, None, None, manager)
     probe.start()
     assert [shop.double(x) for x in (5, 3, 2, 0)] == [10, 6, 4, 0]
-    assert asked == [("upgraded_shop.double", (x,), {}) for x in (5, 3, 2, 0)]
+    assert asked == [("probed_shop.double", (x,), {}) for x in (5, 3, 2, 0)]
     assert [value for value, _ in seen.fired] == [2, 5]
     wait_until(lambda: seen.said)
-    assert seen.said == [("upgraded_shop.double", ZeroDivisionError)]
+    assert seen.said == [("probed_shop.double", ZeroDivisionError)]
 
 
 def test_finish_is_called_after_each_hit_that_was_served(shop, probe):
@@ -267,7 +261,7 @@ def test_finish_is_called_after_each_hit_that_was_served(shop, probe):
     shop.double(2)
     assert first.fired == [(2, {}), "finished", (4, {}), "finished"]
     assert second.finished == 2
-    with diagnose.sensor("upgraded_shop.double") as seen:
+    with diagnose.sensor("probed_shop.double") as seen:
         shop.double(1)
         assert seen.finish_called
 
@@ -365,11 +359,11 @@ def test_a_log_line_is_what_it_was(shop, probe):
 
 def test_sensors_keep_what_they_saw(shop, manager):
     """`ProbeTestInstrument` and `sensor`."""
-    with diagnose.sensor("upgraded_shop.double") as seen:
+    with diagnose.sensor("probed_shop.double") as seen:
         shop.double(1)
     assert (seen.name, seen.value, seen.event) == ("test_instrument", "result", "return")
     assert (seen.log, seen.results, seen.finish_called) == ([({}, 2)], [2], True)
-    with diagnose.sensor("upgraded_shop.double", "x", "mine", "call", manager) as seen:
+    with diagnose.sensor("probed_shop.double", "x", "mine", "call", manager) as seen:
         shop.double(1)
     assert (seen.name, seen.mgr, seen.results) == ("mine", manager, [1])
     own = ProbeTestInstrument("n", "x")
@@ -387,7 +381,7 @@ def test_the_costliest_line_has_its_time_its_number_and_its_text(shop):
     def call():
         shop.spots(time.sleep)
 
-    worst, slowest = values_of(*expressions, target="upgraded_shop.spots", call=call)
+    worst, slowest = values_of(*expressions, target="probed_shop.spots", call=call)
     first = shop.spots.__code__.co_firstlineno
     assert (worst[1], slowest[1]) == (first + 2, first + 4)
     assert (worst[2], slowest[2]) == ("", "")  # there is no such file
@@ -395,11 +389,11 @@ def test_the_costliest_line_has_its_time_its_number_and_its_text(shop):
     assert slowest[0] >= 0.02
     first_by_total = "hotspots.worst.time == hotspots.worst.total"
     by_longest = "hotspots.slowest.time == hotspots.slowest.longest < hotspots.slowest.total"
-    found = values_of(first_by_total, by_longest, target="upgraded_shop.spots", call=call)
+    found = values_of(first_by_total, by_longest, target="probed_shop.spots", call=call)
     assert found == [True, True]
 
 
-@pytest.mark.parametrize("path", ["upgraded_shop.nothing", "upgraded_shop.Cart.nothing"])
+@pytest.mark.parametrize("path", ["probed_shop.nothing", "probed_shop.Cart.nothing"])
 def test_a_missing_attribute_is_an_attribute_error(shop, path):
     """A missing attribute."""
     probe = probes.attach_to(path)
@@ -440,7 +434,7 @@ def test_exception_is_none_where_the_function_returned(shop):
     def call():
         shop.forgiving(1)
 
-    assert values_of(expression, target="upgraded_shop.fail", call=call) == [("ValueError", True)]
+    assert values_of(expression, target="probed_shop.fail", call=call) == [("ValueError", True)]
 
 
 def test_metrics_take_floats(shop, probe, sink):

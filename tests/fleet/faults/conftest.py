@@ -1,19 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from modules import loaded
-from workers import SOURCE, make_worker
-
-
-@pytest.fixture
-def shop():
-    with loaded("fault_shop", SOURCE) as module:
-        yield module
-
-
-@pytest.fixture
-def specs(database):
-    return database["specs"]
+from workers import make_worker
 
 
 @pytest.fixture

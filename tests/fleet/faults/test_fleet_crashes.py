@@ -22,8 +22,6 @@ from diagnose.instruments import ProbeTestInstrument
 from diagnose_mongo.rollouts import rollout
 from diagnose_mongo.store import ControlStore, Link, ProcessStore
 
-pytestmark = pytest.mark.programs
-
 WRITES = {"update", "insert", "delete", "findAndModify", "createIndexes"}
 FLEET_HITS = 60
 
@@ -88,8 +86,13 @@ def test_a_process_that_is_killed_between_any_two_writes_leaves_nothing_that_sta
     specs.insert_many(
         [
             spec("budget", limits={"fleet_hits": FLEET_HITS}),
-            spec("canary", "fault_shop.halve", canary={"percent": 100, "for": 1e-6}, lifespan=10),
-            spec("wrong", "fault_shop.hlave"),
+            spec(
+                "canary",
+                target="probed_shop.halve",
+                canary={"percent": 100, "for": 1e-6},
+                lifespan=10,
+            ),
+            spec("wrong", target="probed_shop.hlave"),
         ]
     )
     killed = 0
@@ -201,7 +204,9 @@ def shift_clock(seconds):
 @pytest.mark.parametrize("hours", [-1, 1])
 @pytest.mark.parametrize("when", ["from the start on", "while it runs"])
 def test_a_clock_that_is_an_hour_off_changes_no_lifespan(specs, shop, mongo_server, hours, when):
-    specs.insert_many([spec("long", lifespan=10), spec("short", "fault_shop.halve", lifespan=0.12)])
+    specs.insert_many(
+        [spec("long", lifespan=10), spec("short", target="probed_shop.halve", lifespan=0.12)]
+    )
     original = shop.halve.__code__
 
     def child():

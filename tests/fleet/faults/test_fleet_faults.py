@@ -21,8 +21,6 @@ from workers import Application, make_worker, spec, state
 from diagnose_mongo.server import LocalServer
 from diagnose_mongo.store import ProcessStore
 
-pytestmark = pytest.mark.programs
-
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +118,7 @@ def test_an_outage_of_any_kind_loses_nothing_and_keeps_no_probe(
         [
             spec("a"),
             spec("fails", instrument={"type": "seen", "name": "n", "value": "1 / (x - 5)"}),
-            spec("short", "fault_shop.halve", lifespan=0.04),
+            spec("short", target="probed_shop.halve", lifespan=0.04),
         ]
     )
     specs.update_many({}, {"$currentDate": {"lastmodified": True}})
@@ -175,7 +173,7 @@ def test_a_connection_that_is_cut_in_mid_reply_is_made_anew(worker, specs, shop,
             manager.apply()
             proxy.cut_after(size)
             manager._session.heart.hurry()
-            specs.insert_one(spec(f"more-{i}", "fault_shop.halve"))
+            specs.insert_one(spec(f"more-{i}", target="probed_shop.halve"))
             manager.apply()
             proxy.heal()
             wait_until(lambda i=i: manager.apply() or state(specs, f"more-{i}") == "installed")
@@ -270,7 +268,7 @@ def test_what_a_full_disk_takes_no_more_is_told_when_there_is_room(shop, small_d
     with LocalServer(dbpath=small_disk / "db") as server, pymongo.MongoClient(server.uri) as client:
         specs = client["full"]["specs"]
         names = [f"s{i}" for i in range(30)]
-        specs.insert_many([spec(name, f"fault_shop.{name * 50}") for name in names])
+        specs.insert_many([spec(name, target=f"probed_shop.{name * 50}") for name in names])
         manager = make_worker(specs, heartbeat=60)
         filler = small_disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -378,7 +376,7 @@ def put_back(database, documents):
 def test_a_database_that_is_dropped_and_restored_to_what_it_was_is_right_again(worker, specs, shop):
     original = shop.double.__code__
     database = specs.database
-    specs.insert_many([spec("a"), spec("b"), spec("gone", "fault_shop.halve")])
+    specs.insert_many([spec("a"), spec("b"), spec("gone", target="probed_shop.halve")])
     one, two = worker("one", heartbeat=60), worker("two", heartbeat=60)
     for manager in (one, two):
         manager.apply()
@@ -387,7 +385,7 @@ def test_a_database_that_is_dropped_and_restored_to_what_it_was_is_right_again(w
     change = {"$set": {"comment": "new"}, "$currentDate": {"lastmodified": True}}
     specs.update_one({"_id": "a"}, change)
     specs.delete_one({"_id": "gone"})
-    specs.insert_one(spec("new", "fault_shop.halve"))
+    specs.insert_one(spec("new", target="probed_shop.halve"))
     shop.double(1)
     for manager in (one, two):
         manager.apply()

@@ -27,8 +27,6 @@ from diagnose_mongo.store import (
 )
 from diagnose_mongo.store.link import ANYTHING
 
-pytestmark = pytest.mark.programs
-
 log = logging.getLogger(__name__)
 
 GOOD = [f"good-{i}" for i in range(50)]
@@ -37,7 +35,7 @@ GOOD = [f"good-{i}" for i in range(50)]
 def test_of_a_thousand_malformed_documents_each_has_its_error_and_the_good_ones_are_applied(
     worker, specs, shop, caplog
 ):
-    bad = list(nonsense.specs("fault_shop.double"))
+    bad = list(nonsense.specs("probed_shop.double"))
     specs.insert_many([document for _, _, document in bad])
     specs.insert_many([spec(name) for name in GOOD])
     manager = worker()
@@ -70,7 +68,7 @@ def test_of_a_thousand_malformed_documents_each_has_its_error_and_the_good_ones_
 
 def test_an_odd_id_keeps_no_other_spec_from_being_applied_and_is_said(worker, specs, shop, caplog):
     taken = []
-    for kind, document in nonsense.ids("fault_shop.double"):
+    for kind, document in nonsense.ids("probed_shop.double"):
         try:
             specs.insert_one(document)
         except (WriteError, OperationFailure):
@@ -91,7 +89,7 @@ def test_an_odd_id_keeps_no_other_spec_from_being_applied_and_is_said(worker, sp
 def test_a_rollout_of_nonsense_says_that_it_failed(worker, specs, shop):
     kinds = [
         (field, kind, document)
-        for field, kind, document in nonsense.specs("fault_shop.double")
+        for field, kind, document in nonsense.specs("probed_shop.double")
         if field == "lastmodified"
     ]
     specs.insert_many([document for _, _, document in kinds])

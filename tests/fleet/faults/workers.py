@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
-from datetime import UTC, datetime
 
+import modules
 import pymongo
 
 from diagnose.instruments import ProbeTestInstrument
@@ -15,24 +16,10 @@ from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 log = logging.getLogger(__name__)
 
-SOURCE = """
-def double(x):
-    return x * 2
-
-def halve(x):
-    return x / 2
-"""
 TTL_SECONDS = 0.6
 
 
-def spec(spec_id="a", target="fault_shop.double", **changes):
-    return {
-        "_id": spec_id,
-        "target": target,
-        "instrument": {"type": "seen", "name": "n", "value": "result"},
-        "lifespan": None,
-        "lastmodified": datetime.now(UTC).replace(microsecond=0),
-    } | changes
+spec = functools.partial(modules.spec, lifespan=None)
 
 
 def make_worker(collection, process_id="me", *, timeout=1.0, **options):

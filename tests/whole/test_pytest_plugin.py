@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.programs
-
 # Not what the run that these tests are part of was told.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name[:6] != "PYTEST"}
 
