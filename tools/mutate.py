@@ -55,7 +55,7 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 NEAREST = {
     "diagnose/limits.py": "instruments specs",
     "diagnose/tokens.py": "instruments threads",
-    "diagnose/specs.py": "specs managers",
+    "diagnose/specs.py": "specs spec_fields managers",
     "diagnose/arming.py": "managers imports fingerprints",
     "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
     "diagnose/clockwork.py": "clockwork",

@@ -72,6 +72,7 @@ def parse(
         *whole.unknown(),
         *instrument.unknown(accepted),
         *limits.unknown(),
+        *whole.section("canary").unknown(),
     ]
     if "lifespan" not in document:
         warnings.append(
