@@ -55,11 +55,25 @@ def test_each_kind_of_mistake_is_made_at_its_place(source, what, result):
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
         "log.warning('a', 1)",
         "import sys\nif sys.version_info < (3, 0):\n    x = 1",
+        "import sys\nassert f if sys.version_info > (3, 0) else h(1)",
+        "import opcode\nif opcode.opmap.get('NONE') is not None:\n    x = 1",
+        "from diagnose.bytecode.flow import RESUMES_AT\nif RESUMES_AT == 0 and x:\n    y = 1",
         "def f():\n    return None",
     ],
 )
 def test_what_changes_nothing_is_left_alone(source):
     assert changed(source) == set()
+
+
+def test_beside_what_is_of_the_version_the_rest_of_a_condition_is_changed():
+    source = (
+        b"import opcode\nA, B = opcode.opmap.get('NONE'), opcode.opmap['CALL']\n"
+        b"if A is not None:\n    x = 1\nelif B and a < b:\n    f()\n"
+    )
+    found = mutants("m.py", source)
+    assert {each.line for each in found} == {2, 5, 6}
+    assert not any(b"NONEx" in each.apply(source) for each in found)
+    assert any(b"elif B and a <= b" in each.apply(source) for each in found)
 
 
 def test_each_mutant_of_the_library_is_python_and_another_text_and_its_line_is_told():
