@@ -178,10 +178,7 @@ class _Finder(ast.NodeVisitor):
     # --- expressions ---
 
     def visit_If(self, node):
-        if "TYPE_CHECKING" in self.text(node.test):
-            is_true = False
-        else:
-            is_true = self.holds(node.test)
+        is_true = False if "TYPE_CHECKING" in self.text(node.test) else self.holds(node.test)
         if is_true is None:
             self.condition(node.test)
             self.generic_visit(node)

@@ -39,16 +39,7 @@ from pathlib import Path
 from mutants import mutants
 
 ROOT = Path(__file__).parents[1]
-COPIED = (
-    ".ci",
-    "diagnose",
-    "diagnose_mongo",
-    "diagnose_pytest",
-    "tests",
-    "tools",
-    "benchmarks",
-    "docs",
-)
+COPIED = ("diagnose", "diagnose_mongo", "diagnose_pytest", "tests", "tools", "benchmarks", "docs")
 COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
 
 # The first that a module's path begins with counts. The order of tests is by their measured time.
@@ -71,8 +62,11 @@ NEAREST = {
     "diagnose/instruments/calltree.py": "calltrees",
     "diagnose/instruments/hunting.py": "calltrees other_tools instruments",
     "diagnose/instruments/": "instruments probes sinks",
-    "diagnose_mongo/store/": "mongo_manager changes fleet_state installation mongo_outage",
-    "diagnose_mongo/worker/": "mongo_manager fleet_state mongo_outage mongo_fork",
+    "diagnose_mongo/store/": (
+        "store_specs store_records store_fleet changes installation mongo_manager fleet_state "
+        "mongo_outage"
+    ),
+    "diagnose_mongo/manager.py": "mongo_manager fleet_state mongo_outage mongo_fork",
 }
 # A test file takes longer with a mutant, and beside another job.
 PATIENCE, GRACE_SECONDS = 3.0, 20.0

@@ -296,7 +296,7 @@ def test_an_unknown_label_is_told_with_those_that_there_are(labels, shown):
 @pytest.mark.parametrize("near", ["servce", "hots", "verion", "percnt", "own_labl"])
 def test_a_label_that_is_misspelt_is_guessed(near):
     spec = parsed(document(select={near: "x"}))
-    with pytest.raises(SpecError, match="did you mean '(service|host|version|percent|own_label)'"):
+    with pytest.raises(SpecError, match=r"did you mean '(service|host|version|percent|own_label)'"):
         spec.selects({"own_label": "1"}, "p")
 
 
