@@ -55,7 +55,7 @@ NEAREST = {
     "diagnose/probes.py": "probes many_instruments kept_exceptions managers budget combinations",
     "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
     "diagnose/cpu_budget.py": "budget",
-    "diagnose/managers.py": "redefinition many_instruments managers imports budget",
+    "diagnose/managers.py": "redefinition many_instruments managers upgrading_managers imports budget",
     "diagnose/handlers/": "instruments inside acting probes combinations recursion_limit budget",
     "diagnose/bytecode/timing.py": "hotspots lines weaving",
     "diagnose/bytecode/": "lines inside weaving acting invisible containment recursion_limit",

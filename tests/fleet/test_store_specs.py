@@ -85,7 +85,7 @@ def deep(levels):
 def test_an_id_of_too_many_levels_is_left_out_and_told_once(store, specs, caplog):
     specs.insert_many([{"_id": deep(100)}, {"_id": deep(101)}, {"_id": "a"}])
     for _ in range(2):
-        assert [raw_id for raw_id, _ in store.versions()] == ["a", deep(100)]
+        assert {str(raw_id) for raw_id, _ in store.versions()} == {"a", str(deep(100))}
     assert caplog.text.count("is left out, for its _id has too many levels") == 1
 
 
