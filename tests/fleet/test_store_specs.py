@@ -7,12 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 import bson
 import mongomock
+import pymongo
 import pytest
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
+from pymongo import ReadPreference, WriteConcern
+from pymongo.errors import InvalidOperation
+from pymongo.read_concern import ReadConcern
 
+from diagnose.errors import StoreError
 from diagnose_mongo import documents
 from diagnose_mongo.store import Inspector, Link, SpecStore, Undecodable
+from diagnose_mongo.store import changes as stream
 from diagnose_mongo.store.link import short
 
 pytestmark = pytest.mark.programs
@@ -379,6 +385,63 @@ def test_the_clock_of_the_server_goes_on_by_itself(database, specs):
     assert abs(before - server) < timedelta(seconds=5)
     assert before <= clock.now() <= before + timedelta(seconds=30)
     assert Link(mongomock.MongoClient()["d"]["specs"]).clock() is None
+
+
+def test_a_forked_child_has_the_same_collection_with_a_client_of_its_own(specs, database):
+    options = {
+        "write_concern": WriteConcern(w=1, j=True),
+        "read_concern": ReadConcern("majority"),
+        "read_preference": ReadPreference.SECONDARY_PREFERRED,
+    }
+    link = Link(database.get_collection("specs", **options), timeout=3.5)
+    own = link.reopened()
+    try:
+        assert own.collection.database.client is not database.client
+        assert own.collection.full_name == specs.full_name
+        assert {name: getattr(own.collection, name) for name in options} == options
+        assert (own.is_owned, own.timeout, link.is_owned) == (True, 3.5, False)
+        own.collection.insert_one({"_id": "a"})
+        assert specs.find_one() == {"_id": "a"}
+    finally:
+        own.close()
+    link.close()  # the client is the application's
+    assert specs.find_one() == {"_id": "a"}
+    with pytest.raises(InvalidOperation):
+        own.collection.find_one()
+    mock = Link(mongomock.MongoClient()["d"]["specs"])
+    assert mock.reopened() is mock
+
+
+# --- change streams -----------------------------------------------------------------------------
+
+
+def test_changes_of_specs_are_followed_and_entries_are_not(specs, monkeypatch):
+    monkeypatch.setattr(stream, "_AWAIT_MS", 100)
+    specs.insert_one({"_id": "a", "lastmodified": VERSION})
+    looks = []
+    following = stream.follow(Link(specs), lambda: bool(looks) and looks.pop())
+    next(following)  # it is open
+    specs.update_one({"_id": "a"}, {"$set": {"applied": {"me": 1}}})
+    specs.update_one({"_id": "a"}, {"$set": {"lastmodified": VERSION + DAY}})
+    specs.insert_one({"_id": "b"})
+    specs.replace_one({"_id": "b"}, {"_id": "b", "x": 1})
+    specs.update_one({"_id": "a"}, {"$unset": {"applied": ""}})
+    specs.delete_one({"_id": "b"})
+    for _ in range(4):
+        next(following)
+    looks += [True, False, False, False]  # it is over at the fourth
+    assert list(following) == []
+
+
+def test_what_can_not_be_followed_is_told():
+    assert list(stream.follow(Link(mongomock.MongoClient()["d"]["specs"]), lambda: False)) == []
+    with pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=1) as client:
+        specs = client["d"]["specs"]
+        with pytest.raises(StoreError, match=r"collection 'd\.specs' failed: .*a replica set"):
+            next(stream.follow(Link(specs), lambda: False))
+
+
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
