@@ -49,14 +49,16 @@ NEAREST = {
     "diagnose/tokens.py": "instruments threads",
     "diagnose/specs.py": "specs spec_fields managers",
     "diagnose/arming.py": "many_instruments fingerprints redefinition managers imports",
-    "diagnose/outcomes.py": "redefinition many_instruments managers imports",
+    "diagnose/outcomes.py": "entries redefinition many_instruments managers imports",
     "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
     "diagnose/clockwork.py": "clockwork",
     "diagnose/standins.py": "stand_ins references",
     "diagnose/probes.py": "probes many_instruments kept_exceptions managers budget combinations",
     "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
     "diagnose/cpu_budget.py": "budget",
-    "diagnose/managers.py": "redefinition many_instruments managers upgrading_managers imports budget",
+    "diagnose/managers.py": (
+        "entries redefinition many_instruments managers upgrading_managers imports budget"
+    ),
     "diagnose/handlers/": "instruments inside acting probes combinations recursion_limit budget",
     "diagnose/bytecode/timing.py": "hotspots lines weaving",
     "diagnose/bytecode/": "lines inside weaving acting invisible containment recursion_limit",
