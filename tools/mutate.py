@@ -47,18 +47,28 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 NEAREST = {
     "diagnose/limits.py": "instruments specs",
     "diagnose/tokens.py": "instruments threads",
-    "diagnose/specs.py": "specs spec_fields managers",
+    "diagnose/fields.py": "specs spec_fields managers",
+    "diagnose/specs/": "specs spec_fields managers",
     "diagnose/arming.py": "many_instruments fingerprints redefinition managers imports",
-    "diagnose/outcomes.py": "entries redefinition many_instruments managers imports",
-    "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
-    "diagnose/clockwork.py": "clockwork",
-    "diagnose/standins.py": "stand_ins references",
-    "diagnose/probes.py": "probes many_instruments kept_exceptions managers budget combinations",
-    "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
-    "diagnose/cpu_budget.py": "budget",
+    "diagnose/records.py": "entries redefinition many_instruments managers imports budget",
     "diagnose/managers.py": (
         "entries redefinition many_instruments managers upgrading_managers imports budget"
     ),
+    "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
+    "diagnose/clockwork.py": "clockwork",
+    "diagnose/forking.py": "clockwork probes managers mongo_fork",
+    "diagnose/standins.py": "stand_ins references",
+    "diagnose/registry.py": "many_instruments redefinition probes ends combinations",
+    "diagnose/attachments.py": (
+        "many_instruments kept_exceptions redefinition probes managers budget combinations"
+    ),
+    "diagnose/hit_errors.py": "kept_exceptions probes combinations",
+    "diagnose/ending.py": "ends probes",
+    "diagnose/probes.py": (
+        "many_instruments redefinition decorated entries probes managers budget ends combinations"
+    ),
+    "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
+    "diagnose/cpu_budget.py": "budget",
     "diagnose/handlers/": "instruments inside acting probes combinations recursion_limit budget",
     "diagnose/bytecode/timing.py": "hotspots lines weaving",
     "diagnose/bytecode/": "lines inside weaving acting invisible containment recursion_limit",

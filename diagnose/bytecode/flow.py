@@ -66,7 +66,7 @@ if sys.version_info >= (3, 13):
     _BINDS_NEXT |= {_op["END_FOR"]}  # the POP_TOP behind it is jumped over too
 
 
-def effect(instruction: Instruction, *, jump: bool) -> int:
+def effect(instruction: Instruction, *, jump: bool = False) -> int:
     """By how many values the stack is deeper behind it; or where it jumps to."""
     operation = instruction.opcode
     # What dis of these versions says about the two is not what they do.

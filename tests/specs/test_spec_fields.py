@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from diagnose import fields
 from diagnose.errors import SpecError
-from diagnose.fields import LONGEST_LIFESPAN
+from diagnose.fields import LABELS, LONGEST_LIFESPAN
 from diagnose.specs import (
     PERCENT_MODULUS,
     Canary,
@@ -39,9 +40,11 @@ def document(**changes):
 def with_field(path, value):
     """A document that has a value at a path, and what else has to be beside it."""
     made = document()
-    section, _, name = path.rpartition(".")
-    place = made.setdefault(section, {}) if section else made
-    if section == "canary":
+    *sections, name = path.split(".")
+    place = made
+    for section in sections:
+        place = place.setdefault(section, {})
+    if sections == ["canary"]:
         place["percent"] = 10
     place[name] = value
     return made
@@ -81,8 +84,17 @@ FIELDS = {
     "instrument.value": (["x", ""], [True, 1, ["x"]], "an expression"),
     "instrument.name": (["x"], [True, 1, ["x"]], "a text"),
     "instrument.event": (["call"], [True, 1, ["x"]], "a text"),
-    "select.service": (["web", ["web", "api"], ("web",)], [5, ["web", 5], True, {}], "texts"),
+    **dict.fromkeys(
+        (f"select.{label}" for label in LABELS),
+        (["web", ["web", "api"], ("web",)], [5, ["web", 5], True, {}], "texts"),
+    ),
     "fingerprint": ([FINGERPRINT, [FINGERPRINT], [], None], [5, [5], True, {}], "texts"),
+    "target": (["a.b"], [5, True, ["a.b"]], "dotted path"),
+    "instrument": ([{"type": "log", "value": "1"}], [5, "x", []], "a document"),
+    "instrument.type": (["log"], [5, True, ["log"]], "a text"),
+    "instrument.custom": ([{}, {"x": 1}, None], [5, "x", []], "a document"),
+    "instrument.custom.tags": (["x", None], [5, {}, True], "an expression"),
+    "lastmodified": ([NOW, NOW.replace(tzinfo=None)], [5, "2026", True], "a date"),
     "canary": ([{}, None], [5, "x", []], "a document"),
     "limits": ([{}, None], [5, "x", []], "a document"),
     "select": ([{}, None], [5, "x", []], "a document"),
@@ -102,11 +114,59 @@ def test_a_value_up_to_the_bound_of_its_field_is_taken(path, value):
 def test_a_value_beyond_the_bound_of_its_field_is_refused_with_what_is_wanted(path, value):
     with pytest.raises(SpecError) as caught:
         parsed(with_field(path, value))
-    assert caught.value.code == ("bad-lifespan" if path == "lifespan" else "wrong-type")
+    codes = {"bad-lifespan": "lifespan", "bad-fingerprint": "fingerprint", "target-type": "target"}
+    assert codes.get(caught.value.code, path) == path
+    assert caught.value.code in {*codes, "wrong-type"}
     message = str(caught.value)
     assert message.startswith(f"{path} must be ")
     assert FIELDS[path][2] in message
     assert message.endswith(f"({type(value).__name__})")
+
+
+def test_no_field_of_the_table_is_left_out_here():
+    checked = {
+        path
+        for path, field in fields.FIELDS.items()
+        if field.kind.base != "any" and not field.is_ours
+    }
+    assert checked == FIELDS.keys()
+
+
+def admits(schema, value):
+    """What MongoDB's validator does with a bound."""
+    kinds = {
+        "int": int,
+        "long": int,
+        "double": float,
+        "bool": bool,
+        "string": str,
+        "date": datetime,
+    }
+    kinds |= {"array": list, "object": dict}
+    if not any(type(value) is kinds[name] for name in schema["bsonType"]):
+        return False
+    if isinstance(value, list):
+        return all(
+            admits(schema["items"] | {"bsonType": [schema["items"]["bsonType"]]}, each)
+            for each in value
+        )
+    least, most = schema.get("minimum"), schema.get("maximum")
+    is_above = schema.get("exclusiveMinimum", False)
+    return (least is None or value > least or (value == least and not is_above)) and (
+        most is None or value <= most
+    )
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(0, True), (1, False)])
+def test_the_validator_of_the_collection_has_the_same_bounds(number, is_taken):
+    for path, value in cases(number):
+        # It need not know what no number is, and Python has one type more for lists.
+        if (
+            value is not None
+            and type(value) is not tuple
+            and not (type(value) is float and not math.isfinite(value))
+        ):
+            assert admits(fields.FIELDS[path].kind.schema(), value) is is_taken, (path, value)
 
 
 def test_every_value_is_handed_on_as_it_is_given():
