@@ -60,9 +60,10 @@ NEAREST = {
     "diagnose/standins.py": "stand_ins references",
     "diagnose/registry.py": "many_instruments redefinition probes ends combinations",
     "diagnose/attachments.py": (
-        "many_instruments kept_exceptions redefinition probes managers budget combinations"
+        "attachments many_instruments kept_exceptions redefinition probes managers budget "
+        "combinations"
     ),
-    "diagnose/hit_errors.py": "kept_exceptions probes combinations",
+    "diagnose/hit_errors.py": "hit_errors kept_exceptions probes combinations",
     "diagnose/ending.py": "ends probes",
     "diagnose/probes.py": (
         "many_instruments redefinition decorated entries probes managers budget ends combinations"
