@@ -133,6 +133,12 @@ class _Finder(ast.NodeVisitor):
         first = 1 if ast.get_docstring(node, clean=False) is not None else 0
         for each in node.body[first:]:
             self.visit(each)
+            if (
+                isinstance(each, ast.If)
+                and self.holds(each.test)
+                and isinstance(each.body[-1], ast.Return)
+            ):
+                return  # in this version nothing comes behind it
 
     # --- statements ---
 

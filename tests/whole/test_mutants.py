@@ -58,6 +58,7 @@ def test_each_kind_of_mistake_is_made_at_its_place(source, what, result):
         "import sys\nassert f if sys.version_info > (3, 0) else h(1)",
         "import opcode\nif opcode.opmap.get('NONE') is not None:\n    x = 1",
         "from diagnose.bytecode.flow import RESUMES_AT\nif RESUMES_AT == 0 and x:\n    y = 1",
+        "import sys\ndef f():\n    if sys.version_info > (3, 0):\n        return None\n    g(1)\n",
         "def f():\n    return None",
     ],
 )
