@@ -75,7 +75,8 @@ NEAREST = {
     "diagnose/bytecode/": "lines inside weaving acting invisible containment recursion_limit",
     "diagnose/instruments/calltree.py": "calltrees",
     "diagnose/instruments/hunting.py": "calltrees other_tools instruments",
-    "diagnose/instruments/": "instruments probes sinks",
+    "diagnose/instruments/signatures.py": "spec_fields entries managers",
+    "diagnose/instruments/": "instruments probes sinks acting",
     "diagnose_mongo/store/": (
         "store_specs store_records store_fleet changes installation mongo_manager fleet_state "
         "mongo_outage"
