@@ -1,4 +1,4 @@
-"""Processes, budgets and rollouts: what each call of their stores writes and answers."""
+"""Processes, fleet hits and rollouts: what each call of their stores writes and answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from diagnose.specs import Select, percent_factors, process_share
-from diagnose_mongo.store import BudgetStore, Link, ProcessStore, RolloutStore, budget_id
+from diagnose_mongo.store import FleetHitsStore, Link, ProcessStore, RolloutStore, fleet_hits_id
 
 pytestmark = pytest.mark.programs
 DAY = timedelta(days=1)
@@ -65,7 +65,7 @@ def test_the_living_are_listed_and_the_dead_are_not(link, database):
 
 # --- budgets ------------------------------------------------------------------------------------
 
-THIS = budget_id("a", VERSION)
+THIS = fleet_hits_id("a", VERSION)
 
 
 def budget(database, **fields):
@@ -74,7 +74,7 @@ def budget(database, **fields):
 
 
 def take(link, wanted, process_id="p", unused=0, *, is_first=False, size=10):
-    store = BudgetStore(link)
+    store = FleetHitsStore(link)
     return store.take(
         THIS, size, process_id, unused=unused, wanted=wanted, is_first=is_first
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_nonsense_about_who_holds_hits_is_put_right(link, database, held):
 
 
 def test_what_is_given_back_is_there_for_others_and_only_once(link, database):
-    store = BudgetStore(link)
+    store = FleetHitsStore(link)
     take(link, 4, is_first=True)
     store.give_back(THIS, "q", 3, 5)
     assert database["budgets"].find_one()["left"] == 6
@@ -141,13 +141,13 @@ def test_tidying_removes_old_budgets_of_former_versions_and_what_the_dead_held(l
     hour = timedelta(hours=1)
     now = server_now(database)
     for version, at in ((VERSION - DAY, now - hour), (VERSION - 2 * DAY, now - hour / 2)):
-        database["budgets"].insert_one({"_id": budget_id("a", version), "at": at, "held": {}})
+        database["budgets"].insert_one({"_id": fleet_hits_id("a", version), "at": at, "held": {}})
     budget(database, at=now - DAY, held={"p": 1, "dead": 2, "not an id": 3})
     database["budgets"].insert_one({"_id": "odd", "at": now, "held": 5})
-    BudgetStore(link).tidy([("a", VERSION)], {"p"})
+    FleetHitsStore(link).tidy([("a", VERSION)], {"p"})
     found = {str(each["_id"]): each["held"] for each in database["budgets"].find()}
     assert found == {
-        str(budget_id("a", VERSION - 2 * DAY)): {},
+        str(fleet_hits_id("a", VERSION - 2 * DAY)): {},
         str(THIS): {"p": 1, "not an id": 3},
         "odd": 5,
     }
@@ -268,20 +268,6 @@ def test_a_spec_for_whom_nobody_lives_has_no_rows(link, database):
     database["specs"].insert_one({"_id": "a", "lastmodified": VERSION})
     for of_processes in (False, True):
         assert counted(link, of_processes=of_processes) == {}
-
-
-def test_a_spec_is_found_by_its_id_or_its_name_and_read_without_entries(link, database):
-    store = RolloutStore(link)
-    database["specs"].insert_many(
-        [
-            {"_id": "a", "applied": {"p": 1}, "x": 1},
-            {"_id": 5, "id": "named"},
-            {"_id": 6, "id": "a"},
-        ]
-    )
-    assert store.spec("a") == {"_id": "a", "x": 1}
-    assert store.spec("named") == {"_id": 5, "id": "named"}
-    assert store.spec("c") is None
 
 
 def test_every_version_of_every_spec_is_counted_in_one_pass(link, database):

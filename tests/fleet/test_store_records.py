@@ -1,4 +1,4 @@
-"""History and control: what each call of their stores writes and answers."""
+"""Edits, history and control: what each call of their stores writes and answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from bson import ObjectId
 
 from diagnose.errors import StoreError
 from diagnose_mongo.store import (
-    BudgetStore,
     Control,
     ControlStore,
+    FleetHitsStore,
     HistoryStore,
     Link,
     ProcessStore,
-    content_of,
+    SpecDocuments,
+    digest_of,
 )
 
 pytestmark = pytest.mark.programs
@@ -32,7 +33,7 @@ def server_now(database):
     return database.command("hello")["localTime"]
 
 
-# --- history: specs -----------------------------------------------------------------------------
+# --- edits of specs -----------------------------------------------------------------------------
 
 
 def spec(**fields):
@@ -41,7 +42,7 @@ def spec(**fields):
 
 def test_adding_a_spec_gives_it_a_version_and_says_who_did_it(link, database):
     began = server_now(database)
-    made = HistoryStore(link).add(spec(), by="ann", via="command")
+    made = SpecDocuments(link).add(spec(), by="ann", via="command")
     assert made == database["specs"].find_one()
     changed = made.pop("changed")
     version = made.pop("lastmodified")
@@ -52,14 +53,14 @@ def test_adding_a_spec_gives_it_a_version_and_says_who_did_it(link, database):
 
 
 def test_a_spec_that_is_there_is_not_added_again(link, database):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     made = store.add(spec(), by="ann", via="command")
     assert store.add(spec(target="b"), by="bob", via="command") is None
     assert database["specs"].find_one() == made
 
 
 def test_a_change_sets_and_removes_fields_of_the_version_that_is_there(link, database):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     made = store.add(spec(when="x", comment="c"), by="ann", via="command")
     database["specs"].update_one(
         {}, {"$set": {"applied": {"p": 1}, "counts": {"x": 1}, "changed.more": 1}}
@@ -80,7 +81,7 @@ def test_a_change_sets_and_removes_fields_of_the_version_that_is_there(link, dat
 
 
 def test_a_change_may_only_set_or_only_remove(link):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     version = store.add(spec(when="x"), by="ann", via="x")["lastmodified"]
     now = store.change("a", version, {}, ["when"], by="ann", via="x")
     assert "when" not in now
@@ -89,7 +90,7 @@ def test_a_change_may_only_set_or_only_remove(link):
 
 
 def test_a_spec_without_a_version_is_changed_and_removed_as_one_of_the_version_none(link, database):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     database["specs"].insert_many([spec(), spec(_id="b")])
     assert store.change("a", None, {"when": "y"}, [], by="ann", via="x")["lastmodified"]
     assert store.remove("b", None)
@@ -97,7 +98,7 @@ def test_a_spec_without_a_version_is_changed_and_removed_as_one_of_the_version_n
 
 
 def test_a_version_is_removed_once(link, database):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     version = store.add(spec(), by="ann", via="x")["lastmodified"]
     assert not store.remove("a", version - DAY)
     assert store.remove("a", version) is True
@@ -109,7 +110,7 @@ def test_a_version_is_removed_once(link, database):
 def test_a_change_within_the_same_moment_is_a_version_of_its_own(
     link, database, ahead, is_carried_on
 ):
-    store = HistoryStore(link)
+    store = SpecDocuments(link)
     database["specs"].insert_one(spec())
     for _ in range(20):  # a machine that does other things may take longer than the moment
         begun = server_now(database)
@@ -126,11 +127,14 @@ def test_a_change_within_the_same_moment_is_a_version_of_its_own(
 
 def test_a_spec_is_read_without_what_processes_have_written(link, database):
     database["specs"].insert_one(spec(applied={"p": 1}, counts={"x": 1}))
-    assert HistoryStore(link).spec("a") == spec()
-    assert HistoryStore(link).spec("b") is None
+    assert SpecDocuments(link).read("a") == spec()
+    assert SpecDocuments(link).read("b") is None
+    whole = database["specs"].find_one()
+    assert SpecDocuments(link).read("a", with_outcomes=True) == whole
+    assert SpecDocuments(link).read("b", with_outcomes=True) is None
 
 
-# --- history: entries ---------------------------------------------------------------------------
+# --- history ---------------------------------------------------------------------------
 
 
 def entry(number, spec="a", **fields):
@@ -228,9 +232,9 @@ def test_the_latest_is_the_last_and_of_the_same_millisecond_the_one_with_the_las
 
 @pytest.mark.parametrize("name", ["applied", "counts", "changed"])
 def test_what_is_written_by_the_fleet_is_not_part_of_the_content(name):
-    assert content_of(spec(**{name: 1})) == content_of(spec())
-    assert content_of(spec(target="other")) != content_of(spec())
-    assert len(content_of(spec())) == 24
+    assert digest_of(spec(**{name: 1})) == digest_of(spec())
+    assert digest_of(spec(target="other")) != digest_of(spec())
+    assert len(digest_of(spec())) == 24
 
 
 # --- control ------------------------------------------------------------------------------------
@@ -374,11 +378,11 @@ def test_only_who_has_the_lease_says_how_large_the_fleet_is_and_buries_the_dead(
     ("call", "words"),
     [
         (lambda link: HistoryStore(link).find({"$bad": 1j}), "reading the history"),
-        (lambda link: HistoryStore(link).change("a", 1j, {}, [], by="", via=""), "changing the spec 'a'"),
-        (lambda link: HistoryStore(link).remove("a", 1j), "removing the spec 'a'"),
+        (lambda link: SpecDocuments(link).change("a", 1j, {}, [], by="", via=""), "changing the spec 'a'"),
+        (lambda link: SpecDocuments(link).remove("a", 1j), "removing the spec 'a'"),
         (lambda link: ControlStore(link).set({"x": 1j}), "changing what holds for the whole fleet"),
         (lambda link: ProcessStore(link).beat("p", {"x": 1j}, 5), "saying that this process lives"),
-        (lambda link: BudgetStore(link).give_back({"x": 1j}, "p", 1, 5), "giving hits back"),
+        (lambda link: FleetHitsStore(link).give_back({"x": 1j}, "p", 1, 5), "giving fleet hits back"),
     ],
 )  # fmt: skip
 def test_what_the_driver_can_not_do_is_told_with_what_was_tried_and_where(link, call, words):

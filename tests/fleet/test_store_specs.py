@@ -15,10 +15,19 @@ from pymongo import ReadPreference, WriteConcern
 from pymongo.errors import InvalidOperation
 from pymongo.read_concern import ReadConcern
 
-from diagnose.errors import StoreError
+from diagnose.errors import SpecError, StoreError
 from diagnose_mongo import documents
-from diagnose_mongo.store import Inspector, Link, SpecStore, Undecodable
-from diagnose_mongo.store import changes as stream
+from diagnose_mongo.store import (
+    Inspector,
+    Link,
+    SpecDocuments,
+    SpecStore,
+    TidyingStore,
+    Undecodable,
+    link_to,
+    spec_store,
+)
+from diagnose_mongo.store import change_stream as stream
 from diagnose_mongo.store.link import short
 
 pytestmark = pytest.mark.programs
@@ -34,6 +43,15 @@ def specs(database):
 @pytest.fixture
 def store(specs):
     return SpecStore(Link(specs))
+
+
+@pytest.fixture
+def tidying(specs):
+    return TidyingStore(Link(specs))
+
+
+def mocked():
+    return mongomock.MongoClient()["d"]["specs"]
 
 
 def entry(state="installed", version=VERSION, **more):
@@ -111,9 +129,9 @@ def test_very_many_are_fetched_in_parts(store, specs):
 
 
 def test_mongomock_gives_whole_documents_and_holds_nothing_for_the_fleet():
-    collection = mongomock.MongoClient()["d"]["specs"]
+    collection = mocked()
     collection.insert_one({"_id": "a", "x": 1, "applied": {"p": 1}, "lastmodified": VERSION})
-    store = SpecStore(Link(collection))
+    store = spec_store(link_to(collection))
     assert store.look()[0] == [("a", VERSION)]
     assert store.look()[1].period == 0.0
     assert store.fetch(["a"], ["lastmodified"]) == [
@@ -227,7 +245,7 @@ def test_a_document_that_takes_no_entry_is_told_with_the_reason(store, specs):
 # --- for the whole fleet ------------------------------------------------------------------------
 
 
-def test_entries_of_the_dead_are_counted_and_removed(store, specs, database):
+def test_entries_of_the_dead_are_counted_and_removed(tidying, specs, database):
     lives(database, "p1", "p2")
     lives(database, "dead", seconds=-1)
     specs.insert_many(
@@ -240,21 +258,21 @@ def test_entries_of_the_dead_are_counted_and_removed(store, specs, database):
             {"_id": "f"},
         ]
     )
-    assert store.remove_entries_of_dead() == 3
+    assert tidying.remove_entries_of_dead() == 3
     assert [each.get("applied") for each in specs.find().sort("_id")] == [
         {"p1": 1}, {"p1": 1, "p2": 1}, {"not an id": 1}, [1], None, None
     ]  # fmt: skip
-    assert store.remove_entries_of_dead() == 0
+    assert tidying.remove_entries_of_dead() == 0
 
 
-def test_very_many_entries_of_the_dead_are_removed(store, specs, database):
+def test_very_many_entries_of_the_dead_are_removed(tidying, specs, database):
     lives(database, "p0")
     specs.insert_one({"_id": "a", "applied": {f"p{i}": 1 for i in range(1_002)}})
-    assert store.remove_entries_of_dead() == 1_001
+    assert tidying.remove_entries_of_dead() == 1_001
     assert applied(specs) == {"p0": 1}
 
 
-def test_of_very_many_entries_a_sample_and_some_failures_stay(store, specs):
+def test_of_very_many_entries_a_sample_and_some_failures_stay(tidying, specs):
     fine = {f"p{i}": entry() for i in range(5)}
     failed = {f"q{i}": entry("error", err="e") for i in range(5)}
     without = {"r": {"lm": VERSION}}
@@ -266,17 +284,17 @@ def test_of_very_many_entries_a_sample_and_some_failures_stay(store, specs):
             {"_id": "odd", "applied": [1, 2, 3, 4]},
         ]
     )
-    store.bound_entries(["p1", "q4"], 1)
+    tidying.bound_entries(["p1", "q4"], 1)
     assert applied(specs) == {name: (fine | failed)[name] for name in ("p1", "q4", "q0")}
     assert len(applied(specs, "full")) == 3
     assert applied(specs, "one more") == {"p1": 6}
     assert applied(specs, "odd") == [1, 2, 3, 4]
 
 
-def test_counts_are_written_into_the_version_that_they_are_of(store, specs):
+def test_counts_are_written_into_the_version_that_they_are_of(tidying, specs):
     specs.insert_many([{"_id": i, "lastmodified": VERSION, "counts": {"x": 1}} for i in "abc"])
-    store.note_counts([("a", VERSION, {"done": 2}), ("b", VERSION - DAY, {"done": 3})])
-    store.note_counts([])
+    tidying.note_counts([("a", VERSION, {"done": 2}), ("b", VERSION - DAY, {"done": 3})])
+    tidying.note_counts([])
     assert [each["counts"] for each in specs.find().sort("_id")] == [
         {"done": 2},
         {"x": 1},
@@ -285,7 +303,8 @@ def test_counts_are_written_into_the_version_that_they_are_of(store, specs):
 
 
 @pytest.mark.parametrize("percent", [None, 20.0])
-def test_a_stage_is_a_new_version_that_says_what_it_came_from(store, specs, percent):
+def test_a_stage_is_a_new_version_that_says_what_it_came_from(specs, percent):
+    store = SpecDocuments(Link(specs))
     before = {"_id": "a", "lastmodified": VERSION, "stage": {"name": "x", "left over": 1}}
     specs.insert_one(before)
     stage = {"name": "taken back", "reason": "$why", "began": VERSION - DAY, "percent": percent}
@@ -327,7 +346,7 @@ def test_indexes_validators_and_rights_are_told(specs, database):
 
 
 def test_a_spec_is_found_by_all_that_people_may_call_it(specs):
-    inspector = Inspector(Link(specs))
+    store = SpecDocuments(Link(specs))
     made = ObjectId()
     specs.insert_many(
         [
@@ -337,7 +356,7 @@ def test_a_spec_is_found_by_all_that_people_may_call_it(specs):
         ]
     )
     found = {
-        text: inspector.raw_id(text)
+        text: store.raw_id(text)
         for text in ("a", str(made), "5", "-5", "named", "9", str(2**63 - 1))
     }
     assert found == {
@@ -345,9 +364,23 @@ def test_a_spec_is_found_by_all_that_people_may_call_it(specs):
         str(2**63 - 1): 2**63 - 1,
     }  # fmt: skip
     for text in ("nowhere", str(ObjectId()), "6", str(2**63), "--5", "5.0"):
-        assert inspector.raw_id(text) is None
-    assert inspector.document(7) == {"_id": 7, "id": "named"}
-    assert inspector.document("named") is None
+        assert store.raw_id(text) is None
+
+
+def test_a_spec_is_found_by_its_id_or_its_name_and_read_without_entries(specs):
+    store = SpecDocuments(Link(specs))
+    specs.insert_many(
+        [
+            {"_id": "a", "applied": {"p": 1}, "x": 1},
+            {"_id": 5, "id": "named"},
+            {"_id": 6, "id": "a"},
+        ]
+    )
+    assert store.found("a") == {"_id": "a", "x": 1}
+    assert store.found("named") == {"_id": 5, "id": "named"}
+    with pytest.raises(SpecError, match="there is no spec 'c' in ") as caught:
+        store.found("c")
+    assert caught.value.code == "spec-not-found"
 
 
 def test_specs_are_listed_with_how_many_processes_are_in_which_state(specs):
@@ -384,7 +417,7 @@ def test_the_clock_of_the_server_goes_on_by_itself(database, specs):
     server = database.command("hello")["localTime"].replace(tzinfo=UTC)
     assert abs(before - server) < timedelta(seconds=5)
     assert before <= clock.now() <= before + timedelta(seconds=30)
-    assert Link(mongomock.MongoClient()["d"]["specs"]).clock() is None
+    assert link_to(mocked()).clock() is None
 
 
 def test_a_forked_child_has_the_same_collection_with_a_client_of_its_own(specs, database):
@@ -408,8 +441,9 @@ def test_a_forked_child_has_the_same_collection_with_a_client_of_its_own(specs, 
     assert specs.find_one() == {"_id": "a"}
     with pytest.raises(InvalidOperation):
         own.collection.find_one()
-    mock = Link(mongomock.MongoClient()["d"]["specs"])
+    mock = link_to(mocked())
     assert mock.reopened() is mock
+    assert link_to(mock) is mock
 
 
 # --- change streams -----------------------------------------------------------------------------
@@ -434,7 +468,6 @@ def test_changes_of_specs_are_followed_and_entries_are_not(specs, monkeypatch):
 
 
 def test_what_can_not_be_followed_is_told():
-    assert list(stream.follow(Link(mongomock.MongoClient()["d"]["specs"]), lambda: False)) == []
     with pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=1) as client:
         specs = client["d"]["specs"]
         with pytest.raises(StoreError, match=r"collection 'd\.specs' failed: .*a replica set"):
