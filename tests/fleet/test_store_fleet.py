@@ -246,6 +246,12 @@ def test_those_for_whom_a_spec_is_not_meant_are_not_waited_for(told, link):
     assert counts(rows)["installed", None] == 3
 
 
+@pytest.mark.parametrize("version", [VERSION + DAY, VERSION - DAY])
+def test_of_a_version_that_is_not_there_nothing_is_said(told, link, version):
+    assert counted(link, of_processes=told, version=version) is None
+    assert counted(link, of_processes=told, raw_id="b") is None
+
+
 @pytest.mark.parametrize("version", [None, "x", 5])
 def test_entries_about_what_is_no_date_are_about_the_version_that_is_none(link, database, version):
     said = {"p0": entry("error", version=version, code="wrong-type")}

@@ -318,18 +318,18 @@ def test_what_holds_for_the_fleet_is_set_and_taken_out(link, database):
 def test_a_lease_is_taken_renewed_and_given_back(link, database):
     controls = ControlStore(link)
     before = server_now(database)
-    assert controls.take_lease("one", 60) is True
+    assert controls.take_lease("$one", 60) is True
     (first,) = database["control"].find()
-    assert first["holder"] == "one"
+    assert first["holder"] == "$one"
     assert before <= first["renewed"] == first["since"] <= server_now(database)
     assert first["ends"] - first["renewed"] == timedelta(seconds=60)
     assert controls.take_lease("two", 60) is False
-    assert controls.take_lease("one", 90) is True
+    assert controls.take_lease("$one", 90) is True
     (second,) = database["control"].find()
     assert second["ends"] - second["renewed"] == timedelta(seconds=90)
     controls.drop_lease("two", 5)
-    assert controls.read().holder == "one"
-    controls.drop_lease("one", 5)
+    assert controls.read().holder == "$one"
+    controls.drop_lease("$one", 5)
     assert controls.read().holder is None
     assert controls.take_lease("two", 60) is True
 
