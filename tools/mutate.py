@@ -47,7 +47,7 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 NEAREST = {
     "diagnose/limits.py": "instruments specs",
     "diagnose/tokens.py": "instruments threads",
-    "diagnose/fields.py": "specs spec_fields managers",
+    "diagnose/fields.py": "spec_fields specs readme managers",
     "diagnose/specs/": "specs spec_fields managers",
     "diagnose/arming.py": "many_instruments fingerprints redefinition managers imports",
     "diagnose/records.py": "entries redefinition many_instruments managers imports budget",
@@ -81,7 +81,9 @@ NEAREST = {
         "store_specs store_records store_fleet changes installation mongo_manager fleet_state "
         "mongo_outage"
     ),
-    "diagnose_mongo/manager.py": "mongo_manager fleet_state mongo_outage mongo_fork",
+    "diagnose_mongo/worker/": (
+        "worker_parts identity mongo_manager fleet_state mongo_outage mongo_fork autostart"
+    ),
 }
 # A test file takes longer with a mutant, and beside another job.
 PATIENCE, GRACE_SECONDS = 3.0, 20.0
