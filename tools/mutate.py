@@ -47,7 +47,7 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 NEAREST = {
     "diagnose/limits.py": "instruments specs",
     "diagnose/tokens.py": "instruments threads",
-    "diagnose/fields.py": "spec_fields specs readme managers",
+    "diagnose/fields.py": "spec_fields specs managers",
     "diagnose/specs/": "specs spec_fields managers",
     "diagnose/arming.py": "many_instruments fingerprints redefinition managers imports",
     "diagnose/records.py": "entries redefinition many_instruments managers imports budget",

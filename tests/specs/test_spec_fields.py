@@ -169,6 +169,36 @@ def test_the_validator_of_the_collection_has_the_same_bounds(number, is_taken):
             assert admits(fields.FIELDS[path].kind.schema(), value) is is_taken, (path, value)
 
 
+def test_the_table_of_the_docs_says_of_each_field_what_it_may_be_and_what_is_taken_without_it():
+    header, rule, *rows = fields.table().splitlines()
+    assert header == "| field | type | if left out | meaning | code of the error |"
+    assert rule == "|---|---|---|---|---|"
+    by_path = {row.split("`")[1]: row.split(" | ")[1:] for row in rows}
+    assert by_path.keys() == fields.FIELDS.keys()
+    assert by_path["target"][1] == "the error `missing-target`"
+    assert by_path["target"][-1] == "`target-type` |"
+    assert by_path["validate"][:2] == ["true or false", "`false`"]
+    assert by_path["canary.for"][:2] == ["a number of minutes above 0", "`5`"]
+    assert by_path["limits.sample"][1] == "all"
+    assert by_path["comment"] == ["any value", "", "for people", " |"]
+    assert by_path["applied"][2:] == ["written by diagnose: an entry of each process", " |"]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("limits", {"rate", "sample", "hits", "fleet_hits"}),
+        ("instrument", {"type", "name", "value", "event", "custom"}),
+        ("instrument.custom", {"tags"}),
+        ("limit", set()),
+    ],
+)
+def test_a_document_has_the_names_of_its_own_fields_and_not_of_those_within(path, names):
+    assert set(fields.names_in(path)) == names
+    assert {"limits", "target", "_id"} < set(fields.names_in(""))
+    assert not any("." in name for name in fields.names_in(""))
+
+
 def test_every_value_is_handed_on_as_it_is_given():
     spec = parsed(
         document(
