@@ -95,7 +95,7 @@ FIELDS = {
     "instrument.custom": ([{}, {"x": 1}, None], [5, "x", []], "a document"),
     "instrument.custom.tags": (["x", None], [5, {}, True], "an expression"),
     "lastmodified": ([NOW, NOW.replace(tzinfo=None)], [5, "2026", True], "a date"),
-    "canary": ([{}, None], [5, "x", []], "a document"),
+    "canary": ([{"percent": 5}, None], [5, "x", []], "a document"),
     "limits": ([{}, None], [5, "x", []], "a document"),
     "select": ([{}, None], [5, "x", []], "a document"),
 }
@@ -241,9 +241,10 @@ def test_a_canary_has_a_time_and_bounds_of_its_own_or_the_usual_ones():
     assert spec.canary == Canary(5, timedelta(seconds=30), 0.1, 2)
 
 
-def test_a_canary_without_percent_is_refused():
+@pytest.mark.parametrize("canary", [{"for": 5}, {}])
+def test_a_canary_without_percent_is_refused(canary):
     with pytest.raises(SpecError) as caught:
-        parsed(document(canary={"for": 5}))
+        parsed(document(canary=canary))
     assert caught.value.code == "missing-percent"
     assert str(caught.value).startswith("canary.percent is missing; it must be a number from 0")
 
