@@ -325,6 +325,7 @@ class Record:
                 instrument.limits = dataclasses.replace(spec.limits, hits=left)
             self._put(spec, instrument, remaining, target, turn)
             here = target.location or f"a {type(target.subject).__name__}"
+            self.wrapped = None
             self.moved = f"the function was redefined; the probe moved to the new one at {here}"
 
     def _look(self, instrument: Instrument, turn: Turn) -> Outcome | None:

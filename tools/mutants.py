@@ -2,17 +2,21 @@
 
 Not made are those that are equal by construction, or that say nothing about the code: docstrings,
 annotations, ``__all__`` and other names that only declare, what stands under ``TYPE_CHECKING``,
-what is for another version of Python than that which runs this,
-and texts for people (a string with a blank in it), but for text that is code itself: that of
+what is for another version of Python than that which runs this (an ``if`` or a part of it that
+asks for the version, or for an instruction that this one has not), and texts for people (a string with a blank in it), but for text that is code itself: that of
 handlers, with the marks of :mod:`diagnose.handlers.templates` in it.
 """
 
 from __future__ import annotations
 
 import ast
+import dis
+import functools
+import opcode
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 COMPARISONS = {
     ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
@@ -26,6 +30,9 @@ IN_CODE = [
 ]  # fmt: skip
 MARK = "·"
 DECLARING = {"__all__", "__slots__", "__hash__"}
+ROOT = Path(__file__).parents[1]
+# What tells one version from another; a name of a module that is made of these alone does, too.
+OF_THE_VERSION = {"sys": sys, "opcode": opcode, "dis": dis}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,9 @@ class Mutant:
 
 def mutants(path, source):
     """All mutants of a file that are still Python."""
-    finder = _Finder(path, source)
-    finder.visit(ast.parse(source))
+    tree = ast.parse(source)
+    finder = _Finder(path, source, _facts(tree))
+    finder.visit(tree)
     return [each for each in finder.found if _compiles(each.apply(source))]
 
 
@@ -60,8 +68,9 @@ def _compiles(source):
 
 
 class _Finder(ast.NodeVisitor):
-    def __init__(self, path, source):
+    def __init__(self, path, source, facts):
         self.path = path
+        self.facts = facts
         self.source = source
         self.lines = [0]
         for line in source.splitlines(keepends=True):
@@ -124,6 +133,12 @@ class _Finder(ast.NodeVisitor):
         first = 1 if ast.get_docstring(node, clean=False) is not None else 0
         for each in node.body[first:]:
             self.visit(each)
+            if (
+                isinstance(each, ast.If)
+                and self.holds(each.test)
+                and isinstance(each.body[-1], ast.Return)
+            ):
+                return  # in this version nothing comes behind it
 
     # --- statements ---
 
@@ -169,14 +184,13 @@ class _Finder(ast.NodeVisitor):
     # --- expressions ---
 
     def visit_If(self, node):
-        text = self.text(node.test)
-        if "TYPE_CHECKING" in text or "sys.version_info" in text:
-            is_true = "TYPE_CHECKING" not in text and _holds(node.test)
-            for each in node.body if is_true else node.orelse:
-                self.visit(each)
+        is_true = False if "TYPE_CHECKING" in self.text(node.test) else self.holds(node.test)
+        if is_true is None:
+            self.condition(node.test)
+            self.generic_visit(node)
             return
-        self.condition(node.test)
-        self.generic_visit(node)
+        for each in node.body if is_true else node.orelse:
+            self.visit(each)
 
     def visit_While(self, node):
         if not isinstance(node.test, ast.Constant):
@@ -184,8 +198,9 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_IfExp(self, node):
-        if "sys.version_info" in self.text(node.test):
-            self.visit(node.body if _holds(node.test) else node.orelse)
+        is_true = self.holds(node.test)
+        if is_true is not None:
+            self.visit(node.body if is_true else node.orelse)
             return
         self.condition(node.test)
         self.generic_visit(node)
@@ -195,6 +210,19 @@ class _Finder(ast.NodeVisitor):
             self.condition(test)
         self.generic_visit(node)
 
+    def holds(self, test):
+        """Whether a condition is true in this version; None: that is about something else."""
+        if isinstance(test, ast.BoolOp):
+            is_and = isinstance(test.op, ast.And)
+            known = [self.holds(each) for each in test.values]
+            if (not is_and) in known:  # and where the program decides the rest, it is as if alone
+                return not is_and
+            return is_and if None not in known else None
+        names = {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
+        if not names & self.facts.keys() or not names <= self.facts.keys():
+            return None
+        return bool(_value(test, self.facts))
+
     def condition(self, test):
         """The opposite."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -203,7 +231,7 @@ class _Finder(ast.NodeVisitor):
             self.replace(test, f"(not ({self.text(test)}))", "condition negated")
 
     def visit_Compare(self, node):
-        if "sys.version_info" in self.text(node):
+        if self.holds(node) is not None:
             return
         left = node.left
         for operator, right in zip(node.ops, node.comparators, strict=True):
@@ -213,6 +241,8 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BoolOp(self, node):
+        if self.holds(node) is not None:
+            return
         old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
         for left, right in zip(node.values, node.values[1:], strict=False):
             self.between(left, right, rf"\b{old}\b", new, f"{old} is {new}")
@@ -225,6 +255,8 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node):
+        if _is_of_version(node, self.facts) and _value(node, self.facts) is None:
+            return  # an instruction that this version has not
         # Of the positional ones the last: without another one the call rarely fits.
         last = [len(node.args) - 1] if node.args else []
         for number in [*last, *range(len(node.args), len(node.args) + len(node.keywords))]:
@@ -262,12 +294,43 @@ def _declares(targets):
     return bool(names & DECLARING)
 
 
-def _holds(test):
-    """Whether a condition about the version is true for this one."""
-    try:
-        return bool(eval(ast.unparse(test), {"sys": sys}))
-    except NameError:  # and about something else
-        return True
+def _facts(tree):
+    """The names of a module that are of the version of Python alone, and their values."""
+    facts = dict(OF_THE_VERSION)
+    for each in tree.body:
+        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith("diagnose"):
+            known = _facts_of(each.module)
+            facts |= {
+                name.asname or name.name: known[name.name]
+                for name in each.names
+                if name.name in known
+            }
+        if isinstance(each, ast.Assign) and _is_of_version(each.value, facts):
+            values = _value(each.value, facts)
+            (target,) = each.targets
+            if isinstance(target, ast.Name):
+                facts[target.id] = values
+            elif isinstance(each.value, ast.Tuple):
+                facts |= {one.id: value for one, value in zip(target.elts, values, strict=True)}
+        elif isinstance(each, ast.AnnAssign) and each.value and _is_of_version(each.value, facts):
+            facts[each.target.id] = _value(each.value, facts)
+    return facts
+
+
+@functools.cache
+def _facts_of(module):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    own = _facts(ast.parse(path.read_bytes())) if path.is_file() else {}
+    return {name: value for name, value in own.items() if name not in OF_THE_VERSION}
+
+
+def _is_of_version(expression, facts):
+    names = [each.id for each in ast.walk(expression) if isinstance(each, ast.Name)]
+    return bool(names) and all(name in facts for name in names)
+
+
+def _value(expression, facts):
+    return eval(compile(ast.Expression(expression), "<version>", "eval"), dict(facts))
 
 
 def _only_says(node):

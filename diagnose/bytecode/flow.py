@@ -123,7 +123,7 @@ def plain_cells(
     variable of its own on the stack, and back in the end; meanwhile there is a plain value in the
     slot, or none. Instructions that are not there have none of these slots.
     """
-    if not any(one.opcode == _SAVES and one.argument in cells for one in listing):
+    if _SAVES is None or not any(one.opcode == _SAVES and one.argument in cells for one in listing):
         return {}
     following = dict(zip(map(id, listing), listing[1:], strict=False))
     found: dict[int, frozenset[int]] = {}

@@ -72,6 +72,7 @@ def parse(
         *whole.unknown(),
         *instrument.unknown(accepted),
         *limits.unknown(),
+        *whole.section("canary").unknown(),
     ]
     if "lifespan" not in document:
         warnings.append(
@@ -248,7 +249,7 @@ def _canary(
 
 
 def _fingerprints(whole: _Section) -> tuple[str, ...]:
-    given = whole.get("fingerprint") or ()
+    given = whole.get("fingerprint", ())
     texts = (given,) if isinstance(given, str) else tuple(given)
     for text in texts:
         if not FORM.fullmatch(text):

@@ -142,7 +142,7 @@ class ControlStore:
             "ends": {"$add": ["$$NOW", int(seconds * 1000)]},
             "renewed": "$$NOW",
             # How long it has been held; what the one before did not finish is begun anew.
-            "since": {"$cond": [{"$eq": ["$holder", holder]}, "$since", "$$NOW"]},
+            "since": {"$cond": [{"$eq": ["$holder", {"$literal": holder}]}, "$since", "$$NOW"]},
         }
         with self._link.talking("taking the lease of the fleet's chores"):
             if self._collection.update_one(may_take, [{"$set": taken}]).matched_count:

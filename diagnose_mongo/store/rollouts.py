@@ -66,7 +66,7 @@ class RolloutStore:
         pipeline = self._by_process if of_processes else self._by_entry
         with self._link.talking("counting how far a spec has come"):
             rows = list(self._specs.aggregate(pipeline(raw_id, version, is_meant(name, select))))
-        if not rows:
+        if not any(row["is_there"] for row in rows):
             return None
         return [
             {
@@ -95,6 +95,7 @@ class RolloutStore:
             {
                 "$project": {
                     "_id": "$entry.k",
+                    "is_there": {"$literal": True},
                     "state": "$entry.v.state",
                     "code": "$entry.v.code",
                     "err": "$entry.v.err",
@@ -115,6 +116,7 @@ class RolloutStore:
             {
                 "$group": {
                     "_id": "$_id",
+                    "is_there": {"$max": "$is_there"},
                     "state": {"$max": "$state"},
                     "code": {"$max": "$code"},
                     "err": {"$max": "$err"},
@@ -131,7 +133,7 @@ class RolloutStore:
     def _by_process(self, raw_id: object, version: object, meant: Any) -> list[dict[str, Any]]:
         return [
             {"$match": _this(raw_id, version)},
-            {"$project": {"_id": None}},
+            {"$project": {"_id": None, "is_there": {"$literal": True}}},
             {
                 "$unionWith": {
                     "coll": self._processes.name,
@@ -283,7 +285,7 @@ _STATE = {
     }
 }
 _COUNTED: list[dict[str, Any]] = [
-    {"$project": {"state": _STATE, "code": 1, "err": 1, "acts": 1}},
+    {"$project": {"is_there": 1, "state": _STATE, "code": 1, "err": 1, "acts": 1}},
     {
         "$group": {
             "_id": {
@@ -291,6 +293,7 @@ _COUNTED: list[dict[str, Any]] = [
                 # Of those that are not there or late, what they said before is of no interest.
                 "code": {"$cond": [{"$in": ["$state", ["gone", "behind"]]}, None, "$code"]},
             },
+            "is_there": {"$max": "$is_there"},
             "count": {"$sum": 1},
             "acts": {"$max": "$acts"},
             # $firstN would be the same for a fifth less, and is of MongoDB 5.2.

@@ -239,7 +239,23 @@ def run(folder, text, *, shell="exec {python} -B -W ignore x.py", stdout=None):
     }
 
 
-@pytest.mark.parametrize("end", ENDS)
+# Another thread changes probes as the program ends, and is done a moment later.
+CHANGING = """
+    import atexit, threading, time
+    from diagnose import registry
+    def change():
+        with registry.lock:
+            changing.set()
+            ending.wait(60)
+            time.sleep(0.3)
+    changing, ending = threading.Event(), threading.Event()
+    threading.Thread(target=change, daemon=True).start()
+    changing.wait(60)
+    atexit.register(ending.set)
+    """
+
+
+@pytest.mark.parametrize("end", [*ENDS, CHANGING], ids=[*ENDS, "while probes change"])
 def test_a_program_ends_as_without_probes(end, tmp_path):
     seen = []
     for probed in (False, True):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextvars
+import dis
 import functools
 import gc
 import inspect
@@ -33,6 +34,24 @@ from diagnose.errors import ProbeError, UnknownNameError
 
 def test_this_interpreter_hides_the_frames_of_stand_ins():
     assert sites.hides_frames()
+
+
+@pytest.mark.parametrize("hooks", [(), (weaving.Hook(lambda _result: None, ("result",)),)])
+def test_a_hidden_frame_has_no_line_for_a_tracer_but_where_it_shows_itself(hooks):
+    def call(_self, /, *args, **kwargs):
+        for each in args:
+            try:
+                kwargs[each]()
+            except KeyError:
+                return each
+        return None
+
+    code = weaving.weave(call.__code__, after=hooks, hidden=True)
+    on_lines = [one for one in dis.get_instructions(code) if one.positions.lineno is not None]
+    assert {one.opname for one in on_lines} <= {"RESUME", "RERAISE"}
+    assert {one.positions.lineno for one in on_lines} <= {code.co_firstlineno}
+    resumed = [one for one in dis.get_instructions(code) if one.opname == "RESUME"]
+    assert all(one.positions.lineno for one in resumed)
 
 
 # --- kinds of functions -----------------------------------------------------------------------

@@ -368,6 +368,31 @@ def test_a_sink_that_hangs_is_waited_for_once_by_whoever_takes_instruments_off(
     assert hanging.got[-1] == ("histogram", "h0", [3], {})
 
 
+def test_a_sink_that_has_been_at_it_for_five_seconds_is_said_to_hang(shop, manager, monkeypatch):
+    gate, inside, moment = threading.Event(), threading.Event(), [100.0]
+    monkeypatch.setattr(metrics, "_clock", lambda: moment[0])
+
+    class Slow(ListSink):
+        def histogram(self, name, values, tags):
+            inside.set()
+            gate.wait(DEADLINE_SECONDS)
+
+    manager.sinks[:] = [Slow()]
+    metric = HistogramInstrument("h", "x", mgr=manager)
+    with attached(shop.path, metric):
+        assert metric.warnings == ()
+        shop.same(1)
+        assert inside.wait(DEADLINE_SECONDS)
+        for moment[0] in (100.0, 105.0):
+            assert metric.warnings == ()
+        moment[0] = 105.1
+        assert [text.split(":")[0] for text in metric.warnings] == [
+            "a metric sink does not come to an end"
+        ]
+        gate.set()
+        wait_until(lambda: metric.warnings == ())
+
+
 def test_an_expiry_does_not_wait_for_a_sink(shop, manager):
     gate, inside = threading.Event(), threading.Event()
 

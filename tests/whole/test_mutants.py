@@ -55,11 +55,26 @@ def test_each_kind_of_mistake_is_made_at_its_place(source, what, result):
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
         "log.warning('a', 1)",
         "import sys\nif sys.version_info < (3, 0):\n    x = 1",
+        "import sys\nassert f if sys.version_info > (3, 0) else h(1)",
+        "import opcode\nif opcode.opmap.get('NONE') is not None:\n    x = 1",
+        "from diagnose.bytecode.flow import RESUMES_AT\nif RESUMES_AT == 0 and x:\n    y = 1",
+        "import sys\ndef f():\n    if sys.version_info > (3, 0):\n        return None\n    g(1)\n",
         "def f():\n    return None",
     ],
 )
 def test_what_changes_nothing_is_left_alone(source):
     assert changed(source) == set()
+
+
+def test_beside_what_is_of_the_version_the_rest_of_a_condition_is_changed():
+    source = (
+        b"import opcode\nA, B = opcode.opmap.get('NONE'), opcode.opmap['CALL']\n"
+        b"if A is not None:\n    x = 1\nelif B and a < b:\n    f()\n"
+    )
+    found = mutants("m.py", source)
+    assert {each.line for each in found} == {2, 5, 6}
+    assert not any(b"NONEx" in each.apply(source) for each in found)
+    assert any(b"elif B and a <= b" in each.apply(source) for each in found)
 
 
 def test_each_mutant_of_the_library_is_python_and_another_text_and_its_line_is_told():
@@ -84,7 +99,11 @@ def test_the_same_seed_draws_the_same_mutants_and_all_tests_of_the_table_exist()
         "diagnose_mongo/store/link.py",
     ):
         assert mutate.nearest(path)
-    for names in mutate.NEAREST.values():
+    modules = [
+        each.relative_to(mutate.ROOT).as_posix() for each in mutate.ROOT.glob("diag*/**/*.py")
+    ]
+    for part, names in mutate.NEAREST.items():
+        assert any(module.startswith(part) for module in modules), part
         for name in names.split():
             assert (mutate.ROOT / mutate.file_of(name)).exists(), name
 
