@@ -9,7 +9,6 @@ import pytest
 from diagnose.specs import Select, percent_factors, process_share
 from diagnose_mongo.store import FleetHitsStore, Link, ProcessStore, RolloutStore, fleet_hits_id
 
-pytestmark = pytest.mark.programs
 DAY = timedelta(days=1)
 VERSION = datetime(2026, 11, 23, 12, 0)
 

@@ -20,7 +20,6 @@ from diagnose_mongo.store import (
     digest_of,
 )
 
-pytestmark = pytest.mark.programs
 DAY = timedelta(days=1)
 
 

@@ -30,7 +30,6 @@ from diagnose_mongo.store import (
 from diagnose_mongo.store import change_stream as stream
 from diagnose_mongo.store.link import short
 
-pytestmark = pytest.mark.programs
 DAY = timedelta(days=1)
 VERSION = datetime(2026, 11, 23, 12, 0)
 

@@ -23,12 +23,12 @@ from typing import NamedTuple
 
 import mongosh
 import pytest
-from diagnose_mongo.manager import MongoInstrumentManager
 from modules import loaded
 from waiting import DEADLINE_SECONDS, wait_until
 
 from diagnose import fields, specs
 from diagnose.sinks.stream import StreamSink
+from diagnose_mongo import MongoInstrumentManager
 from diagnose_mongo.changes import add
 from diagnose_mongo.store import Link, ProcessStore
 
