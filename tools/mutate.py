@@ -54,7 +54,7 @@ NEAREST = {
     "diagnose/managers.py": (
         "entries redefinition many_instruments managers upgrading_managers imports budget"
     ),
-    "diagnose/interrupts.py": "lines containment kept_exceptions time_limits",
+    "diagnose/interrupts.py": "interrupts lines containment kept_exceptions time_limits",
     "diagnose/clockwork.py": "clockwork",
     "diagnose/forking.py": "clockwork probes managers mongo_fork",
     "diagnose/standins.py": "stand_ins references",
