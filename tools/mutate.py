@@ -45,8 +45,8 @@ COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 
 # The first that a module's path begins with counts. The order of tests is by their measured time.
 NEAREST = {
-    "diagnose/limits.py": "instruments specs",
-    "diagnose/tokens.py": "instruments threads",
+    "diagnose/limits.py": "tokens instruments specs",
+    "diagnose/tokens.py": "tokens instruments threads",
     "diagnose/fields.py": "spec_fields specs managers",
     "diagnose/specs/": "specs spec_fields managers",
     "diagnose/arming.py": "many_instruments fingerprints redefinition managers imports",
