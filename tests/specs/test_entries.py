@@ -181,7 +181,7 @@ def test_an_error_of_a_class_that_raises_is_told_by_its_type_and_text(manager, e
 
         return make
 
-    for error, text in ((ValueError("no luck"), "ValueError: no luck"), (Odd(), "Odd: ?")):
+    for error, text in ((ValueError("no luck"), "ValueError: no luck"), (Odd(), "Odd")):
         manager.instrument_classes["failing"] = failing(error)
         found = without_times(entry(kind="failing"))
         assert found == {
