@@ -71,6 +71,7 @@ NEAREST = {
     "diagnose/sites.py": "weaving references decorated redefinition probes combinations",
     "diagnose/cpu_budget.py": "budget",
     "diagnose/handlers/names.py": "names probes combinations",
+    "diagnose/handlers/acting.py": "acts acting",
     "diagnose/handlers/": "instruments inside acting probes combinations recursion_limit budget",
     "diagnose/bytecode/timing.py": "hotspots lines weaving",
     "diagnose/bytecode/": "lines inside weaving acting invisible containment recursion_limit",
