@@ -11,8 +11,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from stage import in_thread
+from waiting import in_child
 
 import diagnose
+from diagnose import registry
 
 ROOT = str(Path(diagnose.__file__).parent.parent)
 DEADLINE_SECONDS = 60
@@ -427,3 +430,11 @@ def test_a_sink_that_hangs_is_waited_for_once_and_it_is_said_what_is_lost(end, t
     (said,) = done["stderr"]
     assert "a metric sink has not come to an end within 1 s" in said
     assert re.search(r"(19|20) values", said)
+
+
+def test_after_the_end_other_threads_may_still_change_probes():
+    def end():
+        diagnose.probes._end()
+        return in_thread(lambda: registry.lock.acquire(timeout=DEADLINE_SECONDS))
+
+    assert in_child(end) == "True"

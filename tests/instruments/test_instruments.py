@@ -22,6 +22,7 @@ from diagnose.errors import (
     ExpressionNotAdmittedError,
     ExpressionSyntaxError,
     InstrumentError,
+    UnknownNameError,
 )
 from diagnose.instruments import (
     HistogramInstrument,
@@ -208,6 +209,49 @@ def test_a_metric_that_overrides_emit_is_handed_name_value_and_tags(shop, manage
     with attached(shop.path, Doubling("h", "x", mgr=manager, custom={"tags": "{'a': x}"})):
         shop.same(4)
     assert sink.got == [("histogram", "h", [8], {"a": "4", "doubled": "True"})]
+
+
+def test_a_metric_whose_emit_is_put_on_the_instance_calls_that(shop, manager, sink):
+    got = []
+    metric = HistogramInstrument("h", "x", mgr=manager)
+    metric.emit = lambda name, value, tags: got.append((name, value, tags))
+    with attached(shop.path, metric):
+        shop.same(5)
+        metric.flush()
+    assert got == [("h", 5, {})]
+    assert sink.got == []
+
+
+INSIDE = "use a local variable of the function or a global of its module"
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ("call", "use a parameter, or one of start, now, args, kwargs, frame"),
+        (
+            "return",
+            (
+                "use a parameter, or one of result, exception, elapsed, hotspots, start, end, now, "
+                "args, kwargs, frame"
+            ),
+        ),
+        ("end", INSIDE),
+        ("line:+1", INSIDE),
+    ],
+)
+def test_a_name_that_means_nothing_is_told_with_those_that_mean_something_there(shop, event, words):
+    def plain(x):
+        return x
+
+    shop.plain = plain
+    path = f"{shop.__name__}.plain"
+    with pytest.raises(UnknownNameError) as caught:
+        attach_to(path).attach("k", ProbeTestInstrument("n", "zzzzz", event))
+    kind = event.partition(":")[0]
+    assert str(caught.value) == (
+        f"name 'zzzzz' means nothing for the event '{kind}' of this function; {words}"
+    )
 
 
 def test_an_instrument_on_two_functions_is_drained_until_the_last_is_left(stage, manager, sink):
