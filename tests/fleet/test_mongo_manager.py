@@ -795,3 +795,11 @@ def test_two_managers_with_made_up_ids_are_two_processes_to_the_fleet(real, mana
     manager.apply()
     (process_id,) = real.find_one()["applied"]
     assert str(os.getpid()) in process_id
+
+
+def test_applying_logs_no_warning_where_all_is_well(specs, manage, caplog):
+    specs.insert_one(spec())
+    manager = manage(specs)
+    for _ in range(3):
+        manager.apply()
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
