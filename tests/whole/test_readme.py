@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import mongosh
 import pytest
-from diagnose_mongo.manager import MongoInstrumentManager
 from modules import loaded
 from waiting import DEADLINE_SECONDS, wait_until
 
@@ -31,6 +30,7 @@ from diagnose import fields, specs
 from diagnose.sinks.stream import StreamSink
 from diagnose_mongo.changes import add
 from diagnose_mongo.store import Link, ProcessStore
+from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
