@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stage import outcome
 
 # More of them find more: DIAGNOSE_TEST_EXAMPLES=2000.
-EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "25"))
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 KINDS = ["plain", "generator", "coroutine", "asynchronous generator"]

@@ -27,7 +27,7 @@ from stage import Stage, timers_ran
 from diagnose import attachments
 
 # More of them find more: DIAGNOSE_TEST_EXAMPLES=1000. In CI the same ones come each time.
-EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "25"))
 COMBINATIONS = 60 * EXAMPLES
 SEED = 1 if os.environ.get("CI") else random.SystemRandom().randrange(1 << 32)
 MOST_FAILURES = 5

@@ -45,7 +45,7 @@ from stage import Interrupt, Stage, attached, interrupts, timers_ran
 from diagnose.bytecode import assembly, flow, weaving
 from diagnose.instruments import ProbeTestInstrument
 
-EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "25"))
 IS_LONG = EXAMPLES >= 500
 STEP = 16
 

@@ -17,7 +17,7 @@ from random_programs import programs, running, scripts, shrinking
 from random_programs.parts import Node, one, text
 
 # Five for each example of the property tests: 200, and 5,000 in `make proof`.
-COUNT = 5 * int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "40"))
+COUNT = 5 * int(os.environ.get("DIAGNOSE_TEST_EXAMPLES", "25"))
 # The same ones in CI, others each time elsewhere; a failure names its seed.
 FIRST = 0 if os.environ.get("CI") else random.randrange(10**6) * 1000
 MOST_SHOWN = 3
