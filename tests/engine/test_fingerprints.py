@@ -294,8 +294,8 @@ def test_what_has_drifted_is_checked_rarely_while_it_stays_the_same(module, mana
     apply(manager, OTHER)
     tries = []
     monkeypatch.setattr("diagnose.arming.check", lambda *args: tries.append(args))
-    made = manager._make
-    monkeypatch.setattr(manager, "_make", lambda *args: tries.append(args) or made(*args))
+    made = manager.make
+    monkeypatch.setattr(manager, "make", lambda *args: tries.append(args) or made(*args))
     manager._records["a"].skips_left = 5
     for _ in range(5):
         manager.apply()

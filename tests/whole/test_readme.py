@@ -31,7 +31,6 @@ from diagnose.sinks.stream import StreamSink
 from diagnose_mongo import MongoInstrumentManager
 from diagnose_mongo.changes import add
 from diagnose_mongo.store import Link, ProcessStore
-from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
