@@ -230,14 +230,14 @@ class Record:
             self.error = None
         spec = self.spec
         if not spec.selects(process.labels, process.process_id):
-            self.disarm(process.places, changes)
+            self._rest(turn)
             return None
         if turn.switched_off is not None or not spec.enabled:
-            self.disarm(process.places, changes)
+            self._rest(turn)
             reason = () if turn.switched_off is None else (turn.switched_off,)
             return Outcome(State.DISABLED, warnings=(*reason, *spec.warnings))
         if spec.stage is Stage.TAKEN_BACK:
-            self.disarm(process.places, changes)
+            self._rest(turn)
             why = spec.reason or "its canary was taken back"
             return Outcome(State.DISABLED, warnings=(why, *spec.warnings))
         if self.final is not None:
@@ -264,6 +264,11 @@ class Record:
         if spec.is_dry_run:
             return self._rehearse(spec, turn)
         return self._arm(spec, remaining, turn)
+
+    def _rest(self, turn: Turn) -> None:
+        """Have nothing armed for a time, and begin anew after it."""
+        self.disarm(turn.process.places, turn.changes)
+        self.error, self.awaited, self.skips, self.skips_left = None, (), 0, 0
 
     def _arm(self, spec: Spec, remaining: timedelta | None, turn: Turn) -> Outcome | None:
         appointment, self.appointment = self.appointment, None

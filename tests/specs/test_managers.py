@@ -355,6 +355,19 @@ def test_a_spec_without_lifespan_end_stays_until_it_is_removed(shop, manager):
     assert entry(manager)["state"] == "installed"
 
 
+@pytest.mark.parametrize("target", ["not_imported_yet.work", "os.no_such_function"])
+def test_what_failed_before_all_was_switched_off_is_tried_again_after_it(manager, target):
+    document = manager.specs["a"] = spec(target=target)
+    manager.apply()
+    before = document["applied"][manager.process_id]
+    for why in ("all probes of the fleet are paused", None):
+        manager._switched_off = lambda why=why: why
+        manager.apply()
+        entry = document["applied"][manager.process_id]
+        assert entry["state"] == ("disabled" if why else before["state"])
+    assert entry["err"] == before["err"]
+
+
 def test_a_disabled_spec_is_not_armed_until_it_is_enabled(shop, manager):
     manager.specs["a"] = spec(enabled=False)
     manager.apply()

@@ -279,7 +279,7 @@ def run_javascript(block, stage):
 
 VARIES = [
     (re.compile(r"^ .* under way: .*\n", re.MULTILINE), ""),  # how often it looked
-    (re.compile(r"\b\d+(?:\.\d+ s|[smhd])\b"), "0s"),
+    (re.compile(r"(?<!-)\b\d+(?:\.\d+ s|[smhd])\b"), "0s"),
     (re.compile(r"\w+@[\w.-]+"), "mia@box"),
     (re.compile(r"(?<=cart-chekout-)\w{4}"), "m9kx"),
     (re.compile(r"web\d-\d+-k3x"), "web0-470-k3x"),

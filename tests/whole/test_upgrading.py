@@ -52,9 +52,9 @@ def forgiving(x):
 
 def spots(wait):
     for _ in range(20):
-        wait(0.005)
-    for _ in range(2):
         wait(0.02)
+    for _ in range(2):
+        wait(0.12)
 
 class Cart:
     pass
