@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnose.calltrees.tree import CallTree, Node
+from diagnose.reentrancy import BUSY
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -16,7 +18,7 @@ __all__ = ["Collector", "Options", "is_ours"]
 
 # Not by pathlib, which takes 4 ms to import.
 _LIBRARY = __file__.rpartition(f"{os.sep}calltrees{os.sep}")[0] + os.sep
-_clock = time.perf_counter
+_clock, _ident = time.perf_counter, threading.get_ident
 
 
 def is_ours(filename: str) -> bool:
@@ -54,11 +56,12 @@ class Collector:
     """Collects what one call calls; its thread tells it of each function.
 
     While the call itself is suspended (a generator, a coroutine), what its thread does
-    belongs to somebody else and does not count.
+    belongs to another call and does not count; nor does what serves a hit of another probe.
 
     Attributes:
         is_last: for who made it to keep: whether there are to be more.
         error: what went wrong while it collected, if anything did.
+        thread: the ident of the thread that makes the call.
     """
 
     def __init__(self, options: Options, frame: Any) -> None:
@@ -75,6 +78,7 @@ class Collector:
         self._nodes = 1
         self._too_deep = self._left_out = 0
         self._active = True
+        self.thread = _ident()
         # For each function that is running: its node, since when, what it called took.
         self._stack: list[list[Any]] = [[root, _clock(), 0.0]]
 
@@ -88,6 +92,8 @@ class Collector:
 
     def enter(self, code: CodeType, frame: Any, *, is_new: bool) -> None:
         """A function begins (``is_new``) or goes on."""
+        if self.thread in BUSY:
+            return
         if not self._active:
             if code is self._root_code and id(frame) == self._root_frame:
                 self._active = True
@@ -111,7 +117,7 @@ class Collector:
 
     def leave(self, code: CodeType, frame: Any) -> None:
         """A function returns, raises or is suspended."""
-        if not self._active:
+        if self.thread in BUSY or not self._active:
             return
         if code is self._root_code and id(frame) == self._root_frame:
             self._suspend()

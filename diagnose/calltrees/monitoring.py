@@ -51,10 +51,6 @@ if sys.version_info >= (3, 12):
     class MonitoredCollector(Collector):
         """See :class:`Collector`; ended by whatever ends its instrument."""
 
-        def __init__(self, options: Options, frame: Any) -> None:
-            super().__init__(options, frame)
-            self._thread = _ident()
-
         def end(self) -> None:
             """See :meth:`Collector.end`."""
             self.abandon()
@@ -63,8 +59,8 @@ if sys.version_info >= (3, 12):
         def abandon(self) -> None:
             """See :meth:`Collector.abandon`; its thread may just now be telling it something."""
             with _lock:
-                if _collectors.get(self._thread) is self:
-                    del _collectors[self._thread]
+                if _collectors.get(self.thread) is self:
+                    del _collectors[self.thread]
                     if not _collectors:
                         _release()
 

@@ -98,7 +98,7 @@ class Binding:
             return ast.parse(f"C·{name}(d·all)", mode="eval").body
         if hasattr(builtins, name):
             return None
-        if scope.keywords is not None and not scope.is_inside:
+        if scope.keywords is not None and not scope.is_inside and self._takes_any_keyword():
             self.argument(scope.keywords)
             return item(scope.keywords, name)
         known = {*scope.names, *self.call_names, *scope.namespace, *scope.globals_}
@@ -120,6 +120,13 @@ class Binding:
             f"{suggest(name, public)}; use {where}"
         )
         raise UnknownNameError(message)
+
+    def _takes_any_keyword(self) -> bool:
+        """Whether callers may give names that are known at a hit only."""
+        signature = self.scope.signature
+        return signature is None or any(
+            each.kind is each.VAR_KEYWORD for each in signature.parameters.values()
+        )
 
     def argument(self, name: str) -> None:
         """Ask for an argument."""
@@ -153,14 +160,17 @@ class Binding:
 def absent_local(name: str) -> None:
     """Raise what a variable without a value raises; called at a hit."""
     message = (
-        f"{name!r} has no value there: it is set on other ways through the function; name "
-        "what every way sets"
+        f"{name!r} has no value there: it is set later, or on other ways through the function; name "
+        "what every way has set by then"
     )
     raise NameError(message) from None
 
 
 def _absent_keyword(name: str) -> None:
-    message = f"this call has no argument {name!r}; write kwargs.get({name!r}) instead"
+    message = (
+        f"this call has no argument {name!r}; if others have it, write kwargs.get({name!r}), and for "
+        "a local variable use the event 'end'"
+    )
     raise NameError(message) from None
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
+from diagnose.errors import StoreError
 from diagnose.fields import FIELDS
 from diagnose_mongo import documents, settings
 from diagnose_mongo.cli import arguments
@@ -48,6 +49,11 @@ class Common:
         link = connect(self.uri or settings.LOCAL_URI, self.database, self.collection)
         try:
             yield link
+        except StoreError as error:
+            if self.uri is None:
+                text = f"{error.message}; for another server give --uri, or set {settings.URI_VARIABLE}"
+                raise StoreError(text, code=error.code) from error
+            raise
         finally:
             link.close()
 

@@ -38,9 +38,9 @@ STYLES = {
 }
 _WIDTH = 40
 _MEANING = {
-    "waiting": "have said nothing yet",
-    "behind": "have another version still",
-    "pending": "have not imported the module yet: it is applied when they do",
+    "waiting": "said nothing yet",
+    "behind": "still shown another version",
+    "pending": "not imported the module yet: it is applied at the import",
 }
 
 
@@ -88,7 +88,8 @@ def notes(found: Rollout) -> list[tuple[str, str]]:
         lines.append((f"the document is no valid spec: {shown(found.error)}", "red"))
     for state, meaning in _MEANING.items():
         if count := found.counts.get(state, 0):
-            lines.append((f"{_processes(count)} {meaning}", "yellow"))
+            verb = "has" if count == 1 else "have"
+            lines.append((f"{_processes(count)} {verb} {meaning}", "yellow"))
     if found.paused is not None:
         lines.append((f"{found.paused}; `diagnose resume` puts them back", "yellow"))
     if found.acts:

@@ -21,12 +21,15 @@ from bson import ObjectId
 from modules import loaded
 from waiting import wait_for_documents, wait_until
 
+from diagnose.errors import StoreError
 from diagnose.instruments import ProbeTestInstrument, Result
+from diagnose_mongo import settings
 from diagnose_mongo.changes import history
 from diagnose_mongo.cli import arguments as texts
-from diagnose_mongo.cli import doctor
+from diagnose_mongo.cli import doctor, options, progress
 from diagnose_mongo.cli.output import Output, duration, shown
-from diagnose_mongo.store import Link, ProcessStore, ServerFacts
+from diagnose_mongo.rollouts import Rollout
+from diagnose_mongo.store import Inspector, Link, ProcessStore, ServerFacts
 from diagnose_mongo.worker.manager import MongoInstrumentManager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -602,6 +605,19 @@ def test_an_error_is_one_line_that_says_what_to_do(run, arguments, code, words):
     assert answer.err.startswith("diagnose")
     assert answer.err.count("\n") == 1
     assert "secret" not in answer.err
+
+
+def test_without_an_address_the_error_says_how_to_give_one(monkeypatch):
+    monkeypatch.setattr(settings, "LOCAL_URI", NOBODY)
+    for uri, is_told in ((None, True), (NOBODY, False)):
+        with pytest.raises(StoreError) as error, options.Common(uri=uri).link() as link:
+            Inspector(link).specs()
+        assert ("--uri, or set DIAGNOSE_MONGODB_URI" in error.value.message) is is_told
+
+
+def test_one_process_is_spoken_of_as_one():
+    found = Rollout("a", None, None, {"pending": 1}, 0, ())
+    assert "1 process has not imported the module yet" in str(progress.notes(found))
 
 
 def test_an_id_is_given_once(run, specs):

@@ -226,6 +226,21 @@ def test_a_decorated_function_is_probed_by_the_names_of_what_it_wraps(place):
     assert seen.results == ["ann"]
 
 
+def test_a_name_that_nothing_behind_a_decorator_has_is_refused_with_the_one_that_was_meant(place):
+    def reader(shelf, reader=None):
+        return reader
+
+    @functools.wraps(reader)
+    def wrapper(*args, **kwargs):
+        return reader(*args, **kwargs)
+
+    with (
+        pytest.raises(UnknownNameError, match="did you mean 'reader'"),
+        probed(place(wrapper), "raeder"),
+    ):
+        pass
+
+
 def test_wrapping_a_probed_function_copies_no_trace_of_the_probe(place):
     def plain(a, b=1):
         return a

@@ -256,6 +256,23 @@ def test_generators_have_a_tree_of_all_their_steps(stage):
     assert shape(tree.data())[2] == [("leaf", 3, [])]
 
 
+@pytest.mark.parametrize("event", ["call", "return", "end"])
+def test_what_serves_a_hit_of_another_probe_is_not_in_the_tree(stage, event):
+    shop = stage.script(SHOP)
+    name = shop.__name__
+    seen = []
+    other = ProbeTestInstrument("n", "[middle(1), recursive(1), n]", event)
+    with attached(f"{name}.leaf", other), attached(f"{name}.middle", recorder(seen)):
+        shop.middle(3)
+    (tree,) = seen
+    assert [each[-1] for each in other.results] == [0, 1, 2]
+    below = tree.data()
+    while "leaf" not in below["function"]:  # on 3.11 a comprehension is a function, too
+        (below,) = below["children"]
+    assert (below["count"], below["children"]) == (3, [])
+    assert not any(word in str(tree) for word in ("recursive", "emit", "probe"))
+
+
 def test_other_threads_are_not_in_the_tree(stage):
     shop = stage.script(SHOP)
 
